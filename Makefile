@@ -1,0 +1,63 @@
+# RAX: `make deps` installs what the build needs, `make` builds build/rax, `make check` runs every test,
+# `make asan` and `make tsan` the same tests under sanitizers, `make shakespeare` trains a small GPT.
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+# LLVM 15 to 22; the newest that is installed, unless LLVM_CONFIG names one. C11, gcc or clang.
+LLVM_CONFIG ?= $(firstword $(foreach v,19 20 21 22 18 17 16 15,$(shell command -v llvm-config-$(v))) $(shell command -v llvm-config))
+BUILD    ?= build
+PACKAGES := libcjson libpcre2-8 libxxhash libcurl libcrypto
+CFLAGS   ?= -O2 -g
+SANITIZE ?=
+# Nothing is compiled for the machine that builds: no -march here. What needs the host's vectors is generated at run time.
+# -ffp-contract=off: a*b+c rounds twice or once by what the source says, whatever the compiler.
+RAX_CFLAGS := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wno-missing-field-initializers -fno-math-errno -ffp-contract=off -pthread -I. -Iinclude \
+              -MMD -MP $(SANITIZE) $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null) $(shell $(LLVM_CONFIG) --cflags 2>/dev/null | tr ' ' '\n' | grep '^-I')
+RAX_LIBS   := $(shell pkg-config --libs $(PACKAGES) openblas 2>/dev/null) $(shell $(LLVM_CONFIG) --ldflags --libs 2>/dev/null | tr '\n' ' ') -lm -ldl -pthread
+
+Q := $(if $(V),,@)
+
+# -- sources by folder -------------------------------------------------------------------------------------------------
+LIB_DIRS := base ir tracer backend_cpu
+APP_DIRS := data nanogpt
+LIB_SRC  := $(foreach d,$(LIB_DIRS) $(APP_DIRS),$(wildcard $(d)/*.c))
+CLI_SRC  := $(wildcard cli/*.c)
+LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
+CLI_OBJ  := $(CLI_SRC:%.c=$(BUILD)/%.o)
+TEST_SRC := $(wildcard tests/*.c)
+TEST_BIN := $(TEST_SRC:tests/%.c=$(BUILD)/tests/%)
+EXAMPLE_BIN := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*.c))
+
+# -- rules -------------------------------------------------------------------------------------------------------------
+all: $(if $(CLI_SRC),$(BUILD)/rax) $(EXAMPLE_BIN)
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC $<")
+	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) -c $< -o $@
+
+$(BUILD)/librax.a: $(LIB_OBJ)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(BUILD)/rax: $(CLI_OBJ) $(BUILD)/librax.a
+	$(if $(V),,@echo "  LD $@")
+	$(Q)$(CC) $(SANITIZE) $(CFLAGS) $(CLI_OBJ) $(BUILD)/librax.a $(RAX_LIBS) -o $@
+
+$(BUILD)/tests/%: tests/%.c $(BUILD)/librax.a
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LD $@")
+	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) $< $(BUILD)/librax.a -lcmocka $(RAX_LIBS) -o $@
+
+$(BUILD)/examples/%: examples/%.c $(BUILD)/librax.a
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LD $@")
+	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) $< $(BUILD)/librax.a $(RAX_LIBS) -o $@
+
+# -- tests -------------------------------------------------------------------------------------------------------------
+check: all $(TEST_BIN)
+	$(Q)BUILD=$(BUILD) tests/run
+
+clean:
+	$(Q)rm -rf build build-*
+
+.PHONY: all check clean
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:=.d)

@@ -1,0 +1,72 @@
+/* base/ is what every folder stands on: memory, text, errors. It knows nothing of tensors, and includes no other folder.
+ *
+ *   memory.c   one allocator for the whole program; arenas
+ *   text.c     strings that grow
+ *   error.c    a user's mistake and a machine's refusal are values; our own mistake is an assertion
+ */
+#ifndef BASE_H
+#define BASE_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
+#define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+/* -- memory.c ------------------------------------------------------------------------------------------------------- */
+
+/* Zeroed memory, 64-byte aligned. base_alloc never returns NULL: where the machine refuses, the process ends with one line
+ * and status 1. base_try_alloc is for what may be large (tensors, arenas of a step): it returns NULL. */
+void *base_alloc(size_t bytes);
+void *base_try_alloc(size_t bytes);
+void *base_realloc(void *old, size_t old_bytes, size_t bytes);    /* what is new is zeroed */
+void base_free(void *memory);                                     /* NULL is fine */
+char *base_strdup(const char *text);
+
+size_t base_alloc_count(void);           /* blocks now allocated, for tests that look for leaks */
+void base_alloc_refuse(long nth);        /* the nth base_try_alloc from now returns NULL; -1: none */
+
+/* An arena hands out zeroed memory that is freed all at once. */
+typedef struct base_arena base_arena;
+base_arena *base_arena_new(void);
+void base_arena_free(base_arena *arena);                           /* NULL is fine */
+void *base_arena_alloc(base_arena *arena, size_t bytes);           /* 16-byte aligned */
+char *base_arena_text(base_arena *arena, const char *format, ...) PRINTF_LIKE(2, 3);
+size_t base_arena_bytes(const base_arena *arena);
+#define ARENA_NEW(arena, type, count) ((type *)base_arena_alloc((arena), sizeof(type) * (size_t)(count)))
+
+/* -- text.c --------------------------------------------------------------------------------------------------------- */
+
+/* A string that grows; {0} is an empty one. at is NULL or ends in '\0' and belongs to the text until taken. */
+typedef struct { char *at; size_t len, cap; } base_text;
+void base_text_add(base_text *text, const char *format, ...) PRINTF_LIKE(2, 3);
+void base_text_addv(base_text *text, const char *format, va_list args);
+void base_text_bytes(base_text *text, const void *bytes, size_t count);
+char *base_text_take(base_text *text);                            /* the caller frees it; never NULL; the text is empty again */
+void base_text_free(base_text *text);
+
+/* -- error.c -------------------------------------------------------------------------------------------------------- */
+
+/* The kind is also the exit status of a program that ends because of it. */
+typedef enum { BASE_FAILURE = 1, BASE_MISTAKE = 2 } base_error_kind;
+
+/* Sets the thread's error and returns false, so that `return base_fail(...)` reads as what it is. One line without a full
+ * stop or newline, beginning with what is at fault: "configs/a.json: n_head: expected ..." */
+bool base_fail(base_error_kind kind, const char *format, ...) PRINTF_LIKE(2, 3);
+bool base_failv(base_error_kind kind, const char *format, va_list args);
+const char *base_error(void);                                     /* "" where there is none */
+base_error_kind base_error_kind_of(void);
+void base_error_clear(void);
+
+/* Our own mistake. The condition is always tested; the message says what was expected and what was found. */
+#define CHECK(condition, ...) \
+    do { if (__builtin_expect(!(condition), 0)) base_bug(__FILE__, __LINE__, __VA_ARGS__); } while (0)
+_Noreturn void base_bug(const char *file, int line, const char *format, ...) PRINTF_LIKE(3, 4);
+/* Called once by base_bug before the process ends, to save what helps to run the bug again; its text ends the message. */
+extern const char *(*base_bug_hook)(void);
+
+#endif

@@ -1,0 +1,118 @@
+/* One allocator for the whole program, so that a test can count blocks and refuse the nth; and arenas on top of it.
+ *
+ * Blocks are 64-byte aligned: a cache line, and a vector of AVX-512. */
+#include "base/base.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ALIGNMENT = 64, ARENA_CHUNK_BYTES = 64 * 1024 };
+
+static atomic_size_t live_blocks;
+static atomic_long refuse_in = -1;
+
+void *base_try_alloc(size_t bytes)
+{
+    if (atomic_load(&refuse_in) >= 0 && atomic_fetch_sub(&refuse_in, 1) == 0)
+        return NULL;
+    void *memory = NULL;
+    if (bytes > PTRDIFF_MAX || posix_memalign(&memory, ALIGNMENT, bytes ? bytes : 1) != 0)
+        return NULL;
+    memset(memory, 0, bytes);
+    atomic_fetch_add(&live_blocks, 1);
+    return memory;
+}
+
+static _Noreturn void out_of_memory(size_t bytes)
+{
+    fprintf(stderr, "rax: out of memory: %zu bytes were asked for\n", bytes);
+    exit(BASE_FAILURE);
+}
+
+void *base_alloc(size_t bytes)
+{
+    void *memory = NULL;
+    if (bytes > PTRDIFF_MAX || posix_memalign(&memory, ALIGNMENT, bytes ? bytes : 1) != 0)
+        out_of_memory(bytes);
+    memset(memory, 0, bytes);
+    atomic_fetch_add(&live_blocks, 1);
+    return memory;
+}
+
+void *base_realloc(void *old, size_t old_bytes, size_t bytes)
+{
+    void *memory = base_alloc(bytes);
+    if (old)
+        memcpy(memory, old, MIN(old_bytes, bytes));
+    base_free(old);
+    return memory;
+}
+
+void base_free(void *memory)
+{
+    if (!memory)
+        return;
+    atomic_fetch_sub(&live_blocks, 1);
+    free(memory);
+}
+
+char *base_strdup(const char *text)
+{
+    size_t bytes = strlen(text) + 1;
+    return memcpy(base_alloc(bytes), text, bytes);
+}
+
+size_t base_alloc_count(void) { return atomic_load(&live_blocks); }
+void base_alloc_refuse(long nth) { atomic_store(&refuse_in, nth); }
+
+/* -- arenas --------------------------------------------------------------------------------------------------------- */
+
+typedef struct chunk { struct chunk *next; size_t used, size; _Alignas(16) char bytes[]; } chunk;
+struct base_arena { chunk *chunks; size_t bytes; };
+
+base_arena *base_arena_new(void) { return base_alloc(sizeof(base_arena)); }
+
+void base_arena_free(base_arena *arena)
+{
+    if (!arena)
+        return;
+    for (chunk *c = arena->chunks, *next; c; c = next) {
+        next = c->next;
+        base_free(c);
+    }
+    base_free(arena);
+}
+
+void *base_arena_alloc(base_arena *arena, size_t bytes)
+{
+    bytes = (bytes + 15) & ~(size_t)15;
+    chunk *c = arena->chunks;
+    if (!c || c->size - c->used < bytes) {
+        size_t size = MAX(bytes, (size_t)ARENA_CHUNK_BYTES);
+        c = base_alloc(sizeof(chunk) + size);
+        c->size = size;
+        c->next = arena->chunks;
+        arena->chunks = c;
+    }
+    void *memory = c->bytes + c->used;
+    c->used += bytes;
+    arena->bytes += bytes;
+    return memory;
+}
+
+char *base_arena_text(base_arena *arena, const char *format, ...)
+{
+    va_list args, again;
+    va_start(args, format);
+    va_copy(again, args);
+    int len = vsnprintf(NULL, 0, format, args);
+    va_end(args);
+    char *text = base_arena_alloc(arena, (size_t)len + 1);
+    vsnprintf(text, (size_t)len + 1, format, again);
+    va_end(again);
+    return text;
+}
+
+size_t base_arena_bytes(const base_arena *arena) { return arena->bytes; }
