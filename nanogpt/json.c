@@ -1,0 +1,81 @@
+/* JSON by cJSON, with errors that name the file and the line.
+ *
+ * cJSON is given what it reads with a '\0' after it, counted in the length: releases before 1.7.18 look one byte beyond the
+ * end of a text that stops within an object. */
+#include "nanogpt/files.h"
+
+#include <cjson/cJSON.h>
+#include <math.h>
+#include <string.h>
+
+#include "rax.h"
+
+cJSON *gpt_json_parse(const char *path, const char *text, size_t bytes)
+{
+    char *copy = rax_try_alloc(bytes + 1);
+    if (!copy) {
+        rax_fail(RAX_FAILURE, "%s: no memory for %zu bytes of JSON", path, bytes);
+        return NULL;
+    }
+    memcpy(copy, text, bytes);
+    copy[bytes] = '\0';
+
+    const char *stop = copy;
+    cJSON *value = cJSON_ParseWithLengthOpts(copy, bytes + 1, &stop, true);
+    if (value && stop != copy + bytes) {             /* a '\0' within the text */
+        cJSON_Delete(value);
+        value = NULL;
+    }
+    if (!value) {
+        int line = 1, shown = 0;
+        for (const char *at = copy; at < stop; at++)
+            line += *at == '\n';
+        while (shown < 24 && (unsigned char)stop[shown] >= ' ' && stop[shown] != 0x7f)
+            shown++;
+        if (shown == 24)
+            while (shown > 0 && ((unsigned char)stop[shown] & 0xc0) == 0x80)     /* not within a character */
+                shown--;
+        if (shown > 0)
+            rax_fail(RAX_MISTAKE, "%s:%d: JSON syntax error at '%.*s'", path, line, shown, stop);
+        else
+            rax_fail(RAX_MISTAKE, "%s:%d: JSON syntax error at the end of the %s", path, line, *stop ? "line" : "text");
+    }
+    rax_free(copy);
+    return value;
+}
+
+cJSON *gpt_json_read(const char *path)
+{
+    size_t bytes;
+    char *text = gpt_file_read(path, &bytes);
+    cJSON *value = text ? gpt_json_parse(path, text, bytes) : NULL;
+    rax_free(text);
+    return value;
+}
+
+char *gpt_json_text(const cJSON *value)
+{
+    char *printed = cJSON_Print(value);
+    char *text = gpt_format("%s\n", printed ? printed : "null");
+    cJSON_free(printed);
+    return text;
+}
+
+bool gpt_json_write(const char *path, const cJSON *value)
+{
+    char *text = gpt_json_text(value);
+    gpt_new_file *file = gpt_new_file_open(path);
+    gpt_new_file_write(file, text, strlen(text));
+    rax_free(text);
+    return gpt_new_file_commit(file, NULL);
+}
+
+bool gpt_json_integer(const cJSON *value, int64_t low, int64_t high, int64_t *out)
+{
+    /* cJSON keeps a double: beyond 2^53 it is no longer the number that was written. */
+    double number = cJSON_IsNumber(value) ? value->valuedouble : NAN;
+    if (!(fabs(number) <= 0x1p53) || number != floor(number) || number < (double)low || number > (double)high)
+        return false;
+    *out = (int64_t)number;
+    return true;
+}
