@@ -327,7 +327,7 @@ cpu_limits cpu_limits_read(const char *root)
 
 cpu_memory cpu_memory_now(void) { return cpu_limits_read("").memory; }
 
-static int usable_cpus(void)
+int cpu_usable_cpus(void)
 {
     int cpus = 0;
     for (int room = 1024; room <= 1 << 20; room *= 4) {                     /* EINVAL: the kernel's mask is larger */
@@ -379,7 +379,7 @@ bool cpu_machine_detect(cpu_machine *m, const char *isa)
     memset(m, 0, sizeof *m);
     detect_cpu(m);
     detect_caches(m);
-    m->cpus = usable_cpus();
+    m->cpus = cpu_usable_cpus();
 
     if (!isa)
         isa = getenv("RAX_ISA");

@@ -53,6 +53,7 @@ bool cpu_machine_set_isa(cpu_machine *machine, cpu_isa isa);      /* lanes and d
  * give back (clean page cache). */
 typedef struct { size_t total_bytes, available_bytes; } cpu_memory;
 cpu_memory cpu_memory_now(void);
+int cpu_usable_cpus(void);                              /* cpu_machine.cpus without the rest */
 
 /* CPUs and memory as the files under root tell, "" for the real ones: /proc/meminfo, /proc/self/cgroup, /sys/fs/cgroup
  * (v1 and v2). cpus is a quota, rounded down but at least 1, or 0 where there is none. For tests. */

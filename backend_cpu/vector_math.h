@@ -1,0 +1,79 @@
+/* Vector code for elementwise mathematics, emitted through an LLVM builder.
+ *
+ * A value is a vector of any number of lanes, or a scalar; its type alone says which, and whether it is f32 or f64. bf16 is
+ * an i16 in memory and f32 in registers. Every function emits straight-line code at the builder's place, without calls (f32),
+ * and the result of a lane depends on nothing but that lane and the ISA: a masked tail gives the bits of the main loop.
+ *
+ * The whole range is handled: infinities, NaN, denormals, overflow and underflow, as C99's Annex F has them; only the sign and
+ * payload of a NaN are unspecified. f64 is there for tests and gradients of tests: one call to libm a lane.
+ *
+ * Greatest error found, in units in the last place, against f64 (tests/test_vector_math.c walks the range and holds these):
+ *
+ *              exp   expm1  log   log1p  tanh  sigmoid  sin   cos   erf   erf_inv  pow   sqrt  rsqrt
+ *     fma      1.0   1.5    1.0   2.0    2.0   1.5      1.0   1.0   1.5   4.0      0.6   0.5   1.0
+ *     generic  1.5   2.0    1.5   2.0    2.5   2.0      1.5   1.5   2.0   5.0      0.6   0.5   1.0        (no fused multiply-add)
+ */
+#ifndef CPU_VECTOR_MATH_H
+#define CPU_VECTOR_MATH_H
+
+#include <llvm-c/Core.h>
+
+#include "backend_cpu/runtime.h"
+
+typedef struct {
+    LLVMContextRef context;
+    LLVMModuleRef module;
+    LLVMBuilderRef builder;
+    cpu_isa isa;
+    int lanes;                  /* of the vectors that cpu_vtype, cpu_vsplat, cpu_vmask and cpu_vload make */
+} cpu_vector_env;
+
+/* -- types, constants, access ---------------------------------------------------------------------------------------- */
+
+LLVMTypeRef cpu_vtype(const cpu_vector_env *env, LLVMTypeRef element);                 /* the element itself for one lane */
+LLVMValueRef cpu_vsplat(const cpu_vector_env *env, LLVMValueRef scalar);
+LLVMValueRef cpu_vconst(const cpu_vector_env *env, LLVMValueRef like, double value);   /* of like's type, floating or integer */
+LLVMValueRef cpu_vcall(const cpu_vector_env *env, const char *intrinsic, LLVMValueRef *args, int n);  /* overloaded on args[0] */
+
+/* Lanes 0..count-1 are on; count is an i64 >= 0, and may be more than there are lanes. */
+LLVMValueRef cpu_vmask(const cpu_vector_env *env, LLVMValueRef count);
+/* Elements side by side in memory, aligned as one element. mask NULL: all lanes. Lanes that are off read as 0 and touch no memory. */
+LLVMValueRef cpu_vload(const cpu_vector_env *env, LLVMTypeRef element, LLVMValueRef pointer, LLVMValueRef mask);
+void cpu_vstore(const cpu_vector_env *env, LLVMValueRef value, LLVMValueRef pointer, LLVMValueRef mask);
+/* The sum of the lanes of an f32 or f64 vector, halves added to halves: an order fixed by the number of lanes, a power of two. */
+LLVMValueRef cpu_vsum(const cpu_vector_env *env, LLVMValueRef x);
+
+/* -- arithmetic ------------------------------------------------------------------------------------------------------ */
+
+/* a*b + c, rounded once where the ISA has a fused multiply-add, twice on generic x86. */
+LLVMValueRef cpu_vfma(const cpu_vector_env *env, LLVMValueRef a, LLVMValueRef b, LLVMValueRef c);
+
+/* Round to nearest, ties to even; NaN stays NaN. x: f32, result: i16 lanes. With CPU_AVX512BF16 the instruction is used, which
+ * takes and gives denormals as 0. */
+LLVMValueRef cpu_vbf16_from_f32(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_vf32_from_bf16(const cpu_vector_env *env, LLVMValueRef x);            /* i16 lanes; exact */
+
+LLVMValueRef cpu_vabs(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_vfloor(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_vceil(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_vtrunc(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_vround(const cpu_vector_env *env, LLVMValueRef x);                    /* to nearest, ties to even */
+LLVMValueRef cpu_vcopysign(const cpu_vector_env *env, LLVMValueRef magnitude, LLVMValueRef sign);
+
+/* -- functions, f32 and f64 ------------------------------------------------------------------------------------------ */
+
+LLVMValueRef cpu_vsqrt(const cpu_vector_env *env, LLVMValueRef x);                     /* rounded correctly */
+LLVMValueRef cpu_vrsqrt(const cpu_vector_env *env, LLVMValueRef x);                    /* 1/sqrt(x), both rounded correctly */
+LLVMValueRef cpu_vexp(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_vexpm1(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_vlog(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_vlog1p(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_vtanh(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_vsigmoid(const cpu_vector_env *env, LLVMValueRef x);                  /* 1/(1 + exp(-x)) */
+LLVMValueRef cpu_vsin(const cpu_vector_env *env, LLVMValueRef x);                      /* of any x: 3e38 is reduced exactly */
+LLVMValueRef cpu_vcos(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_verf(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_verf_inv(const cpu_vector_env *env, LLVMValueRef x);                  /* erf_inv(±1) = ±inf; NaN beyond */
+LLVMValueRef cpu_vpow(const cpu_vector_env *env, LLVMValueRef x, LLVMValueRef y);      /* C's pow, all its special cases */
+
+#endif
