@@ -9,11 +9,11 @@
  *   graph.c            nodes in order, operands before users; adding, redirecting, cloning
  *   print.c, parse.c   the text form, both ways
  *   verify.c           what must hold between passes
- *   gradient.c         reverse-mode differentiation; vjp_rules.c, one rule an op
+ *   gradient.c         reverse-mode differentiation; vjp_rules.c, one rule an op; vjp_scan.c, the rule of scan
  *   decompose.c        composites into the other ops; composites.c, one decomposition an op
- *   simplify.c cse.c dce.c           passes, one a file
+ *   simplify.c cse.c dce.c merge_loss.c   passes, one a file
  *   passes.c           the list of passes, and their runner
- *   interpret.c, reference.c         the oracle
+ *   interpret.c, reference*.c, philox.c   the oracle
  */
 #ifndef IR_H
 #define IR_H
@@ -83,7 +83,7 @@ typedef struct {
     unsigned attributes;       /* an or of ATTR_ bits and RESULT_TYPE */
     bool (*shape)(const ir_node *node, ir_type *type, base_text *why);
     void (*vjp)(ir_vjp *context);                     /* NULL for no_vjp */
-    ir_node *(*decompose)(ir_graph *graph, const ir_node *node);                            /* composites */
+    void (*decompose)(ir_graph *graph, const ir_node *node, ir_node **results);       /* composites: results[i] is what result i is */
     void (*reference)(const ir_node *node, const ir_array *const *args, ir_array *result);  /* the others; NULL: the interpreter itself */
     const char *help;
 } ir_op_info;
@@ -266,6 +266,12 @@ struct ir_array { ir_type type; void *data; };
 /* Runs the graph plainly, node by node, freeing what is dead. params[i] has parameter i's type; results[i].data has room for
  * result i. False where memory is refused. bf16 is rounded where the graph says so; a sum of a product is f32 (f64 for f64). */
 bool ir_interpret(const ir_graph *graph, const ir_array *params, ir_array *results);
+
+/* The same for a graph that runs often: what ir_interpret does before the first node is done once. The program has a copy of the graph. */
+typedef struct ir_program ir_program;
+ir_program *ir_prepare(const ir_graph *graph);
+bool ir_run(ir_program *program, const ir_array *params, ir_array *results);
+void ir_program_free(ir_program *program);                                         /* NULL is fine */
 
 /* Philox4x32-10 (Salmon et al., SC11): four words from a counter and a key. */
 void ir_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t word[4]);
