@@ -65,9 +65,7 @@ LLVMValueRef cpu_vcopysign(const cpu_vector_env *env, LLVMValueRef magnitude, LL
 LLVMValueRef cpu_vsqrt(const cpu_vector_env *env, LLVMValueRef x);                     /* rounded correctly */
 LLVMValueRef cpu_vrsqrt(const cpu_vector_env *env, LLVMValueRef x);                    /* 1/sqrt(x), both rounded correctly */
 LLVMValueRef cpu_vexp(const cpu_vector_env *env, LLVMValueRef x);
-LLVMValueRef cpu_vexpm1(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vlog(const cpu_vector_env *env, LLVMValueRef x);
-LLVMValueRef cpu_vlog1p(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vtanh(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vsigmoid(const cpu_vector_env *env, LLVMValueRef x);                  /* 1/(1 + exp(-x)) */
 LLVMValueRef cpu_vsin(const cpu_vector_env *env, LLVMValueRef x);                      /* of any x: 3e38 is reduced exactly */
