@@ -1,0 +1,247 @@
+/* The kernel list: what a program does, in the five shapes of kernel that a backend knows. It is the interface between the
+ * compiler's middle and its backends: both take the same list.
+ *
+ * In: a graph of primitive ops (and composites that the backend keeps). Out: kernels in order, the buffers they read and
+ * write, and where each buffer lies.
+ *
+ *   cluster.c          which nodes are computed together, and which are stored at all
+ *   place.c            where a stored value lies: buffer, offset, strides; concatenations and transposes as views
+ *   lower.c            clusters to loops, ops to contractions, attention, scatter, repeat
+ *   affine.c           index forms: what lower.c computes views with
+ *   loop_shape.c       merges a loop's axes where every view allows it
+ *   coalesce.c         drops copies by letting the producer write to the copy's place
+ *   memory_plan.c      live ranges, offsets in one arena, what the program needs
+ *   print_kernels.c, parse_kernels.c        the text form, both ways
+ *   run_kernels.c      the kernel list's own interpreter: an oracle for backends
+ *
+ * A kernel reads and writes views of buffers. Order in the list is order of execution; a kernel sees all that earlier ones
+ * wrote. Within a kernel nothing is ordered but what is stated here. */
+#ifndef IR_KERNELS_H
+#define IR_KERNELS_H
+
+#include "ir/ir.h"
+
+/* A kernel's index space may have more axes than a tensor: reshapes split axes. */
+enum { KL_MAX_AXES = 12, KL_MAX_ARGS = 3 };
+
+/* -- buffers ---------------------------------------------------------------------------------------------------------- */
+
+typedef enum {
+    KL_PARAM,       /* parameter `index` of the graph; read only, unless a result that was donated its memory aliases it */
+    KL_RESULT,      /* result `index`; where donated >= 0 its memory is that of parameter `donated` */
+    KL_CONST,       /* `data`, of the program */
+    KL_TEMP,        /* in the arena */
+    KL_MOVING       /* inside repeat `repeat`: elements offset + iteration * step of buffer `base` and on */
+} kl_buffer_kind;
+
+typedef struct {
+    kl_buffer_kind kind;
+    ir_dtype dtype;
+    int64_t count;              /* elements */
+    int index;
+    int donated;
+    const void *data;
+    int base, repeat;           /* KL_MOVING: base is never itself moving in the same repeat, but may be in an outer one */
+    int64_t offset, step;
+    int64_t arena_offset;       /* KL_TEMP: bytes, by the memory plan */
+    const char *name;           /* of the parameter or result, or NULL */
+    ir_place place;             /* the user's line that made the value */
+} kl_buffer;
+
+/* -- expressions ------------------------------------------------------------------------------------------------------ */
+
+/* Where in a buffer an element of the kernel's index space lies: offset + sum over axes of index * stride, plus for each dynamic
+ * term clamp(value of expression expr, 0, limit) * stride. All in elements. A dynamic expression is i32; it may vary along
+ * any axis that its own operands vary along. */
+typedef struct { int expr; int64_t stride, limit; } kl_dynamic;
+typedef struct {
+    int buffer;
+    int64_t offset;
+    int64_t stride[KL_MAX_AXES];
+    int n_dynamic;
+    kl_dynamic *dynamic;
+} kl_view;
+
+typedef enum {
+    KL_LOAD,        /* the element of view */
+    KL_VALUE,       /* value, of dtype */
+    KL_INDEX,       /* i32: view.offset + sum of index * view.stride (view.buffer is -1) */
+    KL_OP,          /* an elementwise op of the op table on args; dtype is the result's */
+    KL_REDUCE,      /* op reduce_sum, reduce_max or argmax of args[0] over all inner axes; argmax: i32, row-major over them */
+    KL_RANDOM,      /* random_bits at element view.offset + sum of index * view.stride (64 bits): args are loads or values of
+                       seed low, seed high, counter; site is value's */
+    KL_PRODUCT      /* in a contraction's epilogue: the sum over K, in the accumulator's dtype */
+} kl_expr_kind;
+
+/* Operands come before users. row: the value does not vary along inner axes. Arithmetic on bf16 is done in f32 and rounded. */
+typedef struct {
+    kl_expr_kind kind;
+    ir_op op;
+    ir_dtype dtype;
+    int n_args, args[KL_MAX_ARGS];
+    kl_view view;
+    double value;
+    uint32_t site;
+    bool row;
+} kl_expr;
+
+typedef enum {
+    KL_STORE,       /* at every index (of a row value: once a row, strides along inner axes being 0) */
+    KL_SUM_OUTER,   /* the sum over all outer axes, for each inner index; strides along outer axes are 0. Added up by blocks of
+                       rows whose number depends on the extents alone, and the blocks in order. */
+    KL_SUM_ALL      /* the sum over all axes (of a row value: over the outer axes), likewise by blocks; all strides are 0 */
+} kl_output_kind;
+
+typedef struct {
+    kl_output_kind kind;
+    int expr;                   /* of the buffer's dtype; sums are made in f32 (f64 for f64) */
+    kl_view view;
+    bool accumulate;            /* += what is there */
+} kl_output;
+
+/* -- kernels ---------------------------------------------------------------------------------------------------------- */
+
+/* A loop: expressions over an index space of n_axes, of which the first n_outer are outer: their index is a row. Reductions
+ * run over the inner axes of a row. Rows are independent. Without KL_REDUCE and KL_SUM_OUTER the split means nothing and the
+ * backend may cut anywhere. An output may alias a load whose view is the same, element by element. */
+typedef struct {
+    int n_axes, n_outer;
+    int64_t extent[KL_MAX_AXES];
+    int n_exprs;
+    kl_expr *exprs;
+    int n_outputs;
+    kl_output *outputs;
+} kl_loop;
+
+/* C[batch,m,n] = epilogue(sum over k of a[batch,m,k] * b[batch,k,n]), k ascending. Operands have one dtype (f32, f64, bf16);
+ * the sum is f32, f64 for f64.
+ *   a: expressions over axes batch..., M, K; n_outer is their number less one. Its only output (buffer -1) is the operand.
+ *   b: over batch..., K, N, likewise.
+ *   c: over batch..., M, N; n_outer is their number less one: a row is a row of C. KL_PRODUCT stands for the sum.
+ * A plain product has one KL_LOAD in a and in b, and one KL_PRODUCT (and a cast if need be) in c. */
+typedef struct {
+    int n_batch;
+    int64_t batch[KL_MAX_AXES];
+    int64_t m, n, k;
+    ir_dtype dtype;             /* of the operands */
+    kl_loop a, b, c;
+    int algorithm;              /* set by legalise: the backend's own number */
+} kl_contraction;
+
+/* Attention and its gradient as the op table says. Views over axes batch, head, row, column; of lse over batch, head, row. */
+typedef struct {
+    bool backward;
+    int64_t batch, heads, rows, keys, head_dim;         /* B, H, T, S, D */
+    bool causal;
+    double scale, dropout;
+    uint32_t site;
+    ir_dtype dtype;                                      /* of q, k, v, out */
+    kl_view q, k, v, out, lse;                           /* forward: reads q, k, v; writes out, lse. backward reads all five, */
+    kl_view dout, dlse, dq, dk, dv;                      /* and dout, dlse (buffer -1: zero); writes dq, dk, dv */
+    ir_dtype grad_dtype;                                 /* of dq, dk, dv */
+    kl_view seed, counter;                               /* with dropout */
+} kl_attention;
+
+/* target[pre, index(p), post] += updates[pre, p, post], p in order; an index out of range is moved to the nearest in range.
+ * Views: target over axes pre, row, post; indices over p; updates over pre, p, post. */
+typedef struct {
+    int64_t pre, positions, rows, post;
+    ir_dtype dtype;
+    kl_view target, indices, updates;
+} kl_scatter;
+
+typedef struct kl_kernel kl_kernel;
+
+/* The body, count times; iteration i has number i, or count-1-i where reverse: that is what moves its KL_MOVING buffers. */
+typedef struct {
+    int id;
+    int64_t count;
+    bool reverse;
+    int n_body;
+    kl_kernel **body;
+} kl_repeat;
+
+typedef enum { KL_LOOP, KL_CONTRACTION, KL_ATTENTION, KL_SCATTER, KL_REPEAT } kl_kind;
+
+struct kl_kernel {
+    kl_kind kind;
+    int id;                     /* position in the program, counting bodies, from 0 */
+    const char *name;           /* from its ops: "layer_norm+add"; for people, not unique */
+    ir_place place;
+    union {
+        kl_loop loop;
+        kl_contraction contraction;
+        kl_attention attention;
+        kl_scatter scatter;
+        kl_repeat repeat;
+    };
+};
+
+/* -- programs --------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t params_bytes, results_bytes, consts_bytes;      /* results: those with memory of their own */
+    int64_t temps_bytes;                                     /* the arena without reuse */
+    int64_t workspace_bytes;                                 /* stated by legalise, in the arena */
+    int64_t arena_bytes;                                     /* what is taken */
+    int peak_kernel;                                         /* where the arena is fullest */
+} kl_memory;
+
+typedef struct {
+    base_arena *arena;
+    const char *name;
+    int n_buffers, cap_buffers;
+    kl_buffer *buffers;
+    int n_params, n_results;                                 /* of the graph */
+    int n_kernels;                                           /* at the top level */
+    kl_kernel **kernels;
+    int n_ids;                                               /* kernels in all, bodies included */
+    int n_repeats;
+    kl_memory memory;
+} kl_program;
+
+/* -- lower.c ---------------------------------------------------------------------------------------------------------- */
+
+/* Lowers a graph that has been through the passes. The program has an arena of its own and keeps nothing of the graph. */
+kl_program *kl_lower(const ir_graph *graph);
+void kl_program_free(kl_program *program);
+
+/* For passes over the list, and for whoever makes one by hand. */
+int kl_add_buffer(kl_program *program, kl_buffer buffer);
+void kl_renumber(kl_program *program);                       /* kernel ids */
+/* Calls visit for every view that the kernel reads or writes (not for those of a repeat's body). */
+typedef struct { kl_view *view; bool write, accumulate; ir_dtype dtype; kl_loop *loop; } kl_access;
+void kl_visit(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), void *context);
+/* The buffer under a chain of KL_MOVING. */
+int kl_root_buffer(const kl_program *program, int buffer);
+/* Flops and bytes of one execution, as the compile trace tells them: 2 M N K a contraction; elements read and written. */
+void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, double *bytes);
+
+/* -- loop_shape.c, coalesce.c ------------------------------------------------------------------------------------------ */
+
+void kl_merge_axes(kl_loop *loop);
+void kl_coalesce(kl_program *program);
+
+/* -- memory_plan.c ---------------------------------------------------------------------------------------------------- */
+
+/* Sets arena_offset of every KL_TEMP (64-byte aligned) and program->memory. Buffers whose lives do not overlap share memory;
+ * a loop's output may take the place of an input that dies there and is read by the same view. A buffer that lives into a
+ * repeat lives through it. Without reuse (for tests) every buffer has its own place. */
+void kl_plan_memory(kl_program *program, bool reuse);
+
+/* -- print_kernels.c, parse_kernels.c ---------------------------------------------------------------------------------- */
+
+void kl_print(base_text *text, const kl_program *program);
+void kl_print_kernel(base_text *text, const kl_program *program, const kl_kernel *kernel);
+void kl_print_memory(base_text *text, const kl_program *program);        /* the memory table */
+kl_program *kl_parse(const char *file, const char *text, size_t len);    /* NULL and base_error on a mistake */
+/* What must hold: ranges of every view inside its buffer for all indices, dtypes, order of expressions, row flags. */
+bool kl_verify(const kl_program *program, base_text *why);
+
+/* -- run_kernels.c ---------------------------------------------------------------------------------------------------- */
+
+/* Runs the list plainly; params and results by index, results that were donated memory point to it. Follows arena_offset, so
+ * that a wrong plan shows. False where memory is refused. */
+bool kl_run(const kl_program *program, void *const *params, void *const *results);
+
+#endif
