@@ -311,8 +311,8 @@ bool gpt_config_from_json(gpt_config *config, const cJSON *object, const char *o
         if (fresh >> key & 1)
             return rax_fail(RAX_MISTAKE, "%s: %s: is given twice", origin, keys[key].name);
         if (!set_json(config, &keys[key], value, folder)) {
-            char *got = cJSON_PrintUnformatted(value);
-            refuse(origin, &keys[key], got ? got : "another type");
+            char *got = cJSON_PrintUnformatted(value);           /* null for a number beyond all doubles */
+            refuse(origin, &keys[key], cJSON_IsNumber(value) && !isfinite(value->valuedouble) ? "a number too large to hold" : got);
             cJSON_free(got);
             return false;
         }

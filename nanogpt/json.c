@@ -30,11 +30,8 @@ cJSON *gpt_json_parse(const char *path, const char *text, size_t bytes)
         int line = 1, shown = 0;
         for (const char *at = copy; at < stop; at++)
             line += *at == '\n';
-        while (shown < 24 && (unsigned char)stop[shown] >= ' ' && stop[shown] != 0x7f)
+        while (shown < 24 && stop[shown] >= ' ' && stop[shown] <= '~')           /* ASCII: the text may be anything */
             shown++;
-        if (shown == 24)
-            while (shown > 0 && ((unsigned char)stop[shown] & 0xc0) == 0x80)     /* not within a character */
-                shown--;
         if (shown > 0)
             rax_fail(RAX_MISTAKE, "%s:%d: JSON syntax error at '%.*s'", path, line, shown, stop);
         else
