@@ -378,9 +378,9 @@ cJSON *gpt_config_to_json(const gpt_config *config)
         const char *text = row->type == TEXT || row->type == PATH ? *(char **)field : NULL;
 
         switch (row->type) {
-        case INTEGER: cJSON_AddNumberToObject(object, row->name, *(int *)field); break;
-        case LONG: cJSON_AddNumberToObject(object, row->name, (double)*(int64_t *)field); break;
-        case REAL: case BELOW_ONE: cJSON_AddNumberToObject(object, row->name, *(double *)field); break;
+        case INTEGER: gpt_json_add_number(object, row->name, *(int *)field); break;
+        case LONG: gpt_json_add_number(object, row->name, (double)*(int64_t *)field); break;
+        case REAL: case BELOW_ONE: gpt_json_add_number(object, row->name, *(double *)field); break;
         case TRUTH: cJSON_AddBoolToObject(object, row->name, *(bool *)field); break;
         case CHOICE: cJSON_AddStringToObject(object, row->name, row->choices[*(int *)field]); break;
         case TEXT:

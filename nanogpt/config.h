@@ -55,7 +55,7 @@ bool gpt_config_read(gpt_config *config, const char *path);
 bool gpt_config_override(gpt_config *config, const gpt_setting *settings, int count);
 bool gpt_config_check(const gpt_config *config, const char *origin);      /* what keys owe each other, and none is missing */
 
-/* As JSON with every key that has a value, paths absolute, numbers to the last bit; what is read back is equal.
+/* As JSON with every key that has a value, paths absolute, numbers to the last bit; what is printed and read back is equal.
  * gpt_config_from_json overlays an object; origin ("out/state.json") begins its errors, folder is where paths begin. */
 struct cJSON *gpt_config_to_json(const gpt_config *config);               /* the caller's, for cJSON_Delete */
 bool gpt_config_from_json(gpt_config *config, const struct cJSON *object, const char *origin, const char *folder);

@@ -42,6 +42,11 @@ struct cJSON *gpt_json_parse(const char *path, const char *text, size_t bytes);
 struct cJSON *gpt_json_read(const char *path);
 bool gpt_json_write(const char *path, const struct cJSON *value);        /* indented; whole or not at all */
 char *gpt_json_text(const struct cJSON *value);
+
+/* The fewest digits that read back as the same double, "null" where it is not finite. (cJSON's own printer may lose the last
+ * bit.) Added to an object, it is there as text, to be printed. */
+void gpt_json_number(char text[32], double value);
+void gpt_json_add_number(struct cJSON *object, const char *name, double value);
 bool gpt_json_integer(const struct cJSON *value, int64_t low, int64_t high, int64_t *out);   /* false, without an error: it is not one */
 
 #endif

@@ -6,6 +6,8 @@
 
 #include <cjson/cJSON.h>
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "rax.h"
@@ -65,6 +67,23 @@ bool gpt_json_write(const char *path, const cJSON *value)
     gpt_new_file_write(file, text, strlen(text));
     rax_free(text);
     return gpt_new_file_commit(file, NULL);
+}
+
+void gpt_json_number(char text[32], double value)
+{
+    strcpy(text, "null");
+    for (int digits = 9; isfinite(value) && digits <= 17; digits++) {
+        snprintf(text, 32, "%.*g", digits, value);
+        if (strtod(text, NULL) == value)
+            return;
+    }
+}
+
+void gpt_json_add_number(cJSON *object, const char *name, double value)
+{
+    char text[32];
+    gpt_json_number(text, value);
+    cJSON_AddRawToObject(object, name, text);
 }
 
 bool gpt_json_integer(const cJSON *value, int64_t low, int64_t high, int64_t *out)
