@@ -1,0 +1,75 @@
+/* ir/backend.h: what a backend must do, as one struct of functions, filled in once by each backend. The tracer knows nothing
+ * else of it: the interpreter, the CPU and the GPU are the same to it.
+ *
+ * In: a graph after the passes, verified, composites decomposed but for those that the backend keeps. graph->donated[] says
+ * which result takes over which parameter's memory: then both have one address at every run. Out: a program that is run any
+ * number of times, by one thread at a time. */
+#ifndef IR_BACKEND_H
+#define IR_BACKEND_H
+
+#include <stdio.h>
+
+#include "ir/ir.h"
+
+/* -- what a compilation tells the user --------------------------------------------------------------------------------- */
+
+/* Phases with their times, in order, and lines of text with the level from which on they are shown: 1 the compile trace (what
+ * became of the graph, the memory table), 2 every kernel, 3 why each was chosen. Lines carry no prefix and no newline. */
+enum { IR_MAX_PHASES = 16 };
+typedef struct {
+    int n_phases;
+    struct { const char *name; double ms; } phases[IR_MAX_PHASES];
+    base_text lines;                      /* each a digit, its level; its text; '\n' */
+} ir_compile_report;
+
+static inline void ir_report_phase(ir_compile_report *report, const char *name, double ms)
+{
+    if (report->n_phases < IR_MAX_PHASES) {
+        report->phases[report->n_phases].name = name;
+        report->phases[report->n_phases++].ms = ms;
+    }
+}
+#define ir_report_line(report, level, ...) \
+    (base_text_add(&(report)->lines, "%d", (level)), base_text_add(&(report)->lines, __VA_ARGS__), base_text_add(&(report)->lines, "\n"))
+
+/* -- a backend --------------------------------------------------------------------------------------------------------- */
+
+typedef struct ir_program ir_program;     /* each backend's own */
+
+typedef struct {
+    int threads;                          /* 0: all that the process may use */
+    const char *isa;                      /* NULL: the machine's own */
+    const char *cache_dir;                /* of compiled objects; NULL: the default; "": none */
+} ir_backend_settings;
+
+typedef struct {
+    const char *name;                     /* of the step */
+    int verbose;                          /* what is the use of a line of a higher level: nobody reads it */
+    const char *dump_dir;                 /* a folder for kernels, LLVM IR and assembly; NULL: write nothing */
+    bool verify;                          /* check what the backend makes on the way */
+} ir_compile_options;
+
+typedef struct {
+    const char *name;                                                  /* "cpu" */
+
+    /* Optional. Composites for which there is a kernel: the passes leave them whole. */
+    bool (*keep_composite)(const ir_node *node);
+    /* Optional. Called before the first compile, once or more; the last call holds. False and base_error on what the machine
+     * cannot do. Text is copied. */
+    bool (*configure)(const ir_backend_settings *settings);
+    /* Optional. Ends threads and frees what the process keeps. All programs are freed before; configure may follow. */
+    void (*shutdown)(void);
+    /* Optional. The machine as the backend sees it, for people: lines of "name  value". */
+    void (*print_info)(FILE *out);
+
+    /* NULL and base_error where the program does not fit the machine. May change the graph, which its owner frees afterwards:
+     * the program keeps nothing of it. */
+    ir_program *(*compile)(ir_graph *graph, const ir_compile_options *options, ir_compile_report *report);
+    /* params[i] and results[i] are the data, row-major, of parameter and result i. False and base_error only before any result
+     * is written: a call that fails has changed nothing. */
+    bool (*run)(ir_program *program, void *const *params, void *const *results);
+    void (*free)(ir_program *program);
+    size_t (*arena_bytes)(const ir_program *program);                  /* of all intermediates together */
+} ir_backend;
+
+#endif
