@@ -63,11 +63,13 @@ static ir_node *new_node(ir_graph *graph, ir_op op, int n_args, ir_node *const *
     return node;
 }
 
-/* Equal values are to look equal: a value is what its dtype can hold, and there is one NaN. */
-static void settle_value(ir_node *node)
+/* Equal nodes are to look equal: a value is what its dtype can hold, with one NaN; a site counts where numbers are drawn. */
+static void settle_attributes(ir_node *node)
 {
     if (node->op == OP_constant || node->op == OP_pad)
         node->attr.value = ir_round_to(node->type.dtype, node->attr.value);
+    if (ir_op_table[node->op].attributes & ATTR_ATTENTION && node->attr.dropout == 0)
+        node->attr.site = 0;
 }
 
 bool ir_infer(ir_graph *graph, ir_op op, int n_args, ir_node *const *args, const ir_attr *attr, const ir_type *stated,
@@ -84,7 +86,7 @@ ir_node *ir_add(ir_graph *graph, ir_op op, int n_args, ir_node *const *args, con
     CHECK(ir_infer(graph, op, n_args, args, attr, stated, &node->type, &node->n_tuple, &node->tuple, &why), "%s: %s (pass %s, %s:%d)",
           OP_NAME(op), why.at, graph->pass ? graph->pass : "trace", graph->place.file ? graph->place.file : "nowhere", graph->place.line);
     base_text_free(&why);
-    settle_value(node);
+    settle_attributes(node);
     link_before(graph, node, graph->before);
     return node;
 }

@@ -787,6 +787,8 @@ bool shape_attention_vjp(const ir_node *node, ir_type *type, base_text *why)
         !same_type("dout", type_of(node, 5), "q", q, why) || !same_type("dlse", type_of(node, 6), "that of q", &lse, why))
         return false;
     ir_type results[] = { *q, *type_of(node, 1), *type_of(node, 2) };
+    for (int i = 0; i < (int)COUNT_OF(results); i++)
+        results[i].dtype = lse.dtype;
     ir_tuple_set(node, type, COUNT_OF(results), results);
     return true;
 }
@@ -813,14 +815,18 @@ bool shape_adamw(const ir_node *node, ir_type *type, base_text *why)
 
 bool ir_type_is_sound(const ir_type *type, base_text *why)
 {
+    static const char word_bytes[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789";
     int64_t count = 1;
     if (type->dtype >= IR_TUPLE)
         return because(why, "a tensor is not a tuple");
     if (type->rank < 0 || type->rank > IR_MAX_RANK)
         return because(why, "rank %d is not supported: at most %d is", type->rank, IR_MAX_RANK);
     for (int i = 0; i < type->rank; i++) {
+        const char *name = type->dim_name[i];
         if (type->dim[i] < 0)
             return because(why, "%T has %D on axis %d", type, type, i, i);
+        if (name && (strspn(name, word_bytes) != strlen(name) || *name == '\0' || (*name >= '0' && *name <= '9')))
+            return because(why, "axis %d is named '%s', which is no word", i, name);
         int64_t factor = MAX(type->dim[i], 1);
         if (factor > IR_MAX_ELEMENTS / count)
             return because(why, "%T has over 2^40 elements", type);
