@@ -47,6 +47,17 @@ static const char pass_pipeline[] =
     "always-inline,globaldce,"
     "function(sroa,early-cse<memssa>,simplifycfg," INSTCOMBINE ",loop-mssa(licm),early-cse<memssa>,dce)";
 
+#if defined(__has_feature)
+#define HAS_FEATURE(name) __has_feature(name)
+#else
+#define HAS_FEATURE(name) 0
+#endif
+#if defined(__SANITIZE_THREAD__) || HAS_FEATURE(thread_sanitizer)
+/* The library is not instrumented: the sanitizer sees its locks but not the atomics that order what they do not. */
+const char *__tsan_default_suppressions(void);
+const char *__tsan_default_suppressions(void) { return "race:libLLVM\n"; }
+#endif
+
 const char *cpu_jit_version(void) { return LLVM_VERSION_STRING; }
 
 /* -- the target ------------------------------------------------------------------------------------------------------- */

@@ -155,8 +155,8 @@ cpu_cache *cpu_cache_open(const char *folder, size_t limit_bytes);
 void cpu_cache_close(cpu_cache *cache);
 const char *cpu_cache_folder(const cpu_cache *cache);   /* "" for NULL */
 
-/* The key of what text describes, compiled by this LLVM for this machine. text must say all that the code depends on but
- * machine and version, which are added. */
+/* The key of what text describes, compiled by this build of RAX and this LLVM for this machine. text must say all else that
+ * the code depends on. */
 cpu_key cpu_cache_key(const cpu_machine *machine, const void *text, size_t size);
 
 bool cpu_cache_get(cpu_cache *cache, cpu_key key, cpu_bytes *bytes);    /* false: a miss; sets no error */
