@@ -56,8 +56,26 @@ $(BUILD)/examples/%: examples/%.c $(BUILD)/librax.a
 check: all $(TEST_BIN)
 	$(Q)BUILD=$(BUILD) tests/run
 
+# -- sanitizers: the same tests, in build folders of their own ---------------------------------------------------------
+asan:
+	$(Q)$(MAKE) BUILD=build-asan SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer" check
+
+# setarch -R: some releases of the thread sanitizer know only the addresses of a process that is not randomised
+tsan:
+	$(Q)$(shell setarch -R true 2>/dev/null && echo setarch -R) $(MAKE) BUILD=build-tsan SANITIZE="-fsanitize=thread -fno-omit-frame-pointer" check
+
+# -- from nothing to a trained model -----------------------------------------------------------------------------------
+deps:
+	$(Q)scripts/deps
+
+# Makes of their own: what deps installs is found by settings that are read when a make begins.
+shakespeare:
+	$(Q)$(MAKE) deps
+	$(Q)$(MAKE) all
+	$(Q)$(BUILD)/rax train configs/shakespeare.json
+
 clean:
 	$(Q)rm -rf build build-*
 
-.PHONY: all check clean
+.PHONY: all check asan tsan deps shakespeare clean
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:=.d)
