@@ -1,0 +1,90 @@
+/* The program: finds the subcommand and runs it. */
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char version[] = "0.1.0";
+
+static const struct { const char *name, *help; int (*run)(int argc, char **argv); } commands[] = {
+    { "prepare", "make token files of a known corpus or of your own text", cli_prepare },
+};
+enum { COMMANDS = sizeof commands / sizeof commands[0] };
+
+/* -- signals -------------------------------------------------------------------------------------------------------- */
+
+static volatile sig_atomic_t caught, graceful;
+
+static void on_signal(int number)
+{
+    if (!graceful || caught)
+        _exit(128 + number);
+    caught = number;
+}
+
+void cli_end_gracefully(void) { graceful = 1; }
+int cli_signal(void) { return caught; }
+int cli_signal_status(void) { return 128 + caught; }
+
+static void catch_signals(void)
+{
+    struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+/* -- the command line ----------------------------------------------------------------------------------------------- */
+
+int cli_fail(void)
+{
+    fflush(stdout);
+    fprintf(stderr, "rax: %s\n", rax_error());
+    return rax_error_kind_of() == RAX_FAILURE ? RAX_FAILURE : RAX_MISTAKE;
+}
+
+static void print_help(FILE *out)
+{
+    fprintf(out, "usage: rax SUBCOMMAND [ARGUMENT...]\n\nA tracing JIT compiler for tensor programs, and the GPT trainer built on it.\n\n");
+    for (int i = 0; i < COMMANDS; i++)
+        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+    fprintf(out, "\nrax SUBCOMMAND --help says more; rax --version prints the version.\n");
+}
+
+static int dispatch(int argc, char **argv)
+{
+    const char *names[COMMANDS];
+
+    if (argc < 2) {
+        print_help(stderr);
+        return RAX_MISTAKE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+        print_help(stdout);
+        return 0;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("rax %s\n", version);
+        return 0;
+    }
+    for (int i = 0; i < COMMANDS; i++) {
+        if (strcmp(argv[1], commands[i].name) == 0)
+            return commands[i].run(argc - 1, argv + 1);
+        names[i] = commands[i].name;
+    }
+    rax_fail(RAX_MISTAKE, "%s: there is no such subcommand; the nearest is %s", argv[1], gpt_nearest(argv[1], names, COMMANDS));
+    return cli_fail();
+}
+
+int main(int argc, char **argv)
+{
+    catch_signals();
+    int status = dispatch(argc, argv);
+    if (fflush(stdout) != 0 && status == 0) {
+        rax_fail(RAX_FAILURE, "standard output: cannot be written: %s", strerror(errno));
+        return cli_fail();
+    }
+    return status;
+}
