@@ -392,6 +392,47 @@ static void threads_have_the_callers_float_mode(void **state)
 #endif
 }
 
+/* Barriers and regions of awake threads take some 70 and 120 ns; a lost spin or a system call on the way would take some
+ * microseconds. One quick run among many short ones is enough, so that a busy machine does not fail. */
+enum { BATCH = 1000 };
+
+static void pass_barriers(void *context, int thread, int n)
+{
+    (void)thread, (void)n;
+    for (int i = 0; i < BATCH; i++)
+        cpu_barrier(context);
+}
+
+static void do_nothing(void *context, int thread, int n) { (void)context, (void)thread, (void)n; }
+
+static double now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+static void threads_are_quick(void **state)
+{
+    (void)state;
+    if (UNDER_TSAN || cpu_usable_cpus() < 2)
+        skip();
+    cpu_pool *pool = cpu_pool_new(2);
+    double barrier = 1e9, region = 1e9;
+    for (int round = 0; round < 300 && (barrier > 1000 || region > 1000); round++) {
+        double start = now_ns();
+        cpu_pool_run(pool, pass_barriers, pool);
+        double middle = now_ns();
+        for (int i = 0; i < BATCH; i++)
+            cpu_pool_run(pool, do_nothing, NULL);
+        barrier = MIN(barrier, (middle - start) / BATCH);
+        region = MIN(region, (now_ns() - middle) / BATCH);
+    }
+    cpu_pool_free(pool);
+    if (barrier > 1000 || region > 1000)
+        fail_msg("2 threads: expected at most 1000 ns, got %.0f ns a barrier and %.0f ns a region", barrier, region);
+}
+
 /* -- compiling -------------------------------------------------------------------------------------------------------- */
 
 /* A module with what kernels have: vectors, a constant pool, a jump table, static data, calls and data outside. V is the
@@ -595,8 +636,11 @@ static void levels_use_their_vectors(void **state)
         char *optimised = read_file(in_scratch("dump_of_a_kernel.opt.ll"), &size);
         assert_non_null(strstr(optimised, "\"prefer-vector-width\""));
         char *assembly = read_file(in_scratch("dump_of_a_kernel.s"), &size);
-        for (int r = 0; r < CPU_AVX512BF16; r++)
-            assert_int_equal(strstr(strstr(assembly, "axpy:"), registers[r]) != NULL, strcmp(registers[r], registers[i]) == 0 || (r == 0 && i > 0));
+        for (int r = 0; r < CPU_AVX512BF16; r++) {                /* scalars are in xmm at every level */
+            bool expected = r == 0 || strcmp(registers[r], registers[i]) == 0;
+            if ((strstr(assembly, registers[r]) != NULL) != expected)
+                fail_msg("%s: %s registers: expected %s", cpu_isa_name((cpu_isa)i), registers[r], expected ? "some" : "none");
+        }
         base_free(ir);
         base_free(optimised);
         base_free(assembly);
@@ -678,7 +722,8 @@ static bool build_text(void *context, int i, LLVMModuleRef module)
 static void what_llvm_rejects_is_an_error(void **state)
 {
     (void)state;
-    static const char *const assembly[] = { "define void @f() { call void asm sideeffect \"no such instruction\", \"\"() ret void }" };
+    static const char *const assembly[] = {
+        "define void @f() { call void asm sideeffect \"no such instruction\", \"\"() ret void }" };
     cpu_machine machine;
     cpu_bytes object;
     assert_true(cpu_machine_detect(&machine, ""));
@@ -1146,6 +1191,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(threads_wake_from_sleep),
         cmocka_unit_test(threads_survive_fork),
         cmocka_unit_test(threads_have_the_callers_float_mode),
+        cmocka_unit_test(threads_are_quick),
         cmocka_unit_test(each_level_compiles),
         cmocka_unit_test(levels_use_their_vectors),
         cmocka_unit_test(many_modules_compile_in_parallel),
