@@ -50,15 +50,15 @@ static bool evaluator_run(evaluator *e, rax_tree params, double *loss)
     return true;
 }
 
-/* The mean over all parts. False without an error where *stop ended it. */
-static bool whole_loss(evaluator *e, rax_tree params, gpt_batch_part *part, void *context, const volatile sig_atomic_t *stop, double *loss)
+/* The mean over all parts. False without an error where stop ended it. */
+static bool whole_loss(evaluator *e, rax_tree params, gpt_part *part, void *context, gpt_stop *stop, double *loss)
 {
     double sum = 0, count = 0, mean;
     for (uint64_t k = 0;; k++) {
         size_t real = part(context, k, rax_data(e->x), rax_data(e->y));
         if (real == 0)
             break;
-        if (*stop || !evaluator_run(e, params, &mean))
+        if (stop() || !evaluator_run(e, params, &mean))
             return false;
         sum += mean * (double)real;
         count += (double)real;
@@ -67,8 +67,8 @@ static bool whole_loss(evaluator *e, rax_tree params, gpt_batch_part *part, void
     return true;
 }
 
-bool gpt_evaluate(const gpt_config *config, rax_tree params, gpt_batch_part *part, void *context,
-                  const volatile sig_atomic_t *stop, double *loss)
+bool gpt_evaluate(const gpt_config *config, rax_tree params, gpt_part *part, void *context,
+                  gpt_stop *stop, double *loss)
 {
     evaluator e;
     rax_error_clear();
@@ -80,7 +80,7 @@ bool gpt_evaluate(const gpt_config *config, rax_tree params, gpt_batch_part *par
 /* -- a trainer ---------------------------------------------------------------------------------------------------------- */
 
 struct gpt_trainer {
-    gpt_config *config;
+    const gpt_config *config;
     gpt_batches batches;
     gpt_model_config model;
     gpt_optimizer_config optimizer;
@@ -98,15 +98,15 @@ struct gpt_trainer {
 /* Weights, moments and iteration from the latest checkpoint of out_dir. */
 static bool resume(gpt_trainer *t)
 {
-    gpt_config *config = t->config;
+    const gpt_config *config = t->config;
     gpt_checkpoint *checkpoint = gpt_checkpoint_open(config->out_dir, true);
     bool resumed = checkpoint && gpt_config_same_model(config, &checkpoint->config, checkpoint->folder) &&
                    gpt_weights_read(t->params, checkpoint->model) && gpt_tree_read(t->moments, checkpoint->optimizer);
-    if (resumed) {
+    if (resumed && checkpoint->seed != config->seed)
+        resumed = rax_fail(RAX_MISTAKE, "%s: seed: the run was begun with %" PRId64 ", the configuration says %" PRId64,
+                           checkpoint->folder, checkpoint->seed, config->seed);
+    if (resumed)
         t->iteration = checkpoint->iteration;
-        if (!gpt_config_is_given(config, "seed"))
-            config->seed = checkpoint->seed;
-    }
     gpt_checkpoint_close(checkpoint);
     return resumed;
 }
@@ -133,7 +133,7 @@ static bool decide_evaluation(gpt_trainer *t)
 
 static bool trainer_open(gpt_trainer *t)
 {
-    gpt_config *config = t->config;
+    const gpt_config *config = t->config;
     rax_shape shape = RAX_SHAPE(config->gradient_accumulation_steps, config->batch_size, config->block_size);
 
     t->model = gpt_model_of(config);
@@ -142,7 +142,6 @@ static bool trainer_open(gpt_trainer *t)
         return false;
     if (!rax_is_tree(t->params = gpt_params_new(&t->model)) || !rax_is_tree(t->moments = gpt_moments_new(t->params)) || !make_weights(t))
         return false;
-    t->model.seed = config->seed;                    /* resuming may have found it */
     t->x = rax_tensor_new(RAX_I32, shape);
     t->y = rax_tensor_new(RAX_I32, shape);
     t->step = gpt_train_step_new();
@@ -152,7 +151,7 @@ static bool trainer_open(gpt_trainer *t)
     return t->metrics != NULL;
 }
 
-gpt_trainer *gpt_trainer_new(gpt_config *config, const gpt_batches *batches)
+gpt_trainer *gpt_trainer_new(const gpt_config *config, const gpt_batches *batches)
 {
     gpt_trainer *trainer = rax_alloc(sizeof *trainer);
     *trainer = (gpt_trainer){ .config = config, .batches = *batches, .written = -1 };
@@ -231,7 +230,7 @@ static bool iterate(gpt_trainer *t, gpt_progress *progress)
 }
 
 /* The mean over eval_iters random batches, other ones at each evaluation; 0: over the whole split. */
-static bool mean_loss(gpt_trainer *t, const volatile sig_atomic_t *stop, double *loss)
+static bool mean_loss(gpt_trainer *t, gpt_stop *stop, double *loss)
 {
     evaluator *e = &t->evaluator;
     const int n = t->config->eval_iters;
@@ -241,7 +240,7 @@ static bool mean_loss(gpt_trainer *t, const volatile sig_atomic_t *stop, double 
         return whole_loss(e, t->params, t->batches.val_part, t->batches.context, stop, loss);
     for (int i = 0; i < n; i++) {
         t->batches.val(t->batches.context, (uint64_t)t->iteration * (uint64_t)n + (uint64_t)i, rax_data(e->x), rax_data(e->y));
-        if (*stop || !evaluator_run(e, t->params, &mean))
+        if (stop() || !evaluator_run(e, t->params, &mean))
             return false;
         sum += mean;
     }
@@ -250,7 +249,7 @@ static bool mean_loss(gpt_trainer *t, const volatile sig_atomic_t *stop, double 
 }
 
 /* An evaluation that a signal ends leaves no row: the run that resumes makes it again. */
-static bool evaluate(gpt_trainer *t, gpt_progress *progress, const volatile sig_atomic_t *stop)
+static bool evaluate(gpt_trainer *t, gpt_progress *progress, gpt_stop *stop)
 {
     double loss, start = gpt_now_ms();
     rax_error_clear();
@@ -274,23 +273,23 @@ static bool write_checkpoint(gpt_trainer *t)
     return written;
 }
 
-static bool run_iterations(gpt_trainer *t, gpt_progress *progress, const volatile sig_atomic_t *stop)
+static bool run_iterations(gpt_trainer *t, gpt_progress *progress, gpt_stop *stop)
 {
     const gpt_config *config = t->config;
-    while (!*stop && t->iteration < config->max_iters) {
+    while (!stop() && t->iteration < config->max_iters) {
         if (t->evaluates && is_due(t, config->eval_interval) && !evaluate(t, progress, stop))
             return false;
-        if (*stop)
+        if (stop())
             break;
         if (!iterate(t, progress))
             return false;
         if (is_due(t, config->checkpoint_interval) && !write_checkpoint(t))
             return false;
     }
-    return *stop || !t->evaluates || evaluate(t, progress, stop);
+    return stop() || !t->evaluates || evaluate(t, progress, stop);
 }
 
-bool gpt_trainer_run(gpt_trainer *trainer, const volatile sig_atomic_t *stop)
+bool gpt_trainer_run(gpt_trainer *trainer, gpt_stop *stop)
 {
     gpt_progress progress = gpt_progress_new(trainer->iteration, trainer->config->max_iters);
     bool ran = run_iterations(trainer, &progress, stop);
