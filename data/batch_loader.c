@@ -41,11 +41,13 @@ data_loader *data_loader_new(const data_tokens *tokens, data_order order, uint64
     size_t batch = (size_t)B * (size_t)T;
 
     if (tokens->count < (size_t)T + 1) {
-        rax_fail(RAX_MISTAKE, "%s: %zu tokens are too few for a row of %d and its next token", tokens->path, tokens->count, T);
+        rax_fail(RAX_MISTAKE, "%s: %zu tokens are too few for a row of %d and its next token",
+                 tokens->path, tokens->count, T);
         return NULL;
     }
     if (order == DATA_SEQUENTIAL && tokens->count < batch + 1) {
-        rax_fail(RAX_MISTAKE, "%s: %zu tokens are too few for one batch of %d x %d and its next token", tokens->path, tokens->count, B, T);
+        rax_fail(RAX_MISTAKE, "%s: %zu tokens are too few for one batch of %d x %d and its next token",
+                 tokens->path, tokens->count, B, T);
         return NULL;
     }
     data_loader *loader = rax_alloc(sizeof *loader);
@@ -81,7 +83,8 @@ void data_loader_batch(const data_loader *loader, uint64_t m, int32_t *x, int32_
     size_t B = loader->B, T = loader->T;
 
     for (size_t r = 0; r < B; r++) {
-        size_t start = loader->order == DATA_SEQUENTIAL ? (m % loader->count * B + r) * T : random_start(loader, m, (uint32_t)r);
+        size_t start = loader->order == DATA_SEQUENTIAL ? (m % loader->count * B + r) * T
+                                                        : random_start(loader, m, (uint32_t)r);
         fill(loader->tokens->ids + start, T, x + r * T, y + r * T);
     }
 }

@@ -231,7 +231,8 @@ static bool encode_valid(data_bpe *bpe, data_text text, size_t stop, size_t keep
     while (*used < stop) {
         int found = pcre2_match(bpe->words, (PCRE2_SPTR)text.at, stop, *used, PCRE2_NO_UTF_CHECK, bpe->match, NULL);
         if (found < 0)
-            return rax_fail(RAX_FAILURE, "gpt2 tokenizer: the expression for words failed at byte %zu (PCRE2 error %d)", *used, found);
+            return rax_fail(RAX_FAILURE, "gpt2 tokenizer: the expression for words failed at byte %zu (PCRE2 error %d)",
+                            *used, found);
         size_t end = pcre2_get_ovector_pointer(bpe->match)[1];
         if (end > keep)
             return true;
@@ -260,7 +261,9 @@ bool data_bpe_encode(data_bpe *bpe, data_text text, bool whole, data_ids *ids, s
     *used = 0;
     while (*used < keep) {
         if (!special_known) {
-            const char *at = bpe->end_of_text < 0 ? NULL : memmem(text.at + *used, text.len - *used, end_of_text, special_len);
+            const char *at = NULL;
+            if (bpe->end_of_text >= 0)
+                at = memmem(text.at + *used, text.len - *used, end_of_text, special_len);
             special = at ? (size_t)(at - text.at) : text.len;
             special_known = true;
         }
@@ -356,7 +359,8 @@ static bool read_tokens(data_bpe *bpe, token_index *index, const cJSON *object, 
         number++;
         int64_t len = bytes_of((data_text){ item->string, strlen(item->string) }, free_bytes);
         if (len <= 0)
-            return rax_fail(RAX_MISTAKE, "%s: token number %d is empty or has a character that stands for no byte", path, number);
+            return rax_fail(RAX_MISTAKE, "%s: token number %d is empty or has a character that stands for no byte",
+                            path, number);
         double id = cJSON_IsNumber(item) ? item->valuedouble : -1;
         if (!(id >= 0 && id < count && id == (int)id))
             return rax_fail(RAX_MISTAKE, "%s: token \"%.40s\": expected an id from 0 to %d", path, item->string, count - 1);
@@ -431,10 +435,12 @@ static bool compile_words(data_bpe *bpe)
     PCRE2_SIZE where;
 
     /* Anchored: every character begins some word, so the search never has to move on. */
-    bpe->words = pcre2_compile((PCRE2_SPTR)words_pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED, &error, &where, NULL);
+    bpe->words = pcre2_compile((PCRE2_SPTR)words_pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED,
+                               &error, &where, NULL);
     bpe->match = bpe->words ? pcre2_match_data_create(1, NULL) : NULL;
     if (!bpe->match)
-        return rax_fail(RAX_FAILURE, "gpt2 tokenizer: PCRE2 does not compile the expression for words (error %d at %zu)", error, where);
+        return rax_fail(RAX_FAILURE, "gpt2 tokenizer: PCRE2 does not compile the expression for words (error %d at %zu)",
+                        error, where);
     pcre2_jit_compile(bpe->words, PCRE2_JIT_COMPLETE);   /* where there is no JIT, pcre2_match interprets */
     return true;
 }

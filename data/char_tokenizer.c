@@ -94,7 +94,8 @@ data_chars *data_chars_new(const data_text *texts, int count)
         if (distinct == 0)
             rax_fail(RAX_MISTAKE, "char tokenizer: the text is empty");
         else
-            rax_fail(RAX_MISTAKE, "char tokenizer: the text has %d distinct characters; at most %d fit", distinct, DATA_VOCAB_MAX);
+            rax_fail(RAX_MISTAKE, "char tokenizer: the text has %d distinct characters; at most %d fit", distinct,
+                     DATA_VOCAB_MAX);
         return NULL;
     }
     data_chars *chars = chars_alloc(distinct);
@@ -170,9 +171,11 @@ bool data_chars_encode(const data_chars *chars, data_text text, bool whole, data
         size_t size = next_char((data_text){ text.at + *used, text.len - *used }, &c);
         int id = find(chars, c);
         if (id < 0 && is_escape(c))
-            return rax_fail(RAX_MISTAKE, "char tokenizer: byte 0x%02X at %zu is not among its %d characters", c - ESCAPE, *used, chars->count);
+            return rax_fail(RAX_MISTAKE, "char tokenizer: byte 0x%02X at %zu is not among its %d characters", c - ESCAPE,
+                            *used, chars->count);
         if (id < 0)
-            return rax_fail(RAX_MISTAKE, "char tokenizer: character '%.*s' (U+%04X) at byte %zu is not among its %d characters",
+            return rax_fail(RAX_MISTAKE,
+                            "char tokenizer: character '%.*s' (U+%04X) at byte %zu is not among its %d characters",
                             (int)size, c < 32 ? "?" : text.at + *used, c, *used, chars->count);
         ids->at[ids->len++] = id;
         *used += size;

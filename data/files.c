@@ -53,7 +53,8 @@ bool data_map(const char *path, data_text *text)
     }
     if (!S_ISREG(info.st_mode)) {
         close(fd);
-        return rax_fail(RAX_MISTAKE, "%s: expected a regular file, found %s", path, S_ISDIR(info.st_mode) ? "a folder" : "a device or pipe");
+        return rax_fail(RAX_MISTAKE, "%s: expected a regular file, found %s", path,
+                        S_ISDIR(info.st_mode) ? "a folder" : "a device or pipe");
     }
     if (info.st_size > 0) {
         void *at = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);

@@ -94,8 +94,9 @@ static bool write_split(job *j, const data_text *texts, output *train, output *v
             return false;
     }
     if (train->tokens == 0 || (val->writer && val->tokens == 0))
-        return rax_fail(RAX_MISTAKE, "%s: %llu bytes of text with val_fraction %g leave nothing for %s", j->options->inputs[0],
-                        (unsigned long long)j->total, j->options->val_fraction, train->tokens ? "validation" : "training");
+        return rax_fail(RAX_MISTAKE, "%s: %llu bytes of text with val_fraction %g leave nothing for %s",
+                        j->options->inputs[0], (unsigned long long)j->total, j->options->val_fraction,
+                        train->tokens ? "validation" : "training");
     return true;
 }
 

@@ -38,9 +38,11 @@ data_tokens *data_tokens_open(const char *path, int vocab_size)
     if (file.len == 0)
         rax_fail(RAX_MISTAKE, "%s: is empty; expected 16-bit token ids", path);
     else if (file.len % 2)
-        rax_fail(RAX_MISTAKE, "%s: %zu bytes are not a whole number of 16-bit token ids; is the file truncated?", path, file.len);
+        rax_fail(RAX_MISTAKE, "%s: %zu bytes are not a whole number of 16-bit token ids; is the file truncated?", path,
+                 file.len);
     else if ((wrong = first_out_of_range(ids, count, vocab_size)) < count)
-        rax_fail(RAX_MISTAKE, "%s: token %zu (byte %zu) is %u, but vocab_size is %d", path, wrong, 2 * wrong, ids[wrong], vocab_size);
+        rax_fail(RAX_MISTAKE, "%s: token %zu (byte %zu) is %u, but vocab_size is %d", path, wrong, 2 * wrong,
+                 ids[wrong], vocab_size);
     else {
         data_tokens *tokens = rax_alloc(sizeof *tokens);
         *tokens = (data_tokens){ ids, count, data_format("%s", path) };

@@ -146,8 +146,8 @@ char *data_decode(const data_tokenizer *tokenizer, const int32_t *ids, size_t co
     for (size_t i = 0; i < count; i++) {
         data_text token = data_token_text(tokenizer, ids[i]);
         if (!token.at) {
-            rax_fail(RAX_MISTAKE, "%s tokenizer: token %zu is %d, of %d that it has", data_tokenizer_name(tokenizer), i, ids[i],
-                     data_tokenizer_vocab_size(tokenizer));
+            rax_fail(RAX_MISTAKE, "%s tokenizer: token %zu is %d, of %d that it has", data_tokenizer_name(tokenizer), i,
+                     ids[i], data_tokenizer_vocab_size(tokenizer));
             return NULL;
         }
         total += token.len;

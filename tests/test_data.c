@@ -6,10 +6,12 @@
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -330,6 +332,30 @@ static void prepared_characters(void **state)
     free(text);
 }
 
+/* A disk that is full, in the form of a limit on the size of files. */
+static void a_full_disk_leaves_nothing(void **state)
+{
+    (void)state;
+    enum { LEN = 1 << 20 };
+    char *text = calloc(1, LEN);
+    write_file(in_folder("large.txt"), text, LEN);
+    free(text);
+    const char *input = in_folder("large.txt");
+    data_prepare_options options = { "char", &input, 1, in_folder("full"), 0.1, NULL, NULL };
+    data_prepare_result result;
+    struct rlimit before;
+    getrlimit(RLIMIT_FSIZE, &before);
+    setrlimit(RLIMIT_FSIZE, &(struct rlimit){ 100000, before.rlim_max });
+    void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+    bool ok = data_prepare(&options, &(data_places){0}, &result);
+    signal(SIGXFSZ, handler);
+    setrlimit(RLIMIT_FSIZE, &before);
+    assert_false(ok);
+    assert_int_equal(rax_error_kind_of(), RAX_FAILURE);
+    assert_string_equal(strrchr(rax_error(), '/'), "/train.bin: cannot be written: File too large");
+    assert_int_equal(rmdir(in_folder("full")), 0);
+}
+
 static void wrong_preparations_are_named(void **state)
 {
     (void)state;
@@ -537,7 +563,8 @@ static void fetched_from_a_package(void **state)
     static const char script[] =
         "#!/bin/sh\n"
         "case \"$2\" in\n"
-        "pip) while [ \"$1\" != -r ]; do shift; done; grep -q '^there==1 --hash=sha256:abc$' \"$2\" || { echo 'ERROR: no such thing' >&2; exit 1; }\n"
+        "pip) while [ \"$1\" != -r ]; do shift; done\n"
+        "     grep -q '^there==1 --hash=sha256:abc$' \"$2\" || { echo 'ERROR: no such thing' >&2; exit 1; }\n"
         "     mkdir -p \"$4\"; echo text > \"$4/there-1.tar.gz\";;\n"
         "tarfile) cp \"$4\" \"$5/unpacked\";;\n"
         "esac\n";
@@ -603,6 +630,7 @@ int main(void)
         cmocka_unit_test(random_order),
         cmocka_unit_test(too_few_tokens),
         cmocka_unit_test(prepared_characters),
+        cmocka_unit_test(a_full_disk_leaves_nothing),
         cmocka_unit_test(wrong_preparations_are_named),
         cmocka_unit_test(prepared_gpt2_tokens),
         cmocka_unit_test(known_corpora),

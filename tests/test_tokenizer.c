@@ -42,8 +42,10 @@ static uint32_t next_random(void)
 static size_t random_text(char *text, size_t cap)
 {
     static const char *const pieces[] = {
-        "the", " of", "'s", "'ll", "'", "  ", "\n\n", "\t", "\r\n", "1", "2024", "...", "--", "\xc3\xa9", "\xe6\x97\xa5\xe6\x9c\xac", "\xf0\x9f\x99\x82",
-        "\xff", "\xe2\x80", "\xc2\xa0", "<|endoftext|>", "<|endof", "|>", "\xe1\xa0\x8e", "Q", " ROMEO", "aaaa", "--------------------------------------------------",
+        "the", " of", "'s", "'ll", "'", "  ", "\n\n", "\t", "\r\n", "1", "2024", "...", "--",
+        "\xc3\xa9", "\xe6\x97\xa5\xe6\x9c\xac", "\xf0\x9f\x99\x82",
+        "\xff", "\xe2\x80", "\xc2\xa0", "<|endoftext|>", "<|endof", "|>", "\xe1\xa0\x8e", "Q",
+        " ROMEO", "aaaa", "--------------------------------------------------",
     };
     size_t len = 0;
     for (;;) {
@@ -114,7 +116,8 @@ static void char_ids_are_sorted(void **state)
 static void char_holds_any_bytes(void **state)
 {
     (void)state;
-    static const char bytes[] = "a\0\n\xc3\xa9\xff\xed\xa0\x80\xc0\xaf\xf0\x9f\x99\x82\xf4\x90\x80\x80\xe2\x80";      /* surrogate, overlong, too high, cut off */
+    /* Of what is not valid: a stray byte, a surrogate, an overlong form, a code point too high, one cut off. */
+    static const char bytes[] = "a\0\n\xc3\xa9\xff\xed\xa0\x80\xc0\xaf\xf0\x9f\x99\x82\xf4\x90\x80\x80\xe2\x80";
     data_text text = { bytes, sizeof bytes - 1 };
     data_tokenizer *t = data_tokenizer_char(&text, 1);
     assert_non_null(t);
@@ -341,7 +344,8 @@ static void known_ids(void **state)
         { "", { -1 } },
         { "hello world", { 31373, 995, -1 } },
         { "it's  late", { 270, 338, 220, 2739, -1 } },
-        { "I'll we've they're he'd I'm don't 'S 'LL", { 40, 1183, 356, 1053, 484, 821, 339, 1549, 314, 1101, 836, 470, 705, 50, 705, 3069, -1 } },
+        { "I'll we've they're he'd I'm don't 'S 'LL", { 40, 1183, 356, 1053, 484, 821, 339, 1549, 314, 1101, 836, 470, 705, 50,
+                                                         705, 3069, -1 } },
         { "a  \n\n b\t\tc   ", { 64, 220, 220, 628, 275, 197, 197, 66, 220, 220, 220, -1 } },
         { "\r\n\r\n x\r\n", { 201, 198, 201, 198, 2124, 201, 198, -1 } },
         { "h\u00e9llo w\u00f6rld \u00f1", { 71, 2634, 18798, 266, 30570, 335, 6184, 109, -1 } },
@@ -349,7 +353,8 @@ static void known_ids(void **state)
           { 33768, 98, 17312, 105, 45739, 252, 14524, 228, 25084, 43302, 220, 40792, 23877, 229, -1 } },
         { "\U0001f642\U0001f643\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea ",
           { 8582, 25081, 8582, 247, 225, 41840, 102, 447, 235, 41840, 102, 447, 235, 41840, 100, 12520, 229, 102, 8582, 229, 103, 220, -1 } },
-        { "\u00a0x\u2003y\u3000z\u180ew\u2028v\xc2\x85u", { 1849, 87, 447, 225, 88, 5099, 222, 89, 157, 254, 236, 86, 447, 101, 85, 126, 227, 84, -1 } },
+        { "\u00a0x\u2003y\u3000z\u180ew\u2028v\xc2\x85u",
+          { 1849, 87, 447, 225, 88, 5099, 222, 89, 157, 254, 236, 86, 447, 101, 85, 126, 227, 84, -1 } },
         { "trailing  ", { 9535, 4386, 220, 220, -1 } },
         { "\x01\x1c\x1d\x1e\x1f\x7f a\x1c" "b \x1c \x1f", { 189, 216, 217, 218, 219, 221, 257, 216, 65, 220, 216, 220, 219, -1 } },
         { "a<|endoftext|>b", { 64, 50256, 65, -1 } },                                  /* ours: the package knows no special token */
