@@ -1,0 +1,500 @@
+/* Which nodes one loop computes together, and which values get memory.
+ *
+ * Every node that a loop can compute begins as a cluster of its own and is merged with those of its operands, in order,
+ * where that is legal:
+ *
+ *   - Shapes agree. A cluster is rows x inner: full values have an element everywhere, row values one a row. Values are read at
+ *     the index where they are made: an edge may lead through reshapes, and from a row value through a broadcast along the
+ *     row. A reduction over the inner part of a full value gives a row value; a sum over the rows ends in the kernel.
+ *   - No value leaves the cluster and comes back by way of another kernel: the kernels must have an order.
+ *
+ * Layer norm, its gradients and the residual around it become one cluster so. Clusters that read the same large value are
+ * merged too: it is read once.
+ *
+ * Then values that cross from one kernel to another are stored, unless computing them again is as cheap: elementwise from
+ * one stored value of that size, as gelu's derivative from gelu's operand. Row values and what is broadcast count for nothing.
+ *
+ * Needs simplified graphs without dead nodes; changes nothing in the graph. */
+#include "ir/lower.h"
+
+#include <string.h>
+
+enum { MOST_NODES = 160, MOST_RECOMPUTED = 40 };
+
+/* -- roles ------------------------------------------------------------------------------------------------------------ */
+
+node_role role_of(const ir_node *node)
+{
+    switch (ir_op_table[node->op].class) {
+    case IR_LEAF:
+        return ROLE_LEAF;
+    case IR_ELEMENTWISE:
+    case IR_REDUCTION:
+    case IR_RANDOM:
+        return ROLE_LOOP;
+    case IR_CONTRACTION:
+    case IR_COMPOSITE:
+        return ROLE_ANCHOR;
+    case IR_MOVEMENT:
+        if (node->op == OP_reshape || node->op == OP_transpose || node->op == OP_broadcast || node->op == OP_slice)
+            return ROLE_VIEW;
+        return node->op == OP_dynamic_slice ? ROLE_LOOP : ROLE_ANCHOR;
+    case IR_INDEXING:
+        return node->op == OP_gather ? ROLE_LOOP : ROLE_ANCHOR;
+    case IR_CONTROL:
+        return node->op == OP_stop_gradient || node->op == OP_custom_gradient ? ROLE_VIEW : ROLE_ANCHOR;
+    }
+    CHECK(false, "%s: expected a class, got %d", OP_NAME(node->op), ir_op_table[node->op].class);
+    return ROLE_ANCHOR;
+}
+
+bool has_memory_of_its_own(const ir_node *node)
+{
+    return node->op == OP_parameter || node->op == OP_literal || role_of(node) == ROLE_ANCHOR;
+}
+
+ir_node *view_base(const lower_state *state, const ir_node *node)
+{
+    while (role_of(node) == ROLE_VIEW && !INFO(state, node)->stored)
+        node = node->args[0];
+    return (ir_node *)node;
+}
+
+bool is_reduce(const ir_node *node) { return ir_op_table[node->op].class == IR_REDUCTION; }
+
+reduce_kind kind_of_reduce(const ir_node *node)
+{
+    const ir_type *type = &node->args[0]->type;
+    bool gone[IR_MAX_RANK] = {0};
+    if (node->op == OP_argmax)
+        gone[node->attr.axis] = true;
+    else
+        for (int i = 0; i < node->attr.n_axes; i++)
+            gone[node->attr.axes[i]] = true;
+    /* Axes of one element stand anywhere. Count the changes between kept and gone along the others. */
+    int changes = 0, previous = -1, first = -1;
+    for (int i = 0; i < type->rank; i++) {
+        if (type->dim[i] == 1)
+            continue;
+        if (previous >= 0 && gone[i] != previous)
+            changes++;
+        if (first < 0)
+            first = gone[i];
+        previous = gone[i];
+    }
+    if (changes == 0 && first != 0)                      /* nothing is kept, or there is one element only */
+        return node->op == OP_reduce_sum ? REDUCE_EVERYTHING : REDUCE_TRAILING;
+    if (changes == 0 || (changes == 1 && first == 0))
+        return REDUCE_TRAILING;
+    if (changes == 1 && node->op == OP_reduce_sum)
+        return REDUCE_LEADING;
+    return REDUCE_MIDDLE;
+}
+
+bool is_outer_sum(const ir_node *node)
+{
+    if (!is_reduce(node))
+        return false;
+    reduce_kind kind = kind_of_reduce(node);
+    return kind == REDUCE_LEADING || kind == REDUCE_EVERYTHING;
+}
+
+/* -- edges ------------------------------------------------------------------------------------------------------------ */
+
+/* How a loop node reads another: at the same linear index (repeat 1), at the index of its row (repeat: elements a row), or
+ * otherwise (repeat 0). */
+typedef struct { ir_node *from; int64_t repeat; } edge;
+
+static edge edge_of(const lower_state *state, const ir_node *node, int index)
+{
+    ir_node *arg = node->args[index];
+    int64_t repeat = 1;
+    if (node->op == OP_gather && index == 1 && node->attr.axis == 0 && ir_type_count(&arg->type) > 0)
+        repeat = ir_type_count(&node->type) / ir_type_count(&arg->type);       /* an index a row */
+    else if (node->op == OP_gather || node->op == OP_dynamic_slice || node->op == OP_random_bits)
+        repeat = 0;
+    for (; role_of(arg) == ROLE_VIEW && !INFO(state, arg)->stored; arg = arg->args[0]) {
+        if (arg->op == OP_reshape || arg->op == OP_stop_gradient || arg->op == OP_custom_gradient)
+            continue;
+        if (arg->op != OP_broadcast) {
+            repeat = 0;
+            continue;
+        }
+        /* Along the row only: the operand's axes come first, in place, and what is new comes last. */
+        const ir_type *small = &arg->args[0]->type, *big = &arg->type;
+        bool from_small[IR_MAX_RANK] = {0}, row_ended = false, along_row = true;
+        for (int i = 0; i < small->rank; i++)
+            if (small->dim[i] == big->dim[arg->attr.axes[i]])
+                from_small[arg->attr.axes[i]] = true;
+        for (int i = 0; i < big->rank; i++) {
+            if (big->dim[i] == 1)
+                continue;
+            row_ended |= !from_small[i];
+            along_row &= !(row_ended && from_small[i]);
+        }
+        int64_t few = ir_type_count(small);
+        repeat = along_row && few > 0 ? repeat * (ir_type_count(big) / few) : 0;
+    }
+    return (edge){ arg, repeat };
+}
+
+/* -- clusters --------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    lower_state *state;
+    uint64_t *reaches;         /* n bitsets of n bits: reaches[a] has b if unit a depends on unit b */
+    int n_words;
+    int *reader;               /* by node: the last cluster that read this stored value in full, or -1 */
+} clustering;
+
+/* Units are clusters and, one each, all other nodes: by the mark of a node, through unit_of. */
+static int unit_of(const lower_state *state, const ir_node *node)
+{
+    const node_info *info = INFO(state, node);
+    return info->cluster >= 0 ? info->cluster : (int)node->mark;
+}
+
+static uint64_t *set_of(clustering *c, int unit) { return c->reaches + (size_t)unit * (size_t)c->n_words; }
+static bool depends(clustering *c, int unit, int on) { return set_of(c, unit)[on / 64] >> (on % 64) & 1; }
+
+static bool add_cuts(int64_t *cuts, int *n_cuts, const ir_type *type, int64_t factor)
+{
+    int64_t product = factor;
+    for (int i = type->rank - 1; i >= 0; i--) {
+        product *= type->dim[i];
+        if (type->dim[i] == 1 || product == 0)
+            continue;
+        int at = 0;
+        while (at < *n_cuts && cuts[at] < product)
+            at++;
+        if (at < *n_cuts && cuts[at] == product)
+            continue;
+        if (*n_cuts >= KL_MAX_AXES || (at > 0 && product % cuts[at - 1] != 0) || (at < *n_cuts && cuts[at] % product != 0))
+            return false;
+        memmove(&cuts[at + 1], &cuts[at], sizeof(*cuts) * (size_t)(*n_cuts - at));
+        cuts[at] = product;
+        ++*n_cuts;
+    }
+    return true;
+}
+
+static const ir_type *full_type(const ir_node *node) { return is_reduce(node) ? &node->args[0]->type : &node->type; }
+
+typedef enum { LEVEL_NONE, LEVEL_FULL, LEVEL_ROW, LEVEL_AFTER } level;
+
+/* What node's value is in a cluster of these measures. */
+static level level_in(const ir_node *node, int64_t total, int64_t inner)
+{
+    if (is_outer_sum(node))
+        return LEVEL_AFTER;
+    int64_t count = ir_type_count(&node->type);
+    if (count == total)
+        return LEVEL_FULL;
+    return inner > 0 && count * inner == total ? LEVEL_ROW : LEVEL_NONE;
+}
+
+/* Whether node may read `from`, both in one cluster of these measures, along such an edge. */
+static bool edge_fits(const ir_node *node, edge e, int64_t total, int64_t inner)
+{
+    level mine = level_in(node, total, inner), its = level_in(e.from, total, inner);
+    if (its == LEVEL_AFTER || its == LEVEL_NONE || mine == LEVEL_NONE || e.repeat == 0)
+        return false;
+    int64_t read = ir_type_count(&e.from->type) * e.repeat;           /* the size of what the node's operand looks like */
+    if (is_reduce(node)) {
+        if (kind_of_reduce(node) == REDUCE_MIDDLE)
+            return false;
+        if (mine == LEVEL_AFTER && kind_of_reduce(node) == REDUCE_EVERYTHING && its == LEVEL_ROW && e.repeat == 1)
+            return true;
+        if (read != total)
+            return false;
+        return its == LEVEL_FULL ? e.repeat == 1 : e.repeat == inner;
+    }
+    if (e.repeat == 1)
+        return mine == its;
+    return mine == LEVEL_FULL && its == LEVEL_ROW && e.repeat == inner;
+}
+
+static node_cluster *new_cluster(clustering *c, ir_node *node)
+{
+    lower_state *state = c->state;
+    node_cluster *cluster = ARENA_NEW(state->arena, node_cluster, 1);
+    cluster->id = (int)node->mark;
+    cluster->cap_nodes = 4;
+    cluster->nodes = ARENA_NEW(state->arena, ir_node *, cluster->cap_nodes);
+    cluster->nodes[cluster->n_nodes++] = node;
+    cluster->total = ir_type_count(full_type(node));
+    if (is_reduce(node)) {
+        reduce_kind kind = kind_of_reduce(node);
+        int64_t kept = ir_type_count(&node->type);
+        cluster->alone = kind == REDUCE_MIDDLE;
+        if (kind == REDUCE_TRAILING)
+            cluster->inner = kept ? cluster->total / kept : 0;
+        if (kind == REDUCE_LEADING)
+            cluster->inner = kept;
+    }
+    add_cuts(cluster->cuts, &cluster->n_cuts, full_type(node), 1);
+    state->clusters[cluster->id] = cluster;
+    INFO(state, node)->cluster = cluster->id;
+    return cluster;
+}
+
+/* The measures of a and b merged; false where their shapes do not go together. */
+static bool merged_measures(const node_cluster *a, const node_cluster *b, node_cluster *merged)
+{
+    *merged = *a;
+    if (a->total == 0 || b->total == 0)
+        return false;
+    if (a->total == b->total) {
+        if (a->inner && b->inner && a->inner != b->inner)
+            return false;
+        merged->inner = a->inner ? a->inner : b->inner;
+    } else {
+        /* The smaller one's full values are rows of the larger. A single element is no row: it would leave nothing to share out. */
+        const node_cluster *small = a->total < b->total ? a : b, *big = small == a ? b : a;
+        if (small->total == 1 || small->inner || big->total % small->total != 0)
+            return false;
+        int64_t inner = big->total / small->total;
+        if (big->inner && big->inner != inner)
+            return false;
+        merged->total = big->total;
+        merged->inner = inner;
+    }
+    merged->n_cuts = 0;
+    const node_cluster *both[] = { a, b };
+    for (int k = 0; k < 2; k++) {
+        int64_t factor = merged->total / both[k]->total;
+        for (int i = 0; i < both[k]->n_cuts; i++) {
+            ir_type one = ir_type_of(IR_F32, 1, (int64_t[]){ both[k]->cuts[i] });
+            if (!add_cuts(merged->cuts, &merged->n_cuts, &one, factor))
+                return false;
+        }
+    }
+    if (merged->inner > 1) {
+        ir_type row = ir_type_of(IR_F32, 1, (int64_t[]){ merged->inner });
+        return add_cuts(merged->cuts, &merged->n_cuts, &row, 1);
+    }
+    return true;
+}
+
+/* Every edge inside the merged cluster must fit. */
+static bool edges_fit(clustering *c, const node_cluster *a, const node_cluster *b, const node_cluster *merged)
+{
+    const node_cluster *both[] = { a, b };
+    for (int k = 0; k < 2; k++) {
+        for (int i = 0; i < both[k]->n_nodes; i++) {
+            ir_node *node = both[k]->nodes[i];
+            if (level_in(node, merged->total, merged->inner) == LEVEL_NONE)
+                return false;
+            for (int j = 0; j < node->n_args; j++) {
+                edge e = edge_of(c->state, node, j);
+                int unit = unit_of(c->state, e.from);
+                if ((unit == a->id || unit == b->id) && !edge_fits(node, e, merged->total, merged->inner))
+                    return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* Whether one of b's operands, not made by a, depends on a. */
+static bool returns_through_another(clustering *c, const node_cluster *a, const node_cluster *b)
+{
+    for (int i = 0; i < b->n_nodes; i++) {
+        for (int j = 0; j < b->nodes[i]->n_args; j++) {
+            int unit = unit_of(c->state, view_base(c->state, b->nodes[i]->args[j]));
+            if (unit != a->id && unit != b->id && depends(c, unit, a->id))
+                return true;
+        }
+    }
+    return false;
+}
+
+static bool merge(clustering *c, node_cluster *into, node_cluster *from)
+{
+    lower_state *state = c->state;
+    node_cluster merged;
+    if (into == from)
+        return true;
+    if (into->alone || from->alone || into->n_nodes + from->n_nodes > MOST_NODES || !merged_measures(into, from, &merged) ||
+        !edges_fit(c, into, from, &merged) || returns_through_another(c, into, from) || returns_through_another(c, from, into))
+        return false;
+
+    int n = into->n_nodes + from->n_nodes;
+    if (n > into->cap_nodes) {
+        merged.cap_nodes = 2 * n;
+        merged.nodes = ARENA_NEW(state->arena, ir_node *, merged.cap_nodes);
+        memcpy(merged.nodes, into->nodes, sizeof(ir_node *) * (size_t)into->n_nodes);
+    } else {
+        merged.cap_nodes = into->cap_nodes;
+        merged.nodes = into->nodes;
+    }
+    merged.id = into->id;
+    memcpy(merged.nodes + into->n_nodes, from->nodes, sizeof(ir_node *) * (size_t)from->n_nodes);
+    merged.n_nodes = n;
+    for (int i = 0; i < from->n_nodes; i++)
+        INFO(state, from->nodes[i])->cluster = into->id;
+    *into = merged;
+    state->clusters[from->id] = NULL;
+
+    uint64_t *mine = set_of(c, into->id), *its = set_of(c, from->id);
+    for (int w = 0; w < c->n_words; w++)
+        mine[w] |= its[w];
+    mine[into->id / 64] &= ~(UINT64_C(1) << (into->id % 64));
+    mine[from->id / 64] &= ~(UINT64_C(1) << (from->id % 64));
+    for (int u = 0; u < state->n_infos; u++) {
+        if (u == into->id || u == from->id || !(depends(c, u, into->id) || depends(c, u, from->id)))
+            continue;
+        uint64_t *set = set_of(c, u);
+        for (int w = 0; w < c->n_words; w++)
+            set[w] |= mine[w];
+        set[into->id / 64] |= UINT64_C(1) << (into->id % 64);
+        set[from->id / 64] &= ~(UINT64_C(1) << (from->id % 64));
+    }
+    return true;
+}
+
+static void note_dependence(clustering *c, int unit, const ir_node *on)
+{
+    int other = unit_of(c->state, view_base(c->state, on));
+    if (other == unit)
+        return;
+    uint64_t *mine = set_of(c, unit), *its = set_of(c, other);
+    for (int w = 0; w < c->n_words; w++)
+        mine[w] |= its[w];
+    mine[other / 64] |= UINT64_C(1) << (other % 64);
+}
+
+static void form_clusters(lower_state *state)
+{
+    clustering c = { .state = state, .n_words = (state->n_infos + 63) / 64 };
+    c.reaches = base_alloc(sizeof(uint64_t) * (size_t)c.n_words * (size_t)state->n_infos);
+    c.reader = ARENA_NEW(state->arena, int, state->n_infos);
+    for (int i = 0; i < state->n_infos; i++)
+        c.reader[i] = -1;
+
+    for (ir_node *node = state->graph->first; node; node = node->next) {
+        for (int i = 0; i < node->n_args; i++)
+            note_dependence(&c, (int)node->mark, node->args[i]);
+        if (role_of(node) != ROLE_LOOP)
+            continue;
+        new_cluster(&c, node);
+        for (int i = 0; i < node->n_args; i++) {
+            edge e = edge_of(state, node, i);
+            const node_info *from = INFO(state, e.from);
+            if (from->cluster >= 0)
+                merge(&c, state->clusters[from->cluster], state->clusters[INFO(state, node)->cluster]);
+        }
+        /* With whoever last read the same large value at the same index. */
+        for (int i = 0; i < node->n_args; i++) {
+            edge e = edge_of(state, node, i);
+            int64_t count = ir_type_count(&e.from->type);
+            if (!has_memory_of_its_own(e.from) || e.repeat != 1 || count == 1 || count != ir_type_count(full_type(node)))
+                continue;
+            int other = c.reader[e.from->mark], mine = INFO(state, node)->cluster;
+            if (other >= 0)                       /* the reader may have been merged since: ask through one of its nodes */
+                other = state->infos[other].cluster;
+            if (other >= 0 && other != mine && state->clusters[other]->total == state->clusters[mine]->total)
+                merge(&c, state->clusters[other], state->clusters[mine]);
+            c.reader[e.from->mark] = (int)node->mark;
+        }
+    }
+    base_free(c.reaches);
+}
+
+/* -- what is stored ---------------------------------------------------------------------------------------------------- */
+
+static bool is_free(const ir_node *node) { return node->op == OP_constant || node->op == OP_iota; }
+
+typedef struct { lower_state *state; int64_t count; int n_ops, n_full; int n_leaves; ir_node *leaves[16]; bool possible; } closure;
+
+/* Collects what computing node again would read, down to stored values. */
+static void collect(closure *c, ir_node *node)
+{
+    node = view_base(c->state, node);
+    if (!c->possible || is_free(node))
+        return;
+    node_info *info = INFO(c->state, node);
+    bool again = role_of(node) == ROLE_LOOP && !info->stored && !info->never_inline && !is_reduce(node) && node->op != OP_gather &&
+                 node->op != OP_dynamic_slice;
+    if (again) {
+        if (++c->n_ops > MOST_RECOMPUTED) {
+            c->possible = false;
+            return;
+        }
+        for (int i = 0; i < node->n_args; i++)
+            collect(c, node->args[i]);
+        return;
+    }
+    for (int i = 0; i < c->n_leaves; i++)
+        if (c->leaves[i] == node)
+            return;
+    if (c->n_leaves == (int)COUNT_OF(c->leaves)) {
+        c->possible = false;
+        return;
+    }
+    c->leaves[c->n_leaves++] = node;
+    if (ir_type_count(&node->type) * 8 > c->count)
+        c->n_full++;
+}
+
+static void store(lower_state *state, const ir_node *node)
+{
+    if (!is_free(node))
+        INFO(state, node)->stored = true;
+}
+
+/* A kernel outside node's cluster reads it. */
+static void cross(lower_state *state, ir_node *node)
+{
+    node_info *info = INFO(state, node);
+    if (info->stored || is_free(node))
+        return;
+    if (is_reduce(node) || node->op == OP_gather || node->op == OP_dynamic_slice || info->never_inline) {
+        info->stored = true;
+        return;
+    }
+    closure c = { .state = state, .count = ir_type_count(&node->type), .possible = true };
+    for (int i = 0; i < node->n_args; i++)
+        collect(&c, node->args[i]);
+    /* What is read again must not be more than what storing would make it read. */
+    if (!c.possible || c.n_full > 1) {
+        info->stored = true;
+        return;
+    }
+    for (int i = 0; i < c.n_leaves; i++)
+        store(state, c.leaves[i]);
+}
+
+static void choose_stored(lower_state *state)
+{
+    const ir_graph *graph = state->graph;
+    for (int i = 0; i < state->n_infos; i++) {
+        ir_node *node = state->infos[i].node;
+        if (has_memory_of_its_own(node) || (role_of(node) == ROLE_LOOP && is_outer_sum(node)))
+            state->infos[i].stored = true;
+        if (role_of(node) == ROLE_ANCHOR)
+            for (int j = 0; j < node->n_args; j++)
+                store(state, view_base(state, node->args[j]));
+        if (node->op == OP_gather || node->op == OP_dynamic_slice)
+            store(state, view_base(state, node->args[0]));
+    }
+    for (int i = 0; i < graph->n_results; i++)
+        store(state, view_base(state, graph->results[i]));
+
+    for (int i = 0; i < state->n_infos; i++) {
+        ir_node *node = state->infos[i].node;
+        if (role_of(node) != ROLE_LOOP && !(role_of(node) == ROLE_VIEW && state->infos[i].stored))
+            continue;
+        for (int j = 0; j < node->n_args; j++) {
+            ir_node *from = view_base(state, node->args[j]);
+            if (role_of(from) == ROLE_LOOP && INFO(state, from)->cluster != state->infos[i].cluster)
+                cross(state, from);
+        }
+    }
+}
+
+void kl_cluster(lower_state *state)
+{
+    form_clusters(state);
+    choose_stored(state);
+}

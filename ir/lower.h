@@ -1,0 +1,102 @@
+/* Shared by the files that turn a graph into a kernel list: cluster.c, place.c, lower.c, affine.c. Not for others. */
+#ifndef IR_LOWER_H
+#define IR_LOWER_H
+
+#include "ir/kernels.h"
+
+/* -- affine.c --------------------------------------------------------------------------------------------------------- */
+
+enum { KL_MAX_DYNAMIC = 4 };
+
+/* An index as a function of a kernel's axes: offset + sum of axis index * coef, plus dynamic terms. Never negative. */
+typedef struct {
+    int64_t offset, coef[KL_MAX_AXES];
+    int n_dynamic;
+    kl_dynamic dynamic[KL_MAX_DYNAMIC];
+} index_form;
+
+typedef struct { int n_axes, n_outer; int64_t extent[KL_MAX_AXES]; } index_space;
+
+/* What may come of a question about forms. REFINE: the answer would be affine if axis `axis` were two, the inner one of `inner`. */
+typedef enum { FORM_OK, FORM_REFINE, FORM_NONE } form_answer;
+typedef struct { int axis; int64_t inner; } form_refinement;
+
+index_form form_constant(int64_t value);
+index_form form_axis(int axis);
+bool form_equal(const index_form *a, const index_form *b, int n_axes);
+/* into += form * factor; false where there are too many dynamic terms. */
+bool form_add(index_form *into, const index_form *form, int64_t factor, int n_axes);
+/* The row-major linear index of coordinates, of dims dim. */
+bool form_merge(const index_form *coordinate, const int64_t *dim, int rank, int n_axes, index_form *linear);
+/* The coordinates of a row-major linear index below the product of dims. */
+form_answer form_split(const index_space *space, const index_form *linear, const int64_t *dim, int rank, index_form *coordinate,
+                       form_refinement *refine);
+/* Row-major over the axes [from, to) of the space. */
+index_form form_linear(const index_space *space, int from, int to);
+bool space_refine(index_space *space, const form_refinement *refine);      /* false where there are too many axes */
+
+/* -- what is known of a node; node->mark is its index in lower_state.info ------------------------------------------------ */
+
+typedef struct { int buffer; int64_t offset, stride[IR_MAX_RANK]; bool placed, dense; } node_place;
+
+typedef struct {
+    ir_node *node;
+    int cluster;             /* of a node that a loop computes; -1 of others */
+    bool stored;             /* has memory: parameters, what kernels other than loops make, and what crosses between kernels */
+    bool keep_dense;         /* its memory must be row-major */
+    bool never_inline;       /* a loop must load it, whatever its cost */
+    node_place place;
+    int n_users;
+    ir_node *user;           /* the only one, where n_users is 1 */
+} node_info;
+
+/* The nodes of a cluster are computed by one loop. Its full values have `total` elements; where there are reductions over
+ * inner axes, or sums over outer ones, a row has `inner`, and row values have total / inner; 0: no rows yet. */
+typedef struct {
+    int id;
+    int64_t total, inner;
+    int n_nodes, cap_nodes;
+    ir_node **nodes;
+    bool alone;              /* a reduction over middle axes: nothing joins it */
+    int n_cuts;              /* ascending products of trailing dims of all shapes: each divides the next */
+    int64_t cuts[2 * KL_MAX_AXES];
+} node_cluster;
+
+typedef struct lower_state {
+    const ir_graph *graph;
+    base_arena *arena;       /* scratch of this lowering */
+    int n_infos;
+    node_info *infos;
+    int n_clusters;          /* of these, NULL where merged into another */
+    node_cluster **clusters;
+} lower_state;
+
+#define INFO(state, n) (&(state)->infos[(n)->mark])
+
+/* What a node is to the lowering. */
+typedef enum {
+    ROLE_LEAF,        /* parameter, literal: has memory; constant, iota: an expression without memory */
+    ROLE_VIEW,        /* reshape, transpose, broadcast, slice: the same elements elsewhere */
+    ROLE_LOOP,        /* elementwise, reductions, random, gather, dynamic_slice: expressions */
+    ROLE_ANCHOR       /* a kernel, or several, of its own */
+} node_role;
+node_role role_of(const ir_node *node);
+bool has_memory_of_its_own(const ir_node *node);          /* parameter, literal, anchors and their results */
+ir_node *view_base(const lower_state *state, const ir_node *node);   /* what is under a chain of views that are not stored */
+
+typedef enum { REDUCE_TRAILING, REDUCE_LEADING, REDUCE_EVERYTHING, REDUCE_MIDDLE } reduce_kind;
+reduce_kind kind_of_reduce(const ir_node *node);
+bool is_reduce(const ir_node *node);
+bool is_outer_sum(const ir_node *node);                    /* its value exists only after its kernel */
+
+/* -- cluster.c -------------------------------------------------------------------------------------------------------- */
+
+/* Fills clusters, and stored of every node that needs memory. */
+void kl_cluster(lower_state *state);
+
+/* -- place.c ---------------------------------------------------------------------------------------------------------- */
+
+/* Gives each stored node that has none yet a place, in buffers added to program. */
+void kl_place(lower_state *state, kl_program *program);
+
+#endif
