@@ -1,0 +1,101 @@
+/* The passes from the trace to the graph that is cut into kernels, and their runner.
+ *
+ * The runner calls a pass on the graph and then on each body within it, times it, counts nodes, keeps the pass's note, writes
+ * NN-pass.rax where that is wanted, and has the verifier look, after the dump, so that what is wrong can be read. */
+#include "ir/ir.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+static const struct { const char *name; ir_pass_function *pass; } passes[] = {
+    { "dce",        ir_pass_dce        },  /* first: gradients that nobody asked for would count as users in simplify       */
+    { "simplify",   ir_pass_simplify   },  /* gradient rules emit x*1, broadcast constants and transposes without care      */
+    { "cse",        ir_pass_cse        },  /* after simplify: equal values look equal                                       */
+    { "merge_loss", ir_pass_merge_loss },  /* after cse: its two losses have the same operands; before they are decomposed  */
+    { "decompose",  ir_pass_decompose  },  /* after what knows composites by name                                           */
+    { "simplify",   ir_pass_simplify   },  /* decompositions are written plainly, as gradient rules are                     */
+    { "cse",        ir_pass_cse        },
+    { "dce",        ir_pass_dce        },  /* last: fusion takes every user for a true one                                  */
+};
+
+static double now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
+}
+
+/* False, with the thread's error, where the file cannot be written: the program goes on without it. */
+static bool dump(const ir_graph *graph, const char *dir, int number, const char *name)
+{
+    base_text path = {0};
+    if (mkdir(dir, 0777) != 0 && errno != EEXIST)
+        return base_fail(BASE_FAILURE, "%s: %s", dir, strerror(errno));
+    base_text_add(&path, "%s/%02d-%s.rax", dir, number, name);
+    char *text = ir_to_text(graph);
+    FILE *file = fopen(path.at, "w");
+    bool good = file && fputs(text, file) >= 0;
+    good = (!file || fclose(file) == 0) && good;
+    if (!good)
+        base_fail(BASE_FAILURE, "%s: %s", path.at, strerror(errno));
+    base_free(text);
+    base_text_free(&path);
+    return good;
+}
+
+static void run(ir_graph *graph, const char *name, ir_pass_function *pass, bool (*keep_composite)(const ir_node *), base_text *notes)
+{
+    ir_pass_context context = { .keep_composite = keep_composite };
+    const char *before = graph->pass;
+    graph->pass = name;
+    pass(graph, &context);
+    graph->pass = before;
+    if (context.note.len)
+        base_text_add(notes, "%s%s", notes->len ? "; " : "", context.note.at);
+    base_text_free(&context.note);
+    for (ir_node *n = graph->first; n; n = n->next)
+        if (n->attr.body)
+            run(n->attr.body, name, pass, keep_composite, notes);
+}
+
+static void verify(const ir_graph *graph, const char *after)
+{
+    base_text why = {0};
+    CHECK(ir_verify(graph, &why), "graph %s after %s: %s", graph->name, after, why.at);
+    base_text_free(&why);
+}
+
+void ir_run_passes(ir_graph *graph, ir_pass_options *options)
+{
+    options->n_reports = (int)COUNT_OF(passes);
+    options->reports = base_alloc(sizeof *options->reports * COUNT_OF(passes));
+    bool dumps = options->dump_dir && dump(graph, options->dump_dir, 0, "trace");
+    if (options->verify)
+        verify(graph, "the trace");
+    for (int i = 0; i < options->n_reports; i++) {
+        ir_pass_report *report = &options->reports[i];
+        base_text notes = {0};
+        report->name = passes[i].name;
+        report->nodes_before = ir_count_nodes(graph);
+        double start = now_ms();
+        run(graph, passes[i].name, passes[i].pass, options->keep_composite, &notes);
+        report->ms = now_ms() - start;
+        report->nodes_after = ir_count_nodes(graph);
+        report->note = base_text_take(&notes);
+        dumps = dumps && dump(graph, options->dump_dir, i + 1, passes[i].name);
+        if (options->verify)
+            verify(graph, passes[i].name);
+    }
+}
+
+void ir_pass_reports_free(ir_pass_options *options)
+{
+    for (int i = 0; i < options->n_reports; i++)
+        base_free(options->reports[i].note);
+    base_free(options->reports);
+    options->reports = NULL;
+    options->n_reports = 0;
+}
