@@ -1,0 +1,128 @@
+/* The compiler part of backend_cpu: from a kernel list to launches, in this order.
+ *
+ *   legalise.c       splits off what the chosen algorithms cannot take
+ *   loops.c          plans loops: tasks, arguments, the key of the code that they need; loop_emit.c generates that code
+ *   expressions.c    the code of a kernel's expressions at a place of its index space: for loops, prologues and epilogues
+ *   random.c         Philox in vectors
+ *   contraction.c    products: OpenBLAS
+ *   attention.c, scatter.c
+ *   execute.c        launches in stages; the walk of all threads through them
+ *   backend.c        the whole way, and what the process keeps: machine, threads, compiled functions
+ *
+ * A kernel kind plugs in by one planner: it looks at a kernel and says how it runs, as a cpu_plan. Planning calls no LLVM: code
+ * is asked for by a key, and generated only where neither the process nor the disk has it. Runtime (threads, jit, loader,
+ * cache) is runtime.h; includes ir/ and base/ beside it. */
+#ifndef CPU_BACKEND_H
+#define CPU_BACKEND_H
+
+#include <llvm-c/Types.h>
+
+#include "backend_cpu/runtime.h"
+#include "ir/backend.h"
+#include "ir/kernels.h"
+
+/* -- how a kernel runs ------------------------------------------------------------------------------------------------ */
+
+/* One task of one phase: generated, or written in C. args are the kernel's own, fixed when the program is compiled.
+ * buffers[b] is where buffer b of the program begins in this run and iteration; after the program's own comes one more, the
+ * workspace. scratch is this thread's own, 64-byte aligned, of no content. Tasks of a phase run in any order, on any
+ * thread, at the same time: what a task computes must not depend on that. */
+typedef void cpu_task(const int64_t *args, char *const *buffers, int64_t task, char *scratch);
+
+enum { CPU_MAX_PHASES = 4 };
+
+/* A phase begins when all tasks of the one before it have ended. */
+typedef struct {
+    int function;                 /* from cpu_request, or -1 where `code` is given */
+    cpu_task *code;
+    int64_t tasks;                /* from shapes and the machine alone, never from the number of threads */
+    double work;                  /* of all tasks together, in nanoseconds on one core, roughly: small phases stay on one thread */
+} cpu_phase;
+
+typedef struct cpu_plan cpu_plan;
+typedef struct cpu_linked cpu_linked;
+struct cpu_plan {
+    int n_phases;
+    cpu_phase phases[CPU_MAX_PHASES];
+    int n_args, cap_args;
+    int64_t *args;
+    size_t scratch_bytes;         /* of each thread */
+    size_t workspace_bytes;       /* shared by the phases of this kernel, 64-byte aligned, of no content before */
+    int workspace_arg;            /* args[workspace_arg] becomes the byte offset in the workspace buffer; -1: none */
+    const char *how;              /* for the compile trace: "openblas", "generated 12x32"; NULL: nothing to say */
+    /* Optional: called once the requested functions are in memory, for C code that calls them by address. */
+    void (*link)(cpu_plan *plan, const cpu_linked *linked);
+    void *context;                /* of link, and whatever else the planner keeps; in the compiler's arena */
+};
+
+/* -- one compilation -------------------------------------------------------------------------------------------------- */
+
+typedef struct cpu_request cpu_request;
+typedef struct {
+    const cpu_machine *machine;
+    kl_program *program;
+    base_arena *arena;            /* of the compiled program: contexts of emit and link live here */
+    ir_compile_report *report;
+    int verbose;
+    int n_requests, cap_requests;
+    cpu_request *requests;
+} cpu_compiler;
+
+/* Adds to module the function `name`, of type cpu_task (cpu_task_type), and whatever it calls. Runs on any thread, and only
+ * where the code is not there already: nothing that running needs may come of it. */
+typedef void cpu_emit(const void *context, const cpu_machine *machine, LLVMModuleRef module, const char *name);
+
+/* Code with this key: the text must say all that the code depends on but the machine. Equal keys are one function. cost is
+ * what compiling it takes, in LLVM instructions, roughly. Returns the number for cpu_phase.function. context must live in
+ * compiler->arena or longer. */
+int cpu_request_code(cpu_compiler *compiler, const char *key, double cost, cpu_emit *emit, const void *context);
+struct cpu_request { const char *key; double cost; cpu_emit *emit; const void *context; char name[40]; };
+
+/* void (const int64_t *args, char *const *buffers, int64_t task, char *scratch), in the module's context. */
+LLVMTypeRef cpu_task_type(LLVMModuleRef module);
+
+/* What link sees: where a requested function is, and the code that it came with, for other symbols of its emit. */
+struct cpu_linked { const cpu_compiler *compiler; void *const *address; const cpu_code *const *code; };
+
+/* Arguments: each returns its index in args. A view is two: the buffer's number and the offset of its first element in
+ * bytes; its strides are values, added by whoever needs them. */
+int cpu_arg(cpu_compiler *compiler, cpu_plan *plan, int64_t value);
+int cpu_arg_view(cpu_compiler *compiler, cpu_plan *plan, const kl_view *view, ir_dtype dtype);
+int cpu_arg_workspace(cpu_compiler *compiler, cpu_plan *plan, size_t bytes);       /* buffer and offset, as of a view */
+/* The same, for C code at run time. */
+static inline char *cpu_pointer(const int64_t *args, char *const *buffers, int index) { return buffers[args[index]] + args[index + 1]; }
+
+/* -- planners: one a kernel kind ---------------------------------------------------------------------------------------- */
+
+/* plan is {0} with workspace_arg -1. False and base_error where the kernel cannot be had. */
+typedef bool cpu_planner(cpu_compiler *compiler, const kl_kernel *kernel, cpu_plan *plan);
+cpu_planner cpu_plan_loop;               /* loops.c */
+cpu_planner cpu_plan_contraction;        /* contraction.c */
+cpu_planner cpu_plan_attention;          /* attention.c */
+cpu_planner cpu_plan_scatter;            /* scatter.c */
+
+/* -- legalise.c ------------------------------------------------------------------------------------------------------- */
+
+void cpu_legalise(kl_program *program, const cpu_machine *machine);
+
+/* -- execute.c -------------------------------------------------------------------------------------------------------- */
+
+/* A compiled program: launches in stages. */
+typedef struct cpu_execution cpu_execution;
+
+/* plans by kernel id (of repeats: unused), linked: every phase has its code. Takes the arena's memory at once, and scratch
+ * for `threads` threads: NULL and base_error where the machine refuses. program and plans are borrowed until it is freed. */
+cpu_execution *cpu_execution_new(const kl_program *program, cpu_plan *plans, int threads);
+void cpu_execution_free(cpu_execution *execution);
+void cpu_execute(cpu_execution *execution, cpu_pool *pool, void *const *params, void *const *results);
+size_t cpu_execution_bytes(const cpu_execution *execution);              /* arena, workspace, scratch */
+int cpu_execution_stages(const cpu_execution *execution);                /* barriers of a run, repeats counted once */
+/* From now on every task is timed: by kernel id, how often and how long on all threads together. NULL: no more. */
+typedef struct { int64_t calls, tasks, nanoseconds; } cpu_kernel_time;
+void cpu_execution_time(cpu_execution *execution, cpu_kernel_time *times);
+
+/* -- backend.c -------------------------------------------------------------------------------------------------------- */
+
+extern const ir_backend cpu_backend;
+
+#endif
