@@ -23,7 +23,12 @@ typedef struct {
     const char *place_file;               /* the last file of a place, in the arena: most lines have the same */
 } parser;
 
-typedef struct { parser *p; ir_graph *graph; id_map map; } scope;
+typedef struct {
+    parser *p;
+    ir_graph *graph;
+    id_map map;
+    int line;                             /* where the node that is read begins */
+} scope;
 
 static bool wrong(const parser *p, const char *format, ...) PRINTF_LIKE(2, 3);
 static bool wrong(const parser *p, const char *format, ...)
@@ -40,6 +45,9 @@ static bool wrong(const parser *p, const char *format, ...)
     base_text_free(&line);
     return false;
 }
+
+/* A mistake that shows only once all of the node is read, or should have been. */
+#define wrong_node(s, ...) ((s)->p->line = (s)->line, wrong((s)->p, __VA_ARGS__))
 
 /* -- ids --------------------------------------------------------------------------------------------------------------- */
 
@@ -519,7 +527,7 @@ static bool attributes(scope *s, ir_op op, const ir_type *type, ir_attr *attr)
         }
     for (int key = 0; key < KEYS; key++)
         if (has & keys[key].attribute && !seen[key] && is_required(op, key))
-            return wrong(p, "%s needs the attribute '%s'", OP_NAME(op), keys[key].name);
+            return wrong_node(s, "%s needs the attribute '%s'", OP_NAME(op), keys[key].name);
     return true;
 }
 
@@ -593,7 +601,7 @@ static bool node_parts(scope *s, line_parts *parts)
         return false;
     if (ir_op_table[parts->op].attributes & ATTR_BODY) {
         if (!at_text(p, "graph"))
-            return wrong(p, "%s needs a body", OP_NAME(parts->op));
+            return wrong_node(s, "%s needs a body", OP_NAME(parts->op));
         parts->attr.body = ir_graph_new_body(s->graph, "");
         if (!graph_text(p, parts->attr.body))
             return false;
@@ -602,7 +610,7 @@ static bool node_parts(scope *s, line_parts *parts)
     return true;
 }
 
-static bool types_agree(parser *p, const line_parts *parts, const ir_type *type, int n_types, const ir_type *types)
+static bool types_agree(scope *s, const line_parts *parts, const ir_type *type, int n_types, const ir_type *types)
 {
     base_text text = {0};
     bool agree = parts->n_types == n_types && (n_types > 0 || ir_type_equal(&parts->type, type));
@@ -613,27 +621,24 @@ static bool types_agree(parser *p, const line_parts *parts, const ir_type *type,
             base_text_add(&text, "%s", i ? ", " : n_types > 0 ? "(" : "");
             ir_type_print(&text, n_types > 0 ? &types[i] : type);
         }
-        wrong(p, "%s: the result is %s%s, the text states another type", OP_NAME(parts->op), text.at, n_types > 0 ? ")" : "");
+        wrong_node(s, "%s: the result is %s%s, the text states another type", OP_NAME(parts->op), text.at, n_types > 0 ? ")" : "");
     }
     base_text_free(&text);
     return agree;
 }
 
-static bool add_node(scope *s, int id, int line, const line_parts *parts)
+static bool add_node(scope *s, int id, const line_parts *parts)
 {
-    parser *p = s->p;
-    int n_args = (int)(parts->args.len / sizeof(ir_node *)), n_types = 0, after = p->line;
+    int n_args = (int)(parts->args.len / sizeof(ir_node *)), n_types = 0;
     ir_node *const *args = (ir_node *const *)(void *)parts->args.at;
     const ir_type *stated = ir_op_table[parts->op].attributes & RESULT_TYPE ? &parts->type : NULL;
     ir_type type, *types = NULL;
     base_text why = {0};
-    p->line = line;                       /* where the node begins is where its mistakes are */
     bool good = ir_infer(s->graph, parts->op, n_args, args, &parts->attr, stated, &type, &n_types, &types, &why) ||
-                wrong(p, "%s: %s", OP_NAME(parts->op), why.at);
+                wrong_node(s, "%s: %s", OP_NAME(parts->op), why.at);
     base_text_free(&why);
-    if (!good || !types_agree(p, parts, &type, n_types, types))
+    if (!good || !types_agree(s, parts, &type, n_types, types))
         return false;
-    p->line = after;
     ir_node *node = ir_add(s->graph, parts->op, n_args, args, &parts->attr, stated);
     node->type = parts->type;             /* with the names that the text gives, and no others */
     for (int i = 0; i < n_types; i++)
@@ -645,10 +650,10 @@ static bool add_node(scope *s, int id, int line, const line_parts *parts)
 static bool node_line(scope *s)
 {
     line_parts parts = {0};
-    int id, line;
+    int id;
     skip_space(s->p);
-    line = s->p->line;
-    bool good = fresh_id(s, &id) && node_parts(s, &parts) && add_node(s, id, line, &parts);
+    s->line = s->p->line;
+    bool good = fresh_id(s, &id) && node_parts(s, &parts) && add_node(s, id, &parts);
     base_text_free(&parts.args);
     base_free(parts.types);
     return good;

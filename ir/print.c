@@ -11,7 +11,7 @@
  *
  * After the semicolon: where the user wrote it, and the pass that made it (`mlp.c:14 by gradient`). A parameter's place is
  * its graph's. Heads and returns of more than a line have one entry a line. A number is as short as parses back to the same bits. */
-#include "ir/ir.h"
+#include "ir/shape_rules.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WIDTH = 110, COMMENT_COLUMN = 60 };
+enum { WIDTH = 120, COMMENT_COLUMN = 60 };
 
 typedef struct { base_text *out; bool places; size_t line_start; } printer;
 
@@ -48,7 +48,7 @@ static bool is_word(const char *text)
 }
 
 /* 6 digits where they do, and as many as it takes where not: 9 always do for f32, 17 for f64. */
-static void print_f64(base_text *out, double value)
+static void print_float(base_text *out, ir_dtype dtype, double value)
 {
     char digits[40];
     if (isnan(value)) {
@@ -57,22 +57,7 @@ static void print_f64(base_text *out, double value)
     }
     for (int n = 6; n <= 17; n++) {
         snprintf(digits, sizeof digits, "%.*g", n, value);
-        if (strtod(digits, NULL) == value)
-            break;
-    }
-    base_text_add(out, "%s", digits);
-}
-
-static void print_f32(base_text *out, float value)
-{
-    char digits[40];
-    if (isnan(value)) {
-        base_text_add(out, "nan");
-        return;
-    }
-    for (int n = 6; n <= 9; n++) {
-        snprintf(digits, sizeof digits, "%.*g", n, (double)value);
-        if ((float)strtod(digits, NULL) == value)
+        if (ir_round_to(dtype, strtod(digits, NULL)) == value)
             break;
     }
     base_text_add(out, "%s", digits);
@@ -82,9 +67,9 @@ static void print_value(base_text *out, ir_dtype dtype, double value)
 {
     switch (dtype) {
     case IR_F32:
-    case IR_BF16: print_f32(out, (float)value); break;
     case IR_F64:
-    case IR_TUPLE: print_f64(out, value); break;
+    case IR_BF16:
+    case IR_TUPLE: print_float(out, dtype, value); break;
     case IR_I32: base_text_add(out, "%d", (int)value); break;
     case IR_BOOL: base_text_add(out, "%s", value != 0 ? "true" : "false"); break;
     }
@@ -183,15 +168,15 @@ static void print_attributes(base_text *out, const ir_node *node)
     }
     if (has & ATTR_EPSILON) {
         print_key(out, &open, "epsilon");
-        print_f64(out, attr->epsilon);
+        print_float(out, IR_F64, attr->epsilon);
     }
     if (has & ATTR_ATTENTION) {
         print_key(out, &open, "causal");
         base_text_add(out, "%s", attr->causal ? "true" : "false");
         print_key(out, &open, "scale");
-        print_f64(out, attr->scale);
+        print_float(out, IR_F64, attr->scale);
         print_key(out, &open, "dropout");
-        print_f64(out, attr->dropout);
+        print_float(out, IR_F64, attr->dropout);
     }
     if (has & ATTR_SITE) {
         print_key(out, &open, "site");
