@@ -116,7 +116,8 @@ static inline bool rax_is_tree(rax_tree tree) { return tree.at != NULL; }
 
 rax_tree rax_tree_new(void);
 void rax_tree_free(rax_tree tree);                                                    /* and its tensors */
-/* Adds a leaf; the tree takes the tensor. The name is made as printf would. False where the name is there already. */
+/* Adds a leaf; the tree takes the tensor. The name is made as printf would. False where the name is there already, or the tensor
+ * is none (RAX_NO_TENSOR of a refused rax_tensor_new: its error stays); then the tensor stays the caller's. */
 bool rax_tree_add(rax_tree tree, rax_tensor tensor, const char *name, ...) __attribute__((format(printf, 3, 4)));
 int rax_tree_size(rax_tree tree);
 rax_tensor rax_leaf(rax_tree tree, int index);
@@ -129,7 +130,8 @@ bool rax_has(rax_tree tree, const char *name, ...) __attribute__((format(printf,
 /* A tree with the same names. Outside a step: arrays of zeros of the same types. Inside: leaves that must be set before the
  * tree is returned. The trace owns what is made inside a step. */
 rax_tree rax_tree_like(rax_tree tree);
-void rax_set_leaf(rax_tree tree, int index, rax_tensor tensor);                       /* inside a step */
+#define rax_set_leaf(tree, index, tensor) rax_set_leaf_at(RAX_HERE, tree, index, tensor)   /* inside a step */
+void rax_set_leaf_at(rax_place place, rax_tree tree, int index, rax_tensor tensor);
 
 /* == records =========================================================================================================== */
 
@@ -195,9 +197,11 @@ bool rax_call_at(rax_place place, rax_fn *fn, int n_args, const rax_value *args,
 
 /* == inside a step: arguments and results ============================================================================== */
 
-rax_tree rax_arg_tree(rax_args *in, int index);
+#define rax_arg_tree(in, index) rax_arg_tree_at(RAX_HERE, in, index)
+rax_tree rax_arg_tree_at(rax_place place, rax_args *in, int index);
 /* A tensor, or a scalar as a tensor of rank 0, which is dynamic: its changes cost nothing. */
-rax_tensor rax_arg_tensor(rax_args *in, int index);
+#define rax_arg_tensor(in, index) rax_arg_tensor_at(RAX_HERE, in, index)
+rax_tensor rax_arg_tensor_at(rax_place place, rax_args *in, int index);
 /* A scalar as a C value: it is static, and another value is another compilation. */
 #define rax_arg_number(in, index) rax_arg_number_at(RAX_HERE, in, index)
 double rax_arg_number_at(rax_place place, rax_args *in, int index);
@@ -209,8 +213,10 @@ const void *rax_arg_record_at(rax_place place, rax_args *in, int index);
 #define rax_arg_field(in, index, field) rax_arg_field_at(RAX_HERE, in, index, field)
 rax_tensor rax_arg_field_at(rax_place place, rax_args *in, int index, const char *field);
 
-void rax_return_tree(rax_results *out, int index, rax_tree tree);
-void rax_return_tensor(rax_results *out, int index, rax_tensor tensor);
+#define rax_return_tree(out, index, tree) rax_return_tree_at(RAX_HERE, out, index, tree)
+#define rax_return_tensor(out, index, tensor) rax_return_tensor_at(RAX_HERE, out, index, tensor)
+void rax_return_tree_at(rax_place place, rax_results *out, int index, rax_tree tree);
+void rax_return_tensor_at(rax_place place, rax_results *out, int index, rax_tensor tensor);
 
 /* == ops =============================================================================================================== */
 
@@ -266,8 +272,8 @@ rax_tensor rax_unary_at(rax_place place, const char *op, rax_tensor x);
 #define rax_ne(lhs, rhs) rax_binary_at(RAX_HERE, "ne", lhs, rhs)
 #define rax_lt(lhs, rhs) rax_binary_at(RAX_HERE, "lt", lhs, rhs)
 #define rax_le(lhs, rhs) rax_binary_at(RAX_HERE, "le", lhs, rhs)
-#define rax_gt(lhs, rhs) rax_binary_at(RAX_HERE, "lt", rhs, lhs)
-#define rax_ge(lhs, rhs) rax_binary_at(RAX_HERE, "le", rhs, lhs)
+#define rax_gt(lhs, rhs) rax_binary_at(RAX_HERE, "gt", lhs, rhs)
+#define rax_ge(lhs, rhs) rax_binary_at(RAX_HERE, "ge", lhs, rhs)
 rax_tensor rax_binary_at(rax_place place, const char *op, rax_tensor lhs, rax_tensor rhs);
 
 #define rax_scale(x, factor) rax_scale_at(RAX_HERE, x, factor)        /* x * a C number */

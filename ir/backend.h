@@ -34,7 +34,7 @@ static inline void ir_report_phase(ir_compile_report *report, const char *name, 
 
 /* -- a backend --------------------------------------------------------------------------------------------------------- */
 
-typedef struct ir_program ir_program;     /* each backend's own */
+typedef struct ir_executable ir_executable;   /* each backend's own */
 
 typedef struct {
     int threads;                          /* 0: all that the process may use */
@@ -64,12 +64,12 @@ typedef struct {
 
     /* NULL and base_error where the program does not fit the machine. May change the graph, which its owner frees afterwards:
      * the program keeps nothing of it. */
-    ir_program *(*compile)(ir_graph *graph, const ir_compile_options *options, ir_compile_report *report);
+    ir_executable *(*compile)(ir_graph *graph, const ir_compile_options *options, ir_compile_report *report);
     /* params[i] and results[i] are the data, row-major, of parameter and result i. False and base_error only before any result
      * is written: a call that fails has changed nothing. */
-    bool (*run)(ir_program *program, void *const *params, void *const *results);
-    void (*free)(ir_program *program);
-    size_t (*arena_bytes)(const ir_program *program);                  /* of all intermediates together */
+    bool (*run)(ir_executable *program, void *const *params, void *const *results);
+    void (*free)(ir_executable *program);
+    size_t (*arena_bytes)(const ir_executable *program);               /* of all intermediates together */
 } ir_backend;
 
 #endif

@@ -1,0 +1,105 @@
+/* Which backends there are, and the settings of the process. The only file of the tracer that knows a backend by name.
+ *
+ * What the environment says (RAX_NO_JIT, RAX_NUM_THREADS; the CPU backend reads RAX_ISA and RAX_CACHE_DIR) holds where the program
+ * does not say otherwise. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "tracer/tracer.h"
+
+/* Absent from a build without the CPU backend: then the interpreter runs everything. */
+extern const ir_backend cpu_backend __attribute__((weak));
+
+static rax_settings settings;
+static bool configured;
+static char *isa, *cache_dir, *dump_dir;
+
+const rax_settings *trace_settings(void) { return &settings; }
+
+static void keep(char **kept, const char *text)
+{
+    char *copy = text ? base_strdup(text) : NULL;
+    base_free(*kept);
+    *kept = copy;
+}
+
+static bool is_set(const char *variable)
+{
+    const char *value = getenv(variable);
+    return value && *value && strcmp(value, "0") != 0;
+}
+
+/* RAX_NUM_THREADS, or 0 where it is not set. */
+static bool threads_of_environment(int *threads)
+{
+    const char *value = getenv("RAX_NUM_THREADS");
+    char *end;
+    *threads = 0;
+    if (!value || !*value)
+        return true;
+    long number = strtol(value, &end, 10);
+    if (*end || number < 0 || number > 4096)
+        return rax_fail(RAX_MISTAKE, "RAX_NUM_THREADS: expected a number of threads from 0 to 4096, got \"%s\"", value);
+    *threads = (int)number;
+    return true;
+}
+
+static bool configure_backend(void)
+{
+    ir_backend_settings wanted = { .threads = settings.threads, .isa = settings.isa, .cache_dir = settings.cache_dir };
+    if (settings.no_jit || !&cpu_backend || !cpu_backend.configure)
+        return true;
+    return cpu_backend.configure(&wanted);
+}
+
+bool rax_configure(const rax_settings *given)
+{
+    int threads;
+    if (!threads_of_environment(&threads))
+        return false;
+    rax_settings fresh = given ? *given : (rax_settings){0};
+    if (fresh.threads < 0)
+        return rax_fail(RAX_MISTAKE, "threads: expected 0 or more, got %d", fresh.threads);
+    keep(&isa, fresh.isa);
+    keep(&cache_dir, fresh.cache_dir);
+    keep(&dump_dir, fresh.dump_dir);
+    settings = fresh;
+    settings.isa = isa;
+    settings.cache_dir = cache_dir;
+    settings.dump_dir = dump_dir;
+    if (!settings.threads)
+        settings.threads = threads;
+    settings.no_jit |= is_set("RAX_NO_JIT");
+    configured = configure_backend();
+    return configured;
+}
+
+const ir_backend *trace_backend(void)
+{
+    if (!configured && !rax_configure(NULL))
+        return NULL;
+    return settings.no_jit || !&cpu_backend ? &trace_interpreter : &cpu_backend;
+}
+
+void rax_print_info(FILE *out)
+{
+    fprintf(out, "rax        %s\n", RAX_VERSION);
+    if (&cpu_backend && cpu_backend.print_info)
+        cpu_backend.print_info(out);
+    else
+        fprintf(out, "backend    none but the interpreter\n");
+}
+
+void rax_shutdown(void)
+{
+    if (configured && &cpu_backend && cpu_backend.shutdown)
+        cpu_backend.shutdown();
+    keep(&isa, NULL);
+    keep(&cache_dir, NULL);
+    keep(&dump_dir, NULL);
+    settings = (rax_settings){0};
+    configured = false;
+    trace_bodies_free();
+    trace_trees_free();
+    trace_intern_free();
+}

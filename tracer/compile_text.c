@@ -1,0 +1,100 @@
+/* A graph as text, through every stage: the graph after each pass, the kernel list, the memory plan. */
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tracer/tracer.h"
+
+enum { MAX_TEXT_BYTES = 256 << 20 };
+
+/* The file's bytes; NULL and an error. */
+static char *read_whole(const char *path, size_t *len)
+{
+    FILE *file = fopen(path, "rb");
+    base_text text = {0};
+    char part[1 << 16];
+    if (!file) {
+        rax_fail(errno == ENOENT ? RAX_MISTAKE : RAX_FAILURE, "%s: %s", path, strerror(errno));
+        return NULL;
+    }
+    for (size_t n; (n = fread(part, 1, sizeof part, file)) > 0 && text.len <= MAX_TEXT_BYTES;)
+        base_text_bytes(&text, part, n);
+    bool good = !ferror(file);
+    if (!good)
+        rax_fail(RAX_FAILURE, "%s: %s", path, strerror(errno));
+    else if (text.len > MAX_TEXT_BYTES)
+        good = rax_fail(RAX_MISTAKE, "%s: over %d MB are no graph", path, MAX_TEXT_BYTES >> 20);
+    fclose(file);
+    *len = text.len;
+    if (good)
+        return base_text_take(&text);
+    base_text_free(&text);
+    return NULL;
+}
+
+/* The runner of the passes writes the graph after each into a folder (ir/passes.c); this prints that folder in order. */
+static bool print_stages(const char *folder, FILE *out)
+{
+    struct dirent **entries;
+    int n = scandir(folder, &entries, NULL, alphasort);
+    bool good = true;
+    for (int i = 0; i < n; i++) {
+        base_text path = {0};
+        base_text_add(&path, "%s/%s", folder, entries[i]->d_name);
+        if (entries[i]->d_name[0] != '.') {
+            size_t len;
+            char *text = good ? read_whole(path.at, &len) : NULL;
+            char *end = strstr(entries[i]->d_name, ".rax");
+            good = text != NULL;
+            if (good)
+                fprintf(out, "; -- %.*s\n%s\n", end ? (int)(end - entries[i]->d_name) : 64, entries[i]->d_name, text);
+            base_free(text);
+            unlink(path.at);
+        }
+        base_text_free(&path);
+        free(entries[i]);
+    }
+    if (n >= 0)
+        free(entries);
+    return good && n > 0;
+}
+
+static bool run_passes(ir_graph *graph, const ir_backend *backend, FILE *out)
+{
+    const char *temporary = getenv("TMPDIR");
+    base_text folder = {0};
+    base_text_add(&folder, "%s/rax-XXXXXX", temporary && *temporary ? temporary : "/tmp");
+    if (!mkdtemp(folder.at)) {
+        rax_fail(RAX_FAILURE, "%s: %s", folder.at, strerror(errno));
+        base_text_free(&folder);
+        return false;
+    }
+    ir_pass_options passes = { .verify = true, .dump_dir = folder.at, .keep_composite = backend->keep_composite };
+    ir_run_passes(graph, &passes);
+    bool good = print_stages(folder.at, out);
+    for (int i = 0; i < passes.n_reports; i++)
+        fprintf(out, "; %-12s %4d → %4d ops  %s\n", passes.reports[i].name, passes.reports[i].nodes_before, passes.reports[i].nodes_after,
+                passes.reports[i].note);
+    ir_pass_reports_free(&passes);
+    rmdir(folder.at);
+    base_text_free(&folder);
+    return good;
+}
+
+bool rax_compile_text(const char *path, FILE *out)
+{
+    const ir_backend *backend = trace_backend();
+    size_t len;
+    char *text = backend ? read_whole(path, &len) : NULL;
+    if (!text)
+        return false;
+    ir_graph *graph = ir_parse(path, text, len);
+    base_free(text);
+    if (!graph)
+        return false;
+    bool good = run_passes(graph, backend, out);
+    ir_graph_free(graph);
+    return good;
+}

@@ -1,0 +1,273 @@
+/* Handles. A handle is a body and the generation that it is good for: what frees a tensor, or takes over its memory, counts
+ * the generation up, and every copy of the old handle is out of date from then on.
+ *
+ * Bodies come from blocks that are kept until rax_shutdown, so that looking at an old handle is never a read of memory that
+ * is gone. The elements of arrays are memory of their own, given back at once. */
+#include <pthread.h>
+#include <string.h>
+
+#include "ir/shape_rules.h"
+#include "tracer/tracer.h"
+
+_Static_assert((int)RAX_F32 == (int)IR_F32 && (int)RAX_F64 == (int)IR_F64 && (int)RAX_BF16 == (int)IR_BF16 &&
+               (int)RAX_I32 == (int)IR_I32 && (int)RAX_BOOL == (int)IR_BOOL && (int)RAX_MAX_RANK == (int)IR_MAX_RANK,
+               "rax.h and ir.h have the same dtypes");
+
+/* -- bodies ----------------------------------------------------------------------------------------------------------- */
+
+enum { BLOCK_BODIES = 256 };
+typedef struct block { struct block *next; rax_tensor_body bodies[BLOCK_BODIES]; } block;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static block *blocks;
+static rax_tensor_body *free_bodies;
+
+rax_tensor_body *trace_body_new(trace_tensor_kind kind)
+{
+    pthread_mutex_lock(&lock);
+    if (!free_bodies) {
+        block *fresh = base_alloc(sizeof(block));
+        fresh->next = blocks;
+        blocks = fresh;
+        for (int i = BLOCK_BODIES - 1; i >= 0; i--) {
+            fresh->bodies[i].next = free_bodies;
+            free_bodies = &fresh->bodies[i];
+        }
+    }
+    rax_tensor_body *body = free_bodies;
+    free_bodies = body->next;
+    pthread_mutex_unlock(&lock);
+    uint32_t generation = body->generation;
+    *body = (rax_tensor_body){ .kind = kind, .generation = generation };
+    return body;
+}
+
+void trace_body_lose(rax_tensor_body *body, trace_loss why, rax_place place)
+{
+    body->generation++;
+    body->lost = why;
+    body->lost_at = place;
+}
+
+void trace_body_free(rax_tensor_body *body)
+{
+    if (body->kind == TENSOR_ARRAY)
+        base_free(body->data);
+    body->generation = trace_tensor_generation(body);      /* what its tree has added stays */
+    body->tree = NULL;
+    body->kind = TENSOR_NONE;
+    body->data = NULL;
+    body->node = NULL;
+    pthread_mutex_lock(&lock);
+    body->next = free_bodies;
+    free_bodies = body;
+    pthread_mutex_unlock(&lock);
+}
+
+void trace_bodies_free(void)
+{
+    for (block *b = blocks, *next; b; b = next) {
+        next = b->next;
+        base_free(b);
+    }
+    blocks = NULL;
+    free_bodies = NULL;
+}
+
+rax_tensor_body *trace_body(rax_tensor tensor, base_text *why)
+{
+    rax_tensor_body *body = tensor.at;
+    if (!body) {
+        base_text_add(why, "is no tensor (RAX_NO_TENSOR)");
+        return NULL;
+    }
+    if (tensor.generation == trace_tensor_generation(body) && body->kind != TENSOR_NONE)
+        return body;
+    bool by_tree = body->tree && body->tree->donations;
+    trace_loss lost = by_tree ? LOST_DONATED : body->lost;
+    rax_place at = by_tree ? body->tree->lost_at : body->lost_at;
+    switch (lost) {
+    case LOST_DONATED:
+        base_text_add(why, "is out of date: the call at %s:%d has taken over its memory", at.file, at.line);
+        break;
+    case LOST_FREED:
+        base_text_add(why, "is out of date: it was freed");
+        break;
+    case LOST_TRACE_OVER:
+        base_text_add(why, "is out of date: it was a value of a step that is over");
+        break;
+    }
+    return NULL;
+}
+
+/* -- types ------------------------------------------------------------------------------------------------------------ */
+
+bool trace_type_from(rax_dtype dtype, rax_shape shape, ir_type *type, base_text *why)
+{
+    *type = (ir_type){ .dtype = (ir_dtype)dtype, .rank = shape.rank };
+    if ((unsigned)dtype > RAX_BOOL) {
+        base_text_add(why, "there is no dtype %d", (int)dtype);
+        return false;
+    }
+    if (shape.rank >= 0 && shape.rank <= IR_MAX_RANK)
+        memcpy(type->dim, shape.dim, sizeof *shape.dim * (size_t)shape.rank);
+    return ir_type_is_sound(type, why);
+}
+
+void trace_type_print(base_text *text, const ir_type *type)
+{
+    ir_type plain = ir_type_of(type->dtype, type->rank, type->dim);
+    ir_type_print(text, &plain);
+}
+
+const char *rax_dtype_name(rax_dtype dtype) { return ir_dtype_name((ir_dtype)dtype); }
+size_t rax_dtype_bytes(rax_dtype dtype) { return (unsigned)dtype <= RAX_BOOL ? (size_t)ir_dtype_bytes((ir_dtype)dtype) : 0; }
+
+/* -- arrays ----------------------------------------------------------------------------------------------------------- */
+
+/* Fails for the thread with what why has gathered, and frees it. */
+static void fail_because(const char *function, base_text *why)
+{
+    rax_fail(RAX_MISTAKE, "%s: %s", function, why->at);
+    base_text_free(why);
+}
+
+static void fail_of_tensor(const char *function, base_text *why)
+{
+    rax_fail(RAX_MISTAKE, "%s: the tensor %s", function, why->at);
+    base_text_free(why);
+}
+
+rax_tensor_body *trace_array_new(const ir_type *type)
+{
+    void *data = base_try_alloc((size_t)ir_type_bytes(type));
+    if (!data) {
+        base_text text = {0};
+        trace_type_print(&text, type);
+        rax_fail(RAX_FAILURE, "out of memory: %s needs %lld bytes", text.at, (long long)ir_type_bytes(type));
+        base_text_free(&text);
+        return NULL;
+    }
+    rax_tensor_body *body = trace_body_new(TENSOR_ARRAY);
+    body->type = type;
+    body->data = data;
+    return body;
+}
+
+rax_tensor rax_tensor_new(rax_dtype dtype, rax_shape shape)
+{
+    ir_type type;
+    base_text why = {0};
+    if (!trace_type_from(dtype, shape, &type, &why)) {
+        fail_because("rax_tensor_new", &why);
+        return RAX_NO_TENSOR;
+    }
+    rax_tensor_body *body = trace_array_new(trace_intern_type(&type));
+    return body ? trace_handle(body) : RAX_NO_TENSOR;
+}
+
+rax_tensor rax_tensor_from(rax_dtype dtype, rax_shape shape, const void *elements)
+{
+    rax_tensor tensor = rax_tensor_new(dtype, shape);
+    if (rax_is_tensor(tensor) && elements)
+        memcpy(tensor.at->data, elements, (size_t)ir_type_bytes(tensor.at->type));
+    return tensor;
+}
+
+void rax_tensor_free(rax_tensor tensor)
+{
+    base_text why = {0};
+    if (!rax_is_tensor(tensor))
+        return;
+    rax_tensor_body *body = trace_body(tensor, &why);
+    if (!body) {
+        fail_of_tensor("rax_tensor_free", &why);
+    } else if (body->tree) {
+        rax_fail(RAX_MISTAKE, "rax_tensor_free: the tensor belongs to a tree, which frees it");
+    } else if (body->kind == TENSOR_ARRAY) {
+        trace_body_lose(body, LOST_FREED, (rax_place){0});
+        trace_body_free(body);
+    }
+}
+
+/* The body of an array; NULL and an error where the handle is none. */
+static rax_tensor_body *array_of(const char *function, rax_tensor tensor)
+{
+    base_text why = {0};
+    rax_tensor_body *body = trace_body(tensor, &why);
+    if (body && body->kind == TENSOR_VALUE) {
+        base_text_add(&why, "is a value of the step being traced, which has no elements yet");
+        body = NULL;
+    }
+    if (!body)
+        fail_of_tensor(function, &why);
+    return body;
+}
+
+void *rax_data(rax_tensor tensor)
+{
+    rax_tensor_body *body = array_of("rax_data", tensor);
+    return body ? body->data : NULL;
+}
+
+double rax_item(rax_tensor tensor, int64_t index)
+{
+    rax_tensor_body *body = array_of("rax_item", tensor);
+    if (!body)
+        return 0;
+    if (index < 0 || index >= ir_type_count(body->type)) {
+        rax_fail(RAX_MISTAKE, "rax_item: index %lld is not among %lld elements", (long long)index, (long long)ir_type_count(body->type));
+        return 0;
+    }
+    switch (body->type->dtype) {
+    case IR_F32: return ((float *)body->data)[index];
+    case IR_F64: return ((double *)body->data)[index];
+    case IR_BF16: return ir_bf16_to_f32(((uint16_t *)body->data)[index]);
+    case IR_I32: return ((int32_t *)body->data)[index];
+    case IR_BOOL: return ((uint8_t *)body->data)[index] != 0;
+    case IR_TUPLE: break;
+    }
+    return 0;
+}
+
+/* -- what is known of any tensor ---------------------------------------------------------------------------------------- */
+
+/* The type of an array or a value. A poisoned value, whose error is kept already, is a scalar in silence. */
+static const ir_type *type_of(const char *function, rax_tensor tensor)
+{
+    static const ir_type nothing = { .dtype = IR_F32 };
+    base_text why = {0};
+    rax_tensor_body *body = trace_body(tensor, &why);
+    if (!body && trace_current)
+        trace_error((rax_place){0}, function, "the tensor %s", why.at);
+    else if (!body)
+        rax_fail(RAX_MISTAKE, "%s: the tensor %s", function, why.at);
+    base_text_free(&why);
+    return body && body->type ? body->type : &nothing;
+}
+
+rax_dtype rax_dtype_of(rax_tensor tensor) { return (rax_dtype)type_of("rax_dtype_of", tensor)->dtype; }
+int rax_rank(rax_tensor tensor) { return type_of("rax_rank", tensor)->rank; }
+int64_t rax_count(rax_tensor tensor) { return ir_type_count(type_of("rax_count", tensor)); }
+
+rax_shape rax_shape_of(rax_tensor tensor)
+{
+    const ir_type *type = type_of("rax_shape_of", tensor);
+    rax_shape shape = { .rank = type->rank };
+    memcpy(shape.dim, type->dim, sizeof *type->dim * (size_t)type->rank);
+    return shape;
+}
+
+int64_t rax_dim(rax_tensor tensor, int axis)
+{
+    const ir_type *type = type_of("rax_dim", tensor);
+    int wanted = axis < 0 ? axis + type->rank : axis;
+    if (wanted >= 0 && wanted < type->rank)
+        return type->dim[wanted];
+    bool poisoned = tensor.at && tensor.at->kind == TENSOR_VALUE && !tensor.at->type;
+    if (!poisoned && trace_current)
+        trace_error((rax_place){0}, "rax_dim", "there is no axis %d in rank %d", axis, type->rank);
+    else if (!poisoned)
+        rax_fail(RAX_MISTAKE, "rax_dim: there is no axis %d in rank %d", axis, type->rank);
+    return 1;                                  /* not 0: a step may divide by it on its way to the error */
+}
