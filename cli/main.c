@@ -10,6 +10,9 @@
 static const char version[] = "0.1.0";
 
 static const struct { const char *name, *help; int (*run)(int argc, char **argv); } commands[] = {
+    { "train", "train a GPT from a configuration", cli_train },
+    { "sample", "print text drawn from a trained model", cli_sample },
+    { "eval", "the loss of a trained model over a whole split", cli_eval },
     { "prepare", "make token files of a known corpus or of your own text", cli_prepare },
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

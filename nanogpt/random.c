@@ -20,7 +20,7 @@ double gpt_uniform(uint64_t seed, uint32_t site, uint32_t row, uint32_t column)
 {
     uint32_t word[4];
     gpt_philox(seed, (uint32_t[]){ column, row, site, 0 }, word);
-    return ldexp((double)(((uint64_t)word[1] << 32 | word[0]) >> 11), -53);
+    return (double)(((uint64_t)word[1] << 32 | word[0]) >> 11) * 0x1p-53;
 }
 
 void gpt_normal(uint64_t seed, uint32_t site, double deviation, int64_t count, float *out)
@@ -30,7 +30,7 @@ void gpt_normal(uint64_t seed, uint32_t site, double deviation, int64_t count, f
         double normal[4];
         gpt_philox(seed, (uint32_t[]){ (uint32_t)(i / 4), (uint32_t)((uint64_t)i / 4 >> 32), site, 0 }, word);
         for (int pair = 0; pair < 4; pair += 2) {
-            double u = ldexp(word[pair] + 1.0, -32), angle = ldexp(word[pair + 1], -32) * 2 * M_PI;     /* 0 < u <= 1 */
+            double u = (word[pair] + 1.0) * 0x1p-32, angle = word[pair + 1] * (2 * M_PI * 0x1p-32);     /* 0 < u <= 1 */
             double radius = deviation * sqrt(-2 * log(u));
             normal[pair] = radius * cos(angle);
             normal[pair + 1] = radius * sin(angle);

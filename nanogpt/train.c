@@ -138,7 +138,7 @@ static bool trainer_open(gpt_trainer *t)
 
     t->model = gpt_model_of(config);
     t->optimizer = gpt_optimizer_of(config);
-    if (!decide_evaluation(t) || !gpt_out_dir_prepare(config->out_dir))
+    if (!decide_evaluation(t))
         return false;
     if (!rax_is_tree(t->params = gpt_params_new(&t->model)) || !rax_is_tree(t->moments = gpt_moments_new(t->params)) || !make_weights(t))
         return false;
@@ -147,8 +147,8 @@ static bool trainer_open(gpt_trainer *t)
     t->step = gpt_train_step_new();
     if (!rax_is_tensor(t->x) || !rax_is_tensor(t->y) || !t->step || (t->evaluates && !evaluator_open(&t->evaluator, config)))
         return false;
-    t->metrics = gpt_metrics_open(config->out_dir, t->iteration);
-    return t->metrics != NULL;
+    /* nothing is written before all has been read */
+    return gpt_out_dir_prepare(config->out_dir) && (t->metrics = gpt_metrics_open(config->out_dir, t->iteration));
 }
 
 gpt_trainer *gpt_trainer_new(const gpt_config *config, const gpt_batches *batches)

@@ -1,0 +1,165 @@
+# rax train from outside: what it prints and writes, one compilation, signals, and one line for each mistake.
+bats_require_minimum_version 1.5.0
+
+FIXTURES="$BATS_TEST_DIRNAME/fixtures/golden"
+
+setup() {
+    cd "$BATS_TEST_TMPDIR"
+    export RAX_CACHE_DIR="$PWD/cache"
+    unset RAX_DATA RAX_NO_JIT RAX_NUM_THREADS RAX_ISA
+    CONFIG="$FIXTURES/odd-widths/config.json"
+}
+
+# A run of the fixture's model, of 12 iterations, into out/.
+train() { "$RAX_BIN" train "$CONFIG" --out_dir=out "$@" >stdout 2>stderr; }
+
+# fails STATUS TEXT ARGUMENT...: the exit status, one line on standard error that has the text, no iteration on standard output.
+fails() {
+    local wanted=$1 text=$2 status=0
+    shift 2
+    "$RAX_BIN" "$@" >stdout 2>stderr || status=$?
+    grep -v '^\[RAX\]' stderr >lines || true
+    echo "rax $*: status $status"; cat lines
+    [ "$status" -eq "$wanted" ] && [ "$(wc -l <lines)" -eq 1 ] && grep -qF -- "$text" lines
+}
+
+# Waits for a line in a file.
+await() { for _ in $(seq 600); do grep -q "$1" "$2" 2>/dev/null && return; sleep 0.05; done; false; }
+
+# ids N...: those tokens on standard output, as uint16.
+ids() { for id in "$@"; do printf "\\x$(printf %02x $((id & 255)))\\x$(printf %02x $((id >> 8)))"; done; }
+
+@test "an iteration is a line, and a row of metrics" {
+    train
+    cat stdout
+    [ "$(wc -l <stdout)" -eq 12 ]
+    [ "$(grep -cE '^iter [0-9]+: loss [0-9]+\.[0-9]{4}, grad_norm [0-9]+\.[0-9]{4}, lr [0-9]\.[0-9]{2}e[+-][0-9]{2}, time [0-9]+\.[0-9]ms$' stdout)" -eq 12 ]
+    grep -q '^iter 0: loss 3.8742, grad_norm 2.8081, lr 0.00e+00, time ' stdout
+    [ "$(wc -l <out/metrics.jsonl)" -eq 12 ]
+    for key in iter loss grad_norm lr time_ms tokens_per_s; do [ "$(grep -c "\"$key\": " out/metrics.jsonl)" -eq 12 ]; done
+    grep -qE '"iter": 3, "loss": [0-9]\.[0-9]{8,}' out/metrics.jsonl
+}
+
+@test "log_interval leaves out lines, not rows" {
+    train --log_interval=5
+    [ "$(grep -o '^iter [0-9]*' stdout | tr '\n' ' ')" = "iter 0 iter 5 iter 10 " ]
+    [ "$(wc -l <out/metrics.jsonl)" -eq 12 ]
+    train --log_interval=0
+    [ ! -s stdout ]
+}
+
+@test "train_step and eval_step compile once each" {
+    train --eval_interval=4 --eval_iters=3 --checkpoint_interval=5
+    cat stdout stderr
+    [ "$(grep -c "JIT-compiling" stderr)" -eq 2 ]
+    grep -qxF "[RAX] JIT-compiling 'train_step' with static_argnums=[5, 6]" stderr
+    grep -q "JIT-compiling 'eval_step'" stderr
+    [ "$(grep -oE '^(iter|eval) [0-9]+' stdout | tr '\n' ' ')" = "eval 0 iter 0 iter 1 iter 2 iter 3 eval 4 iter 4 iter 5 iter 6 iter 7 eval 8 iter 8 iter 9 iter 10 iter 11 eval 12 " ]
+    [ "$(grep -c val_loss out/metrics.jsonl)" -eq 4 ]
+    [ "$(ls -d out/ckpt-* | tr '\n' ' ')" = "out/ckpt-000010 out/ckpt-000012 " ]
+}
+
+@test "an evaluation of the whole split is what rax eval finds" {
+    train --eval_interval=12 --eval_iters=0
+    cat stdout
+    loss=$(sed -n 's/^eval 12: val_loss \([0-9.]*\), .*/\1/p' stdout)
+    [ -n "$loss" ]
+    "$RAX_BIN" eval out >stdout
+    cat stdout
+    grep -q "val_loss $loss over " stdout
+    "$RAX_BIN" eval out/ckpt-000012 --split=train | grep -q "train_loss $loss over "        # the fixture's splits are one file
+    fails 2 "--split: expected train or val" eval out --split=test
+}
+
+@test "a run begins in the folder of another, and replaces its metrics" {
+    train --max_iters=3
+    train --max_iters=2
+    [ "$(wc -l <out/metrics.jsonl)" -eq 2 ]
+    [ "$(readlink out/latest)" = ckpt-000002 ]
+}
+
+@test "a run begins from weights of another run" {
+    train --max_iters=3
+    "$RAX_BIN" train "$CONFIG" --out_dir=other --max_iters=1 --init_from=out >stdout
+    "$RAX_BIN" train "$CONFIG" --out_dir=third --max_iters=1 --init_from=out/ckpt-000003 >stdout2
+    [ "$(cut -d, -f1-3 stdout)" = "$(cut -d, -f1-3 stdout2)" ]
+    [ "$(cut -d, -f1 stdout)" != "iter 0: loss 3.8742" ]
+    fails 2 "n_head" train "$CONFIG" --out_dir=fourth --init_from=out --n_head=7
+}
+
+@test "no progress line in a pipe; one on a terminal" {
+    train
+    ! grep -q $'\r' stdout
+    command -v script >/dev/null || skip "there is no script(1)"
+    script -qec "$RAX_BIN train $CONFIG --out_dir=out" /dev/null </dev/null >typescript
+    grep -q 'tokens/s' typescript
+    grep -qE '[0-9]+/12 .* [0-9]+:[0-9]{2}:[0-9]{2} left  loss [0-9.]+' typescript
+}
+
+@test "SIGINT and SIGTERM end with a checkpoint" {
+    for signal in INT:130 TERM:143; do
+        rm -rf out
+        # a background job of a shell that is not interactive ignores SIGINT; env gives it back
+        env --default-signal=INT "$RAX_BIN" train "$CONFIG" --out_dir=out --max_iters=100000000 --log_interval=0 >stdout 2>stderr &
+        pid=$!
+        await '"iter": 5' out/metrics.jsonl
+        kill -s "${signal%:*}" $pid
+        status=0
+        wait $pid || status=$?
+        [ $status -eq "${signal#*:}" ]
+        # the rows are those of the updates in the checkpoint
+        [ "$(readlink out/latest)" = "$(printf ckpt-%06d "$(wc -l <out/metrics.jsonl)")" ]
+    done
+}
+
+@test "a run that diverges ends in one line and keeps the last checkpoint" {
+    train --max_iters=2
+    fails 1 "the run has diverged" train "$CONFIG" --out_dir=out --init_from=resume --max_iters=100 --warmup_iters=0 --learning_rate=1e38 --min_lr=1e38
+    [ "$(ls -d out/ckpt-* | tr '\n' ' ')" = "out/ckpt-000002 " ]
+    grep -q '"loss": null\|"grad_norm": null' out/metrics.jsonl
+}
+
+@test "configurations that cannot be" {
+    fails 2 "n_head: 4 heads do not divide n_embd" train "$CONFIG" --out_dir=out --n_head=4
+    fails 2 "the nearest is" train "$CONFIG" --out_dir=out --n_heads=3
+    fails 2 "learning_rate: expected" train "$CONFIG" --out_dir=out --learning_rate=fast
+    fails 2 "none.json" train none.json
+    sed '/val_data/d; s/"train_data": "/&'"${FIXTURES//\//\\/}"'\/odd-widths\//; s/"init"/"scratch"/' "$CONFIG" >noval.json
+    fails 2 "eval_interval: there is no validation data" train noval.json --out_dir=out --eval_interval=2
+    [ ! -e out ]
+}
+
+@test "token files that cannot be" {
+    ids 1 2 3 36 5 6 7 8 9 10 11 12 13 >short.bin
+    fails 2 "short.bin" train "$CONFIG" --out_dir=out --train_data=short.bin
+    { ids 36 37; cat "$FIXTURES/odd-widths/tokens.bin"; } >beyond.bin
+    fails 2 "37" train "$CONFIG" --out_dir=out --train_data=beyond.bin
+    head -c 101 "$FIXTURES/odd-widths/tokens.bin" >torn.bin
+    fails 2 "torn.bin" train "$CONFIG" --out_dir=out --train_data=torn.bin
+    fails 2 "absent.bin" train "$CONFIG" --out_dir=out --train_data=absent.bin
+    [ ! -e out/metrics.jsonl ]
+}
+
+@test "weight files that cannot be" {
+    mkdir weights
+    fails 2 "weights/model.safetensors" train "$CONFIG" --out_dir=out --init_from=weights
+    head -c 5000 "$FIXTURES/odd-widths/init/model.safetensors" >weights/model.safetensors
+    fails 2 "weights/model.safetensors" train "$CONFIG" --out_dir=out --init_from=weights
+    cp "$FIXTURES/one-token/init/model.safetensors" weights/
+    fails 2 "transformer.wte.weight: expected shape [37,21], got [17,12]" train "$CONFIG" --out_dir=out --init_from=weights
+    fails 2 "out: " train "$CONFIG" --out_dir=out --init_from=resume
+    [ ! -e out/metrics.jsonl ]
+}
+
+@test "an out_dir that cannot be written" {
+    echo text >file
+    fails 1 "file" train "$CONFIG" --out_dir=file/out
+    fails 1 "file" train "$CONFIG" --out_dir=file
+}
+
+@test "a model too large for memory" {
+    case "$RAX_BIN" in *san/*) skip "a sanitizer takes more address space than the limit" ;; esac
+    ulimit -v 16000000          # so that nothing of this size is tried on any machine
+    fails 1 "memory" train "$CONFIG" --out_dir=out --init_from=scratch --n_embd=49152 --n_layer=64 --n_head=1
+    [ ! -e out/metrics.jsonl ]
+}
