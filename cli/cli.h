@@ -38,6 +38,8 @@
 int cli_train(int argc, char **argv);            /* argv[0] is the subcommand's name; the result is the exit status */
 int cli_sample(int argc, char **argv);
 int cli_eval(int argc, char **argv);
+int cli_compile(int argc, char **argv);
+int cli_info(int argc, char **argv);
 int cli_prepare(int argc, char **argv);
 
 /* -- main.c --------------------------------------------------------------------------------------------------------- */

@@ -7,13 +7,13 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char version[] = "0.1.0";
-
 static const struct { const char *name, *help; int (*run)(int argc, char **argv); } commands[] = {
     { "train", "train a GPT from a configuration", cli_train },
     { "sample", "print text drawn from a trained model", cli_sample },
     { "eval", "the loss of a trained model over a whole split", cli_eval },
     { "prepare", "make token files of a known corpus or of your own text", cli_prepare },
+    { "compile", "print what the compiler makes of a graph", cli_compile },
+    { "info", "print what rax finds on this machine", cli_info },
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
@@ -69,7 +69,7 @@ static int dispatch(int argc, char **argv)
         return 0;
     }
     if (strcmp(argv[1], "--version") == 0) {
-        printf("rax %s\n", version);
+        printf("rax %s\n", RAX_VERSION);
         return 0;
     }
     for (int i = 0; i < COMMANDS; i++) {

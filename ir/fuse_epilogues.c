@@ -1,0 +1,303 @@
+/* Loops that read a product as soon as it is made become its epilogue: the product's elements are used while they are in
+ * registers, and are not stored unless someone else needs them.
+ *
+ *     t[m,n] = sum over k of x[m,k] w[k,n]            u[m,n] = t + b[n], g[m,n] = gelu(u)    with t the sum
+ *     u[m,n] = t[m,n] + b[n]; g[m,n] = gelu(u[m,n])
+ *
+ * A loop joins the product before it if
+ *
+ *   - it visits the product's elements once each, in any order: its axes and the product's (batch, m, n) are refined until
+ *     both are runs of the same steps through t, and all its other views step evenly along each of the product's axes;
+ *   - it reduces over no rows. Sums over the product's rows are made by the epilogue too;
+ *   - it can move up: nothing between the product and the loop writes what the loop reads, or touches what it writes, and it does not
+ *     write what the product reads.
+ *
+ * An accumulation over micro-batches or chunks (acc = acc + t) is a case of this. Which epilogues can be executed is for the backend to say:
+ * its legalise step splits off what it has no code for. */
+#include "ir/kernels.h"
+
+#include <string.h>
+
+/* -- one loop's axes as another's --------------------------------------------------------------------------------------- */
+
+/* A run of steps that an axis of the product and an axis of the loop have in common. */
+typedef struct { int to, from; int64_t extent, to_scale, from_scale; } piece;
+enum { MOST_PIECES = 2 * KL_MAX_AXES };
+
+typedef struct { int axis; int64_t extent, stride, scale; } step;
+
+/* The axes that matter, by ascending stride; of equal strides (which do not occur in what is stored once) any order. */
+static int sorted_steps(int n_axes, const int64_t *extent, const kl_view *view, step *steps)
+{
+    int n = 0;
+    for (int i = n_axes - 1; i >= 0; i--) {
+        if (extent[i] == 1)
+            continue;
+        step s = { i, extent[i], view->stride[i], 1 };
+        int at = n++;
+        for (; at > 0 && steps[at - 1].stride > s.stride; at--)
+            steps[at] = steps[at - 1];
+        steps[at] = s;
+    }
+    return n;
+}
+
+/* Cuts both lists into the same pieces; -1 where they do not walk through the same elements. */
+static int match(int n_to, step *to, int n_from, step *from, piece *pieces)
+{
+    int n = 0, i = 0, j = 0;
+    while (i < n_to && j < n_from) {
+        step *a = &to[i], *b = &from[j];
+        int64_t extent = MIN(a->extent, b->extent);
+        if (a->stride != b->stride || a->stride == 0 || a->extent % extent || b->extent % extent || n == MOST_PIECES)
+            return -1;
+        pieces[n++] = (piece){ a->axis, b->axis, extent, a->scale, b->scale };
+        step *both[] = { a, b };
+        for (int k = 0; k < 2; k++) {
+            both[k]->extent /= extent;
+            both[k]->stride *= extent;
+            both[k]->scale *= extent;
+        }
+        /* What is left of an axis goes on where its stride belongs: the next steps of the other list are no smaller. */
+        if (a->extent == 1)
+            i++;
+        if (b->extent == 1)
+            j++;
+        for (int k = i; k + 1 < n_to && to[k].stride > to[k + 1].stride; k++) {
+            step swap = to[k];
+            to[k] = to[k + 1];
+            to[k + 1] = swap;
+        }
+        for (int k = j; k + 1 < n_from && from[k].stride > from[k + 1].stride; k++) {
+            step swap = from[k];
+            from[k] = from[k + 1];
+            from[k + 1] = swap;
+        }
+    }
+    return i == n_to && j == n_from ? n : -1;
+}
+
+/* The strides of a view of the loop along the product's axes; false where it does not step evenly along one. */
+static bool view_along(const kl_view *view, int n_pieces, const piece *pieces, kl_view *along)
+{
+    bool known[KL_MAX_AXES] = {0};
+    if (view->n_dynamic)
+        return false;
+    *along = (kl_view){ .buffer = view->buffer, .offset = view->offset };
+    for (int pass = 0; pass < 2; pass++) {
+        for (int i = 0; i < n_pieces; i++) {
+            const piece *p = &pieces[i];
+            int64_t stride = view->stride[p->from] * p->from_scale;
+            if (pass == 0 && p->to_scale == 1) {          /* the innermost piece of its axis says how the axis steps */
+                along->stride[p->to] = stride;
+                known[p->to] = true;
+            }
+            if (pass == 1 && (!known[p->to] || stride != along->stride[p->to] * p->to_scale))
+                return false;
+        }
+    }
+    return true;
+}
+
+/* -- joining ------------------------------------------------------------------------------------------------------------ */
+
+
+static bool reads(const kl_loop *loop, int buffer)
+{
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (loop->exprs[i].kind == KL_LOAD && loop->exprs[i].view.buffer == buffer)
+            return true;
+    return false;
+}
+
+/* The epilogue that the product would have with the loop joined, in place of its reads of the product's output `which`. */
+static bool joined(base_arena *arena, const kl_contraction *c, int which, const kl_loop *loop, kl_loop *epilogue)
+{
+    const kl_loop *old = &c->c;
+    const kl_view *store = &old->outputs[which].view;
+    step to[KL_MAX_AXES], from[KL_MAX_AXES];
+    piece pieces[MOST_PIECES];
+    const kl_view *load = NULL;
+    bool by_rows = false;
+
+    for (int i = 0; i < loop->n_exprs; i++) {
+        const kl_expr *expr = &loop->exprs[i];
+        if (expr->kind == KL_REDUCE)
+            return false;
+        if (expr->kind == KL_LOAD && expr->view.buffer == store->buffer) {
+            if (load && memcmp(load->stride, expr->view.stride, sizeof load->stride))
+                return false;
+            load = &expr->view;
+            if (load->offset != store->offset || load->n_dynamic)
+                return false;
+        }
+    }
+    int n_pieces = match(sorted_steps(old->n_axes, old->extent, store, to), to, sorted_steps(loop->n_axes, loop->extent, load, from), from, pieces);
+    if (n_pieces < 0)
+        return false;
+    for (int i = 0; i < loop->n_outputs; i++)
+        by_rows |= loop->outputs[i].kind == KL_SUM_OUTER || loop->exprs[loop->outputs[i].expr].row;
+    for (int i = 0; i < n_pieces && by_rows; i++)
+        if ((pieces[i].from >= loop->n_outer) != (pieces[i].to == old->n_axes - 1))
+            return false;
+
+    *epilogue = *old;
+    epilogue->n_exprs = 0;
+    epilogue->exprs = ARENA_NEW(arena, kl_expr, old->n_exprs + loop->n_exprs);
+    for (int i = 0; i < old->n_exprs; i++)
+        epilogue->exprs[epilogue->n_exprs++] = old->exprs[i];
+    int *name = ARENA_NEW(arena, int, loop->n_exprs);
+    for (int i = 0; i < loop->n_exprs; i++) {
+        kl_expr expr = loop->exprs[i];
+        if (expr.kind == KL_LOAD && expr.view.buffer == store->buffer) {
+            name[i] = old->outputs[which].expr;
+            continue;
+        }
+        expr.row = true;
+        if (!view_along(&loop->exprs[i].view, n_pieces, pieces, &expr.view))
+            return false;
+        for (int j = 0; j < expr.n_args; j++) {
+            expr.args[j] = name[expr.args[j]];
+            expr.row &= epilogue->exprs[expr.args[j]].row;
+        }
+        expr.row &= expr.view.stride[old->n_axes - 1] == 0 || old->extent[old->n_axes - 1] == 1;
+        name[i] = epilogue->n_exprs;
+        epilogue->exprs[epilogue->n_exprs++] = expr;
+    }
+    epilogue->n_outputs = 0;
+    epilogue->outputs = ARENA_NEW(arena, kl_output, old->n_outputs + loop->n_outputs);
+    for (int i = 0; i < old->n_outputs; i++)
+        epilogue->outputs[epilogue->n_outputs++] = old->outputs[i];
+    for (int i = 0; i < loop->n_outputs; i++) {
+        kl_output output = loop->outputs[i];
+        if (!view_along(&loop->outputs[i].view, n_pieces, pieces, &output.view))
+            return false;
+        output.expr = name[output.expr];
+        /* A value of the whole loop that is constant along the product's rows is no row value there: it would be summed too seldom. */
+        if (epilogue->exprs[output.expr].row && !loop->exprs[loop->outputs[i].expr].row)
+            return false;
+        epilogue->outputs[epilogue->n_outputs++] = output;
+    }
+    return true;
+}
+
+/* -- dependences -------------------------------------------------------------------------------------------------------- */
+
+static int memory_of(const kl_program *program, int buffer)
+{
+    buffer = kl_root_buffer(program, buffer);
+    const kl_buffer *b = &program->buffers[buffer];
+    if (b->kind == KL_RESULT && b->donated >= 0)
+        for (int i = 0; i < program->n_buffers; i++)
+            if (program->buffers[i].kind == KL_PARAM && program->buffers[i].index == b->donated)
+                return i;
+    return buffer;
+}
+
+typedef struct { const kl_program *program; const kl_loop *loop; const kl_view *except; bool clash; } mover;
+
+/* Whether an access by a kernel that the loop would pass forbids it to. */
+static void against(void *context, const kl_access *access)
+{
+    mover *m = context;
+    int memory = memory_of(m->program, access->view->buffer);
+    for (int i = 0; i < m->loop->n_exprs && access->write; i++)
+        if (m->loop->exprs[i].kind == KL_LOAD && memory_of(m->program, m->loop->exprs[i].view.buffer) == memory)
+            m->clash = true;
+    for (int i = 0; i < m->loop->n_outputs; i++)
+        if (memory_of(m->program, m->loop->outputs[i].view.buffer) == memory)
+            m->clash = true;
+}
+
+static void visit_all(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), void *context)
+{
+    kl_visit(kernel, visit, context);
+    if (kernel->kind == KL_REPEAT)
+        for (int i = 0; i < kernel->repeat.n_body; i++)
+            visit_all(kernel->repeat.body[i], visit, context);
+}
+
+/* Of the product itself only its operands stand against the loop, and the other outputs of its epilogue. */
+static bool can_move_up(const kl_program *program, kl_kernel **list, int product, int loop, int buffer)
+{
+    mover m = { .program = program, .loop = &list[loop]->loop };
+    for (int i = product + 1; i < loop; i++)
+        visit_all(list[i], against, &m);
+    kl_contraction *c = &list[product]->contraction;
+    const kl_loop *operands[] = { &c->a, &c->b };
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < operands[k]->n_exprs; i++)
+            if (operands[k]->exprs[i].kind == KL_LOAD)
+                against(&m, &(kl_access){ .view = &operands[k]->exprs[i].view });
+    for (int i = 0; i < c->c.n_outputs; i++)
+        if (c->c.outputs[i].view.buffer != buffer)
+            against(&m, &(kl_access){ .view = &c->c.outputs[i].view, .write = true });
+    for (int i = 0; i < c->c.n_exprs; i++)
+        if (c->c.exprs[i].kind == KL_LOAD)
+            against(&m, &(kl_access){ .view = &c->c.exprs[i].view });
+    return !m.clash;
+}
+
+typedef struct { const kl_program *program; int buffer, n; } counter;
+
+static void count_readers(void *context, const kl_access *access)
+{
+    counter *c = context;
+    if ((!access->write || access->accumulate) && kl_root_buffer(c->program, access->view->buffer) == c->buffer)
+        c->n++;
+}
+
+static bool is_read(kl_program *program, int buffer)
+{
+    counter c = { program, buffer, 0 };
+    for (int i = 0; i < program->n_kernels; i++)
+        visit_all(program->kernels[i], count_readers, &c);
+    return c.n > 0;
+}
+
+static void drop_output(kl_loop *loop, int which)
+{
+    memmove(&loop->outputs[which], &loop->outputs[which + 1], sizeof(kl_output) * (size_t)(loop->n_outputs - which - 1));
+    loop->n_outputs--;
+}
+
+static bool fuse_into(kl_program *program, kl_kernel **list, int *n, int at)
+{
+    kl_contraction *c = &list[at]->contraction;
+    for (int which = 0; which < c->c.n_outputs; which++) {
+        const kl_output *output = &c->c.outputs[which];
+        int buffer = output->view.buffer;
+        if (output->kind != KL_STORE || output->accumulate || program->buffers[buffer].kind != KL_TEMP || output->view.n_dynamic)
+            continue;
+        for (int i = at + 1; i < *n; i++) {
+            kl_loop fused;
+            if (list[i]->kind != KL_LOOP || !reads(&list[i]->loop, buffer) || !can_move_up(program, list, at, i, buffer) ||
+                !joined(program->arena, c, which, &list[i]->loop, &fused))
+                continue;
+            c->c = fused;
+            list[at]->name = base_arena_text(program->arena, "%s+%s", list[at]->name, list[i]->name);
+            memmove(&list[i], &list[i + 1], sizeof(*list) * (size_t)(*n - i - 1));
+            --*n;
+            if (!is_read(program, buffer))
+                drop_output(&c->c, which);
+            return true;
+        }
+    }
+    return false;
+}
+
+static void fuse_list(kl_program *program, kl_kernel **list, int *n)
+{
+    for (int i = 0; i < *n; i++) {
+        if (list[i]->kind == KL_REPEAT)
+            fuse_list(program, list[i]->repeat.body, &list[i]->repeat.n_body);
+        while (list[i]->kind == KL_CONTRACTION && fuse_into(program, list, n, i)) {
+        }
+    }
+}
+
+void kl_fuse_epilogues(kl_program *program)
+{
+    fuse_list(program, program->kernels, &program->n_kernels);
+    kl_renumber(program);
+}
