@@ -86,12 +86,6 @@ static bool is_copy(const kl_program *program, const kl_kernel *kernel, int *fro
            is_row_major(&kernel->loop, &output->view, target->count);
 }
 
-/* What is laid out as the target needs may be renamed even where the target is one slice of a moving buffer. */
-static bool same_view(const kl_view *a, const kl_view *b)
-{
-    return a->offset == b->offset && !memcmp(a->stride, b->stride, sizeof a->stride) && !a->n_dynamic && !b->n_dynamic;
-}
-
 /* Whether all that kernel `at` does with the memory is loads whose view is that of its one store to `from`. */
 static bool in_place(const survey *s, int at, int from, int memory)
 {
@@ -110,7 +104,7 @@ static bool in_place(const survey *s, int at, int from, int memory)
         const struct access *a = &s->accesses[i];
         if (a->kernel != at || memory_of(s->program, a->buffer) != memory)
             continue;
-        if (a->write || !a->loop || !same_view(a->view, store))
+        if (a->write || !a->loop || !kl_same_view(a->view, store))
             return false;
     }
     return true;
@@ -134,12 +128,7 @@ static bool may_rename(survey *s, kl_kernel **list, int n, int at, int from, int
     const kl_buffer *source = &program->buffers[from];
     if (source->kind != KL_TEMP || program->buffers[to].kind == KL_PARAM || program->buffers[to].kind == KL_CONST)
         return false;
-    int copy = list[at]->id, first_id = list[0]->id, end_id = INT32_MAX, memory = memory_of(program, to);
-    kl_kernel *last = list[n - 1];
-    end_id = last->id;
-    if (last->kind == KL_REPEAT)
-        for (kl_kernel *k = last; k->kind == KL_REPEAT && k->repeat.n_body; k = k->repeat.body[k->repeat.n_body - 1])
-            end_id = k->repeat.body[k->repeat.n_body - 1]->id;
+    int copy = list[at]->id, first_id = list[0]->id, end_id = kl_last_id(list[n - 1]), memory = memory_of(program, to);
 
     int first = INT32_MAX, last_read = -1;
     for (int i = 0; i < s->n_accesses; i++) {

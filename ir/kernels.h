@@ -86,7 +86,7 @@ typedef struct {
 } kl_expr;
 
 typedef enum {
-    KL_STORE,       /* at every index (of a row value: once a row, strides along inner axes being 0) */
+    KL_STORE,       /* at every index; once a row where the strides along the inner axes are 0, which only a row value may have */
     KL_SUM_OUTER,   /* the sum over all outer axes, for each inner index; strides along outer axes are 0. Added up by blocks of
                        rows whose number depends on the extents alone, and the blocks in order. */
     KL_SUM_ALL      /* the sum over all axes (of a row value: over the outer axes), likewise by blocks; all strides are 0 */
@@ -182,9 +182,10 @@ struct kl_kernel {
 typedef struct {
     int64_t params_bytes, results_bytes, consts_bytes;      /* results: those with memory of their own */
     int64_t temps_bytes;                                     /* the arena without reuse */
-    int64_t workspace_bytes;                                 /* stated by legalise, in the arena */
+    int64_t live_bytes;                                      /* the most that lives at once: no arena is smaller */
+    int64_t workspace_bytes;                                 /* stated by legalise: the last bytes of the arena */
     int64_t arena_bytes;                                     /* what is taken */
-    int peak_kernel;                                         /* where the arena is fullest */
+    int peak_kernel;                                         /* where live_bytes live */
 } kl_memory;
 
 typedef struct {
@@ -212,6 +213,10 @@ void kl_renumber(kl_program *program);                       /* kernel ids */
 /* Calls visit for every view that the kernel reads or writes (not for those of a repeat's body). */
 typedef struct { kl_view *view; bool write, accumulate; ir_dtype dtype; kl_loop *loop; } kl_access;
 void kl_visit(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), void *context);
+/* The id of the last kernel in a repeat, or the kernel's own. */
+int kl_last_id(const kl_kernel *kernel);
+/* Whether both name the same element at every index; never where there are dynamic terms. Buffers are not compared. */
+bool kl_same_view(const kl_view *a, const kl_view *b);
 /* The buffer under a chain of KL_MOVING. */
 int kl_root_buffer(const kl_program *program, int buffer);
 /* Flops and bytes of one execution, as the compile trace tells them: 2 M N K a contraction; elements read and written. */
@@ -228,6 +233,10 @@ void kl_coalesce(kl_program *program);
  * a loop's output may take the place of an input that dies there and is read by the same view. A buffer that lives into a
  * repeat lives through it. Without reuse (for tests) every buffer has its own place. */
 void kl_plan_memory(kl_program *program, bool reuse);
+/* By buffer under its moving views: the ids of the first and last kernel during which it holds something, and the kernel after
+ * which it is dead, a repeat where it lives through one; -1 where no kernel touches it. */
+typedef struct { int first, last, done; } kl_life;
+void kl_lives(const kl_program *program, kl_life *lives);
 
 /* -- print_kernels.c, parse_kernels.c ---------------------------------------------------------------------------------- */
 

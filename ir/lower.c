@@ -32,29 +32,11 @@ typedef struct {
 static void lower_graph(kl_program *program, const ir_graph *graph, const node_place *params, base_arena *scratch,
                         void (*finish)(lowering *l, void *context), void *context, kernel_list *out);
 
-static void *grown(base_arena *arena, void *old, int n, int *cap, size_t size)
-{
-    if (n < *cap)
-        return old;
-    *cap = MAX(8, 2 * *cap);
-    char *more = base_arena_alloc(arena, size * (size_t)*cap);
-    if (n)
-        memcpy(more, old, size * (size_t)n);
-    return more;
-}
-
-int kl_add_buffer(kl_program *program, kl_buffer buffer)
-{
-    program->buffers = grown(program->arena, program->buffers, program->n_buffers, &program->cap_buffers, sizeof(kl_buffer));
-    program->buffers[program->n_buffers] = buffer;
-    return program->n_buffers++;
-}
-
 /* -- units ------------------------------------------------------------------------------------------------------------ */
 
 static unit *new_unit(lowering *l, int64_t key)
 {
-    l->units = grown(l->scratch, l->units, l->n_units, &l->cap_units, sizeof(unit));
+    l->units = kl_grown(l->scratch, l->units, l->n_units, &l->cap_units, sizeof(unit));
     l->units[l->n_units] = (unit){ .key = key };
     return &l->units[l->n_units++];
 }
@@ -69,7 +51,7 @@ static kl_kernel *new_kernel(lowering *l, kernel_list *list, kl_kind kind, const
         if (kernel->place.file)
             kernel->place.file = base_arena_text(l->program->arena, "%s", node->place.file);
     }
-    list->at = grown(l->program->arena, list->at, list->n, &list->cap, sizeof(*list->at));
+    list->at = kl_grown(l->program->arena, list->at, list->n, &list->cap, sizeof(*list->at));
     list->at[list->n++] = kernel;
     return kernel;
 }
@@ -123,7 +105,7 @@ static int add_expr(builder *b, kl_expr expr)
     for (int i = 0; i < loop->n_exprs; i++)
         if (expr_equal(&loop->exprs[i], &expr))
             return i;
-    loop->exprs = grown(b->l->program->arena, loop->exprs, loop->n_exprs, &b->cap_exprs, sizeof(kl_expr));
+    loop->exprs = kl_grown(b->l->program->arena, loop->exprs, loop->n_exprs, &b->cap_exprs, sizeof(kl_expr));
     loop->exprs[loop->n_exprs] = expr;
     return loop->n_exprs++;
 }
@@ -393,7 +375,7 @@ static int eval(builder *b, ir_node *node, const index_form *where)
     int expr = eval_fresh(b, node, where);
     if (expr < 0)
         return -1;
-    b->done = grown(b->l->scratch, b->done, b->n_done, &b->cap_done, sizeof(evaluated));
+    b->done = kl_grown(b->l->scratch, b->done, b->n_done, &b->cap_done, sizeof(evaluated));
     index_form *copy = ARENA_NEW(b->l->scratch, index_form, node->type.rank);
     if (node->type.rank)
         memcpy(copy, where, sizeof(index_form) * (size_t)node->type.rank);
@@ -405,7 +387,7 @@ static int eval(builder *b, ir_node *node, const index_form *where)
 
 static void add_output(builder *b, kl_output_kind kind, int expr, kl_view view)
 {
-    b->loop.outputs = grown(b->l->program->arena, b->loop.outputs, b->loop.n_outputs, &b->cap_outputs, sizeof(kl_output));
+    b->loop.outputs = kl_grown(b->l->program->arena, b->loop.outputs, b->loop.n_outputs, &b->cap_outputs, sizeof(kl_output));
     b->loop.outputs[b->loop.n_outputs++] = (kl_output){ kind, expr, view, false };
 }
 
@@ -1030,13 +1012,6 @@ static void lower_node(lowering *l, ir_node *node)
     l->units[at].kernels = list;
 }
 
-int kl_root_buffer(const kl_program *program, int buffer)
-{
-    while (buffer >= 0 && program->buffers[buffer].kind == KL_MOVING)
-        buffer = program->buffers[buffer].base;
-    return buffer;
-}
-
 typedef struct { const kl_program *program; base_arena *arena; int *at[2], n[2], cap[2]; } touched;
 
 static void touch(void *context, const kl_access *access)
@@ -1046,7 +1021,7 @@ static void touch(void *context, const kl_access *access)
     for (int i = 0; i < t->n[which]; i++)
         if (t->at[which][i] == buffer)
             return;
-    t->at[which] = grown(t->arena, t->at[which], t->n[which], &t->cap[which], sizeof(int));
+    t->at[which] = kl_grown(t->arena, t->at[which], t->n[which], &t->cap[which], sizeof(int));
     t->at[which][t->n[which]++] = buffer;
 }
 
@@ -1097,7 +1072,7 @@ static void order_units(lowering *l, kernel_list *out)
         for (int j = 0; j < next->n_writes; j++)
             writers_left[next->writes[j]]--;
         for (int j = 0; j < next->kernels.n; j++) {
-            out->at = grown(l->program->arena, out->at, out->n, &out->cap, sizeof(*out->at));
+            out->at = kl_grown(l->program->arena, out->at, out->n, &out->cap, sizeof(*out->at));
             out->at[out->n++] = next->kernels.at[j];
         }
     }
@@ -1244,64 +1219,4 @@ void kl_program_free(kl_program *program)
 {
     if (program)
         base_arena_free(program->arena);
-}
-
-/* -- walking -------------------------------------------------------------------------------------------------------------- */
-
-static int renumber(kl_kernel **kernels, int n, int next)
-{
-    for (int i = 0; i < n; i++) {
-        kernels[i]->id = next++;
-        if (kernels[i]->kind == KL_REPEAT)
-            next = renumber(kernels[i]->repeat.body, kernels[i]->repeat.n_body, next);
-    }
-    return next;
-}
-
-void kl_renumber(kl_program *program) { program->n_ids = renumber(program->kernels, program->n_kernels, 0); }
-
-static void visit_loop(kl_loop *loop, void (*visit)(void *context, const kl_access *access), void *context)
-{
-    for (int i = 0; i < loop->n_exprs; i++)
-        if (loop->exprs[i].kind == KL_LOAD)
-            visit(context, &(kl_access){ &loop->exprs[i].view, false, false, loop->exprs[i].dtype, loop });
-    for (int i = 0; i < loop->n_outputs; i++) {
-        kl_output *output = &loop->outputs[i];
-        if (output->view.buffer >= 0)
-            visit(context, &(kl_access){ &output->view, true, output->accumulate, loop->exprs[output->expr].dtype, loop });
-    }
-}
-
-void kl_visit(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), void *context)
-{
-    switch (kernel->kind) {
-    case KL_LOOP:
-        visit_loop(&kernel->loop, visit, context);
-        return;
-    case KL_CONTRACTION:
-        visit_loop(&kernel->contraction.a, visit, context);
-        visit_loop(&kernel->contraction.b, visit, context);
-        visit_loop(&kernel->contraction.c, visit, context);
-        return;
-    case KL_ATTENTION: {
-        kl_attention *a = &kernel->attention;
-        struct { kl_view *view; bool write; ir_dtype dtype; } all[] = {
-            { &a->q, false, a->dtype }, { &a->k, false, a->dtype }, { &a->v, false, a->dtype },
-            { &a->out, !a->backward, a->dtype }, { &a->lse, !a->backward, a->dtype == IR_F64 ? IR_F64 : IR_F32 },
-            { &a->dout, false, a->dtype }, { &a->dlse, false, a->dtype == IR_F64 ? IR_F64 : IR_F32 },
-            { &a->dq, true, a->grad_dtype }, { &a->dk, true, a->grad_dtype }, { &a->dv, true, a->grad_dtype },
-            { &a->seed, false, IR_I32 }, { &a->counter, false, IR_I32 } };
-        for (size_t i = 0; i < COUNT_OF(all); i++)
-            if (all[i].view->buffer >= 0)
-                visit(context, &(kl_access){ all[i].view, all[i].write, false, all[i].dtype, NULL });
-        return;
-    }
-    case KL_SCATTER:
-        visit(context, &(kl_access){ &kernel->scatter.indices, false, false, IR_I32, NULL });
-        visit(context, &(kl_access){ &kernel->scatter.updates, false, false, kernel->scatter.dtype, NULL });
-        visit(context, &(kl_access){ &kernel->scatter.target, true, true, kernel->scatter.dtype, NULL });
-        return;
-    case KL_REPEAT:
-        return;
-    }
 }

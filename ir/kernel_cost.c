@@ -1,0 +1,97 @@
+/* What a kernel costs, as the compile trace tells it: arithmetic, and the elements that it reads and writes, each once however often it
+ * is read. A function counts as one operation, like an addition. */
+#include "ir/kernels.h"
+
+static double points(const kl_loop *loop, int from, int to)
+{
+    double n = 1;
+    for (int i = from; i < to; i++)
+        n *= (double)loop->extent[i];
+    return n;
+}
+
+static double loop_flops(const kl_loop *loop)
+{
+    double all = points(loop, 0, loop->n_axes), rows = points(loop, 0, loop->n_outer), flops = 0;
+    for (int i = 0; i < loop->n_exprs; i++) {
+        const kl_expr *expr = &loop->exprs[i];
+        switch (expr->kind) {
+        case KL_OP:
+            flops += expr->row ? rows : all;
+            break;
+        case KL_REDUCE:
+            flops += all;
+            break;
+        case KL_LOAD:
+        case KL_VALUE:
+        case KL_INDEX:
+        case KL_RANDOM:
+        case KL_PRODUCT:
+            break;
+        }
+    }
+    for (int i = 0; i < loop->n_outputs; i++)
+        if (loop->outputs[i].kind != KL_STORE || loop->outputs[i].accumulate)
+            flops += loop->exprs[loop->outputs[i].expr].row ? rows : all;
+    return flops;
+}
+
+typedef struct { const kl_program *program; const kl_kernel *kernel; double bytes; } traffic;
+
+static void add_traffic(void *context, const kl_access *access)
+{
+    traffic *t = context;
+    const kl_buffer *buffer = &t->program->buffers[access->view->buffer];
+    double count = 1;
+    if (access->loop)
+        for (int i = 0; i < access->loop->n_axes; i++)
+            count *= access->view->stride[i] ? (double)access->loop->extent[i] : 1;
+    else if (t->kernel->kind == KL_SCATTER)
+        count = access->view == &t->kernel->scatter.indices ? (double)t->kernel->scatter.positions
+                                                            : (double)(t->kernel->scatter.pre * t->kernel->scatter.positions * t->kernel->scatter.post);
+    else if (t->kernel->kind == KL_ATTENTION) {
+        const kl_attention *a = &t->kernel->attention;
+        bool of_keys = access->view == &a->k || access->view == &a->v || access->view == &a->dk || access->view == &a->dv;
+        bool of_rows = access->view == &a->lse || access->view == &a->dlse;
+        count = (double)(a->batch * a->heads) * (double)(of_keys ? a->keys : a->rows) * (double)(of_rows ? 1 : a->head_dim);
+        if (access->view == &a->seed || access->view == &a->counter)
+            count = 1;
+    }
+    t->bytes += count * ir_dtype_bytes(buffer->dtype) * (access->accumulate ? 2 : 1);
+}
+
+void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, double *bytes)
+{
+    traffic t = { .program = program, .kernel = kernel };
+    kl_visit((kl_kernel *)kernel, add_traffic, &t);
+    *flops = 0;
+    *bytes = t.bytes;
+    switch (kernel->kind) {
+    case KL_LOOP:
+        *flops = loop_flops(&kernel->loop);
+        break;
+    case KL_CONTRACTION: {
+        const kl_contraction *c = &kernel->contraction;
+        *flops = 2.0 * (double)c->m * (double)c->n * (double)c->k * points(&c->c, 0, c->n_batch) + loop_flops(&c->a) + loop_flops(&c->b) +
+                 loop_flops(&c->c);
+        break;
+    }
+    case KL_ATTENTION: {                  /* two products of rows x keys x head_dim; backward five; half of them where causal */
+        const kl_attention *a = &kernel->attention;
+        double seen = (double)a->rows * (a->causal ? (double)a->keys - (double)(a->rows - 1) / 2 : (double)a->keys);
+        *flops = 2.0 * (a->backward ? 5 : 2) * (double)(a->batch * a->heads * a->head_dim) * seen;
+        break;
+    }
+    case KL_SCATTER:
+        *flops = (double)(kernel->scatter.pre * kernel->scatter.positions * kernel->scatter.post);
+        break;
+    case KL_REPEAT:
+        for (int i = 0; i < kernel->repeat.n_body; i++) {
+            double inner_flops, inner_bytes;
+            kl_cost(program, kernel->repeat.body[i], &inner_flops, &inner_bytes);
+            *flops += inner_flops * (double)kernel->repeat.count;
+            *bytes += inner_bytes * (double)kernel->repeat.count;
+        }
+        break;
+    }
+}
