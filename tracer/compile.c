@@ -225,24 +225,44 @@ static void notice_varying(rax_fn *fn)
     }
 }
 
+static bool same_key(const rax_fn *fn, const trace_key *a, const trace_key *b)
+{
+    return memcmp(a, b, sizeof *a * (size_t)(fn->signature->n + fn->n_results)) == 0;
+}
+
+/* The i-th guard of the nearest entry, if it is why the call missed and is one still; else NULL. */
+static trace_leaf *culprit(rax_fn *fn, const trace_entry *nearest, int i, const bool *guarded)
+{
+    trace_leaf *leaf = &fn->statics.leaves[nearest->guards[i]];
+    return guarded[nearest->guards[i]] && !trace_number_equal(leaf, leaf->value, nearest->values[i]) ? leaf : NULL;
+}
+
+/* Whether the user was warned of all that this miss is due to, and needs no line for it any more. */
+static bool is_known(rax_fn *fn, const trace_entry *nearest, const trace_key *key, const bool *guarded)
+{
+    bool known = nearest && same_key(fn, nearest->key, key);
+    for (int i = 0; known && i < nearest->n_guards; i++) {
+        const trace_leaf *leaf = culprit(fn, nearest, i, guarded);
+        known = !leaf || leaf->warned;
+    }
+    return known;
+}
+
 /* Counts which guarded leaves caused this miss, and warns once of one that has caused three. */
 static void blame(rax_fn *fn, const trace_entry *nearest, const trace_key *key, const bool *guarded, bool compiled)
 {
     enum { PATIENCE = 3 };
-    size_t bytes = sizeof *key * (size_t)(fn->signature->n + fn->n_results);
-    if (!nearest || memcmp(nearest->key, key, bytes) != 0)
+    if (!nearest || !same_key(fn, nearest->key, key))
         return;
     for (int i = 0; i < nearest->n_guards; i++) {
-        trace_leaf *leaf = &fn->statics.leaves[nearest->guards[i]];
-        if (!guarded[nearest->guards[i]] || trace_number_equal(leaf, leaf->value, nearest->values[i]))
-            continue;
-        int *count = compiled ? &leaf->needed : &leaf->retraced;
-        if (++*count < PATIENCE || leaf->warned)
+        trace_leaf *leaf = culprit(fn, nearest, i, guarded);
+        int *count = !leaf ? NULL : compiled ? &leaf->needed : &leaf->retraced;
+        if (!leaf || ++*count < PATIENCE || leaf->warned)
             continue;
         leaf->warned = true;
         trace_say(0, "warning: '%s' was %s %d more times because %s varies: it is read as a C value at %s:%d%s", fn->name,
                   compiled ? "compiled" : "traced", *count, leaf->name, leaf->read_at.file, leaf->read_at.line,
-                  compiled ? "" : ", though the program does not depend on it");
+                  compiled ? "" : ", and the program came out the same");
     }
 }
 
@@ -268,7 +288,7 @@ static trace_entry *compile_traced(rax_place place, rax_fn *fn, const trace_key 
     bool compiled = false;
     if (fits && !program) {
         fresh->hash = hash;
-        trace_announce(fn, t, guarded, nearest != NULL);
+        trace_announce(fn, t, guarded, is_known(fn, nearest, key, guarded));
         trace_report_arguments(fn, t, guarded);
         trace_say(1, "  %-12s %9.2f ms, %d ops", "trace", trace_ms - t->gradient_ms, ir_count_nodes(t->graph));
         trace_say(1, "  %-12s %9.2f ms", "gradient", t->gradient_ms);

@@ -228,9 +228,8 @@ ir_node *trace_broadcast(ir_node *x, const ir_type *type)
     return ir_broadcast(graph, x, to, axes);
 }
 
-static void print_dim(base_text *text, const ir_node *node, int axis)
+void trace_dim_print(base_text *text, const ir_type *type, int axis)
 {
-    const ir_type *type = &node->type;
     if (type->dim_name[axis])
         base_text_add(text, "%s=", type->dim_name[axis]);
     base_text_add(text, "%lld on axis %d", (long long)type->dim[axis], axis);
@@ -250,11 +249,11 @@ static bool join_shape(rax_place place, const char *op, int which, ir_node *cons
             base_text_add(&text, "%s ", names[by[axis]]);
             ir_type_print(&text, &first->type);
             base_text_add(&text, " has ");
-            print_dim(&text, first, first->type.rank - 1 - i);
+            trace_dim_print(&text, &first->type, first->type.rank - 1 - i);
             base_text_add(&text, ", %s ", names[which]);
             ir_type_print(&text, next);
             base_text_add(&text, " has ");
-            print_dim(&text, nodes[which], own);
+            trace_dim_print(&text, next, own);
             trace_error(place, op, "%s", text.at);
             base_text_free(&text);
             return false;

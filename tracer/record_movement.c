@@ -207,8 +207,9 @@ rax_tensor rax_slice_at(rax_place place, rax_tensor x, int axis, int64_t start, 
     if (length < 0 || start < 0 || start > type.dim[axis] || length > type.dim[axis] - start) {
         base_text text = {0};
         ir_type_print(&text, &type);
-        trace_error(place, "slice", "x %s has %lld on axis %d, there is no part of %lld from %lld", text.at, (long long)type.dim[axis], axis,
-                    (long long)length, (long long)start);
+        base_text_add(&text, " has ");
+        trace_dim_print(&text, &type, axis);
+        trace_error(place, "slice", "x %s, there is no part of %lld from %lld", text.at, (long long)length, (long long)start);
         base_text_free(&text);
         return trace_value(NULL);
     }
@@ -285,13 +286,17 @@ rax_tensor rax_update_slice_at(rax_place place, rax_tensor base, rax_tensor upda
     const ir_type *whole = &operands[0]->type, *part = &operands[1]->type;
     for (int i = 0; part->rank == whole->rank && i < whole->rank; i++)
         if (i != axis && part->dim[i] != whole->dim[i]) {
-            base_text left = {0}, right = {0};
-            ir_type_print(&left, whole);
-            ir_type_print(&right, part);
-            trace_error(place, "update_slice", "base %s has %lld on axis %d, update %s has %lld", left.at, (long long)whole->dim[i], i,
-                        right.at, (long long)part->dim[i]);
-            base_text_free(&left);
-            base_text_free(&right);
+            base_text text = {0};
+            base_text_add(&text, "base ");
+            ir_type_print(&text, whole);
+            base_text_add(&text, " has ");
+            trace_dim_print(&text, whole, i);
+            base_text_add(&text, ", update ");
+            ir_type_print(&text, part);
+            base_text_add(&text, " has ");
+            trace_dim_print(&text, part, i);
+            trace_error(place, "update_slice", "%s", text.at);
+            base_text_free(&text);
             return trace_value(NULL);
         }
     int n = 2 + starts(trace_graph(place), whole->rank, axis, at, operands + 2);

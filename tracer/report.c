@@ -61,17 +61,17 @@ static void print_static_argnums(base_text *text, const rax_fn *fn, const trace 
     base_text_add(text, "]");
 }
 
-void trace_announce(rax_fn *fn, const trace *t, const bool *guarded, bool again)
+void trace_announce(rax_fn *fn, const trace *t, const bool *guarded, bool known)
 {
     int level = trace_settings()->no_jit;                  /* the interpreter compiles nothing worth a line at level 0 */
     base_text argnums = {0};
-    if (!fn->announced) {
-        print_static_argnums(&argnums, fn, t, guarded);
-        trace_say(level, "JIT-compiling '%s' with static_argnums=%s", fn->name, argnums.at);
-        base_text_free(&argnums);
-    } else if (again) {
-        trace_say(level, "compiling '%s' again: %s", fn->name, fn->last_miss);
+    if (fn->announced) {
+        trace_say(known ? 1 : level, "compiling '%s' again: %s", fn->name, fn->last_miss);
+        return;
     }
+    print_static_argnums(&argnums, fn, t, guarded);
+    trace_say(level, "JIT-compiling '%s' with static_argnums=%s", fn->name, argnums.at);
+    base_text_free(&argnums);
     fn->announced = true;
 }
 

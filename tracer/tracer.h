@@ -237,6 +237,7 @@ ir_graph *trace_graph(rax_place place);
 ir_node *trace_add(rax_place place, const char *op, ir_op what, int n, ir_node *const *args, const ir_attr *attr, const ir_type *stated);
 /* False and an error, with the cast that would help, where the dtypes differ. */
 bool trace_same_dtype(rax_place place, const char *op, const ir_node *lhs, const ir_node *rhs, const char *lhs_name, const char *rhs_name);
+void trace_dim_print(base_text *text, const ir_type *type, int axis);               /* "C=4 on axis 2" */
 /* Axis -1 is the last. False and an error where there is no such axis. */
 bool trace_axis(rax_place place, const char *op, const ir_node *x, int *axis);
 /* x repeated to the shape of type (dtype: x's), which it must fit. */
@@ -331,7 +332,8 @@ double trace_now_ms(void);
 int trace_verbose(void);                 /* -1: not even the line a compiled function */
 void trace_say(int level, const char *format, ...) PRINTF_LIKE(2, 3);               /* "[RAX] ..." on standard error */
 void trace_say_lines(const base_text *lines);                                       /* as in ir_compile_report */
-void trace_announce(rax_fn *fn, const trace *t, const bool *guarded, bool again);   /* the line a compiled function */
+/* The line a compiled function; later ones say why. known: the user was warned of the reason. */
+void trace_announce(rax_fn *fn, const trace *t, const bool *guarded, bool known);
 void trace_report_arguments(rax_fn *fn, const trace *t, const bool *guarded);
 void trace_report_passes(const ir_pass_options *passes);
 void trace_report_function(rax_fn *fn);
