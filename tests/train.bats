@@ -158,8 +158,8 @@ ids() { for id in "$@"; do printf "\\x$(printf %02x $((id & 255)))\\x$(printf %0
 }
 
 @test "a model too large for memory" {
-    case "$RAX_BIN" in *san/*) skip "a sanitizer takes more address space than the limit" ;; esac
     ulimit -v 16000000          # so that nothing of this size is tried on any machine
+    "$RAX_BIN" --version >/dev/null || skip "a sanitizer takes more address space than the limit"
     fails 1 "memory" train "$CONFIG" --out_dir=out --init_from=scratch --n_embd=49152 --n_layer=64 --n_head=1
     [ ! -e out/metrics.jsonl ]
 }
