@@ -16,7 +16,6 @@ int cli_info(int argc, char **argv)
         rax_settings settings = cli_settings(&line);
         if (rax_configure(&settings)) {
             data_places places = cli_places(&line);
-            printf("rax         %s\n", RAX_VERSION);
             rax_print_info(stdout);
             printf("cache       %s\n", places.cache_folder && *places.cache_folder ? places.cache_folder : "none");
             printf("data        %s\n", places.data_folder ? places.data_folder : "fetched as needed (RAX_DATA names a folder)");
