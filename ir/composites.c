@@ -60,20 +60,24 @@ ir_node *ir_is_target(ir_graph *graph, ir_node *targets, ir_type logits)
     return ir_binary(graph, OP_eq, index, back_on(graph, targets, index, logits.rank - 1));
 }
 
-ir_node *ir_cross_entropy_of(ir_graph *graph, ir_node *logits, ir_node *targets)
+ir_cross_entropy_parts ir_cross_entropy_parts_of(ir_graph *graph, ir_node *logits, ir_node *targets)
 {
-    ir_softmax_parts parts = ir_softmax_parts_of(graph, logits, logits->type.rank - 1);
-    ir_node *hit = ir_select(graph, ir_is_target(graph, targets, logits->type), logits, ir_constant_like(graph, logits, 0));
-    return ir_binary(graph, OP_sub, ir_log_sum_exp(graph, &parts), ir_reduce_last(graph, OP_reduce_sum, hit));
+    return (ir_cross_entropy_parts){ logits, ir_is_target(graph, targets, logits->type),
+                                     ir_softmax_parts_of(graph, logits, logits->type.rank - 1) };
 }
 
-ir_node *ir_cross_entropy_gradient(ir_graph *graph, ir_node *logits, ir_node *targets, ir_node *dloss)
+ir_node *ir_cross_entropy_loss(ir_graph *graph, const ir_cross_entropy_parts *parts)
 {
-    int last = logits->type.rank - 1;
-    ir_softmax_parts parts = ir_softmax_parts_of(graph, logits, last);
-    ir_node *p = ir_normalised(graph, &parts, last);
-    ir_node *difference = ir_select(graph, ir_is_target(graph, targets, logits->type), ir_plus(graph, p, -1), p);
-    return ir_binary(graph, OP_mul, difference, back_on(graph, dloss, logits, last));
+    ir_node *hit = ir_select(graph, parts->is_target, parts->logits, ir_constant_like(graph, parts->logits, 0));
+    return ir_binary(graph, OP_sub, ir_log_sum_exp(graph, &parts->softmax), ir_reduce_last(graph, OP_reduce_sum, hit));
+}
+
+ir_node *ir_cross_entropy_gradient(ir_graph *graph, const ir_cross_entropy_parts *parts, ir_node *dloss)
+{
+    int last = parts->logits->type.rank - 1;
+    ir_node *p = ir_normalised(graph, &parts->softmax, last);
+    ir_node *difference = ir_select(graph, parts->is_target, ir_plus(graph, p, -1), p);
+    return ir_binary(graph, OP_mul, difference, back_on(graph, dloss, p, last));
 }
 
 ir_norm_parts ir_norm_parts_of(ir_graph *graph, ir_node *x, double epsilon)
@@ -157,8 +161,8 @@ void decompose_one_hot(ir_graph *graph, const ir_node *node, ir_node **results)
 
 void decompose_cross_entropy(ir_graph *graph, const ir_node *node, ir_node **results)
 {
-    ir_node *loss = ir_cross_entropy_of(graph, ir_widen(graph, node->args[0]), node->args[1]);
-    results[0] = ir_cast(graph, loss, node->type.dtype);
+    ir_cross_entropy_parts parts = ir_cross_entropy_parts_of(graph, ir_widen(graph, node->args[0]), node->args[1]);
+    results[0] = ir_cast(graph, ir_cross_entropy_loss(graph, &parts), node->type.dtype);
 }
 
 /* Logits exist for so many rows at a time as fit in this; 16 rows and their multiples suit the tiles of a matrix product. */
@@ -178,10 +182,10 @@ static loss_results loss_of_rows(ir_graph *graph, const loss_operands *in)
 {
     ir_dtype dtype = in->x->type.dtype, wide = ir_wide_dtype(dtype);
     loss_results out = {0};
-    ir_node *logits = ir_matmul(graph, in->x, in->transposed, wide);
-    out.loss = ir_cross_entropy_of(graph, logits, in->targets);
+    ir_cross_entropy_parts parts = ir_cross_entropy_parts_of(graph, ir_matmul(graph, in->x, in->transposed, wide), in->targets);
+    out.loss = ir_cross_entropy_loss(graph, &parts);
     if (in->dloss) {
-        ir_node *dlogits = ir_cast(graph, ir_cross_entropy_gradient(graph, logits, in->targets, in->dloss), dtype);
+        ir_node *dlogits = ir_cast(graph, ir_cross_entropy_gradient(graph, &parts, in->dloss), dtype);
         out.dx = ir_matmul(graph, dlogits, in->weight, wide);
         out.dweight = ir_matmul(graph, ir_swap_last(graph, dlogits), in->x, wide);
     }

@@ -23,9 +23,11 @@ ir_node *ir_log_sum_exp(ir_graph *graph, const ir_softmax_parts *parts);
 
 /* logits[...,V], targets[...]: whether the index on the last axis is the target. */
 ir_node *ir_is_target(ir_graph *graph, ir_node *targets, ir_type logits);
-/* Wide logits: the loss, and its gradient by the logits (softmax - one_hot) * dloss. */
-ir_node *ir_cross_entropy_of(ir_graph *graph, ir_node *logits, ir_node *targets);
-ir_node *ir_cross_entropy_gradient(ir_graph *graph, ir_node *logits, ir_node *targets, ir_node *dloss);
+/* Of wide logits: the loss, and its gradient by the logits (softmax - one_hot) * dloss. */
+typedef struct { ir_node *logits, *is_target; ir_softmax_parts softmax; } ir_cross_entropy_parts;
+ir_cross_entropy_parts ir_cross_entropy_parts_of(ir_graph *graph, ir_node *logits, ir_node *targets);
+ir_node *ir_cross_entropy_loss(ir_graph *graph, const ir_cross_entropy_parts *parts);
+ir_node *ir_cross_entropy_gradient(ir_graph *graph, const ir_cross_entropy_parts *parts, ir_node *dloss);
 
 /* Over the last axis of a wide x: xhat = (x - mean) rstd, both of x's shape. */
 typedef struct { ir_node *rstd, *xhat; } ir_norm_parts;

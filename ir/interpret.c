@@ -4,7 +4,7 @@
  * A graph is prepared once: copied, its composites decomposed, dead nodes left out, and each value given a number and the step
  * that reads it last. A run then allocates a value when its step comes and frees it after its last reader. A reader that works in place
  * (elementwise ops, update_slice, scatter_add, reshapes) takes over the memory of an operand that it is the last to read: the carries
- * of a scan are updated without being copied.
+ * of a scan are updated without being copied. What one iteration of a scan frees is kept for the next, which needs the same sizes.
  *
  *     %2 = mul %0, %1        value 2 = new memory            parameters are borrowed: never written, never freed
  *     %3 = add %2, %0        value 3 takes value 2's         its last reader
@@ -14,6 +14,9 @@
 
 #include <limits.h>
 #include <string.h>
+
+/* A value's memory. Who owns it frees it. */
+typedef struct { void *data; bool owned; int64_t bytes; } block;
 
 typedef struct {
     const ir_node *node;
@@ -29,12 +32,12 @@ struct ir_program {
     const ir_type **type;              /* by value */
     int *last_reader;                  /* by value: a step; the step that makes it where there is none, NEVER for results */
     int *param, *result;               /* values */
+    bool is_body;                      /* its blocks are kept, not freed, until the scan is done */
+    int n_spare;
+    block *spare;                      /* room for n_values */
 };
 
 enum { NEVER = INT_MAX };
-
-/* A value's memory. Who owns it frees it. */
-typedef struct { void *data; bool owned; } block;
 
 /* -- preparing --------------------------------------------------------------------------------------------------------- */
 
@@ -60,7 +63,7 @@ static void mark_live(ir_graph *graph)
             n->args[i]->mark = 1;
 }
 
-static ir_program *prepare(ir_graph *graph);
+static ir_program *prepare_body(ir_graph *body);
 
 /* From here on mark is the number of a node's (first) value. A `result` is the value of its tuple that it picks. */
 static void prepare_step(ir_program *program, ir_node *node)
@@ -91,7 +94,7 @@ static void prepare_step(ir_program *program, ir_node *node)
     for (int i = 0; i < n; i++)
         program->last_reader[value + i] = program->n_steps;
     if (node->op == OP_scan)
-        s->body = prepare(node->attr.body);
+        s->body = prepare_body(node->attr.body);
     program->most_args = MAX(program->most_args, node->n_args);
     program->n_steps++;
 }
@@ -123,6 +126,14 @@ static ir_program *prepare(ir_graph *graph)
     return program;
 }
 
+static ir_program *prepare_body(ir_graph *body)
+{
+    ir_program *program = prepare(body);
+    program->is_body = true;
+    program->spare = base_alloc(sizeof *program->spare * (size_t)program->n_values);
+    return program;
+}
+
 ir_program *ir_prepare(const ir_graph *graph)
 {
     ir_graph *copy = ir_graph_clone(graph);
@@ -145,26 +156,43 @@ void ir_program_free(ir_program *program)
     base_free(program->last_reader);
     base_free(program->param);
     base_free(program->result);
+    base_free(program->spare);
     ir_graph_free(program->graph);
     base_free(program);
 }
 
 /* -- memory ------------------------------------------------------------------------------------------------------------ */
 
-static bool allocate(const ir_node *node, const ir_type *type, block *block)
+static bool allocate(ir_program *program, const ir_node *node, const ir_type *type, block *block)
 {
-    block->data = base_try_alloc((size_t)ir_type_bytes(type));
+    int64_t bytes = ir_type_bytes(type);
+    for (int i = 0; i < program->n_spare; i++)
+        if (program->spare[i].bytes == bytes) {
+            *block = program->spare[i];
+            program->spare[i] = program->spare[--program->n_spare];
+            return true;
+        }
+    block->data = base_try_alloc((size_t)bytes);
     block->owned = block->data != NULL;
+    block->bytes = bytes;
     return block->owned || base_fail(BASE_FAILURE, "interpreter: memory for %%%d %s: %lld bytes were refused", node->id,
-                                     OP_NAME(node->op), (long long)ir_type_bytes(type));
+                                     OP_NAME(node->op), (long long)bytes);
 }
 
-static void release(block *block)
+static void release(ir_program *program, block *block)
 {
-    if (block->owned)
+    if (block->owned && program->is_body && program->n_spare < program->n_values)
+        program->spare[program->n_spare++] = *block;
+    else if (block->owned)
         base_free(block->data);
     block->data = NULL;
     block->owned = false;
+}
+
+static void free_spare(ir_program *program)
+{
+    while (program->n_spare > 0)
+        base_free(program->spare[--program->n_spare].data);
 }
 
 /* How many of its first operands the op may work in place of. Where it reads others after it has begun to write, these must be other
@@ -205,7 +233,7 @@ static bool take_over(const ir_program *program, int at, block *blocks)
 
 /* -- running ----------------------------------------------------------------------------------------------------------- */
 
-static bool run(const ir_program *program, block *params, block *results);
+static bool run(ir_program *program, block *params, block *results);
 
 /* The body's parameters for iteration i: carries are handed over, slices and constants lent. */
 static void lend_operands(const ir_program *program, const step *s, const block *blocks, int64_t i, block *params)
@@ -214,12 +242,12 @@ static void lend_operands(const ir_program *program, const step *s, const block 
     for (int j = attr->n_carry; j < s->node->n_args; j++) {
         bool is_slice = j < attr->n_carry + attr->n_xs;
         int64_t offset = is_slice ? i * (ir_type_bytes(program->type[s->arg[j]]) / attr->count) : 0;
-        params[j] = (block){ (char *)blocks[s->arg[j]].data + offset, false };
+        params[j] = (block){ .data = (char *)blocks[s->arg[j]].data + offset };
     }
 }
 
 /* What the body returned: carries for the next iteration, copied only where they are not the body's to give; ys into their slices. */
-static bool take_results(const ir_program *program, const step *s, block *blocks, int64_t i, block *results)
+static bool take_results(ir_program *program, const step *s, block *blocks, int64_t i, block *results)
 {
     const ir_attr *attr = &s->node->attr;
     bool done = true;
@@ -230,7 +258,7 @@ static bool take_results(const ir_program *program, const step *s, block *blocks
             memcpy((char *)blocks[s->value + j].data + (size_t)i * bytes, results[j].data, bytes);
         } else if (!results[j].owned) {
             const void *lent = results[j].data;
-            done = done && allocate(s->node, program->type[s->value + j], &results[j]);
+            done = done && allocate(program, s->node, program->type[s->value + j], &results[j]);
             if (results[j].owned)
                 memcpy(results[j].data, lent, bytes);
         }
@@ -239,11 +267,11 @@ static bool take_results(const ir_program *program, const step *s, block *blocks
         if (j < attr->n_carry && done)
             blocks[s->value + j] = results[j];
         else
-            release(&results[j]);
+            release(s->body, &results[j]);
     return done;
 }
 
-static bool run_scan(const ir_program *program, int at, block *blocks)
+static bool run_scan(ir_program *program, int at, block *blocks)
 {
     const step *s = &program->steps[at];
     const ir_node *node = s->node;
@@ -256,7 +284,7 @@ static bool run_scan(const ir_program *program, int at, block *blocks)
             blocks[s->value + j] = *first;
             first->owned = false;
         } else {
-            done = allocate(node, program->type[s->value + j], &blocks[s->value + j]);
+            done = allocate(program, node, program->type[s->value + j], &blocks[s->value + j]);
             if (done && first)
                 memcpy(blocks[s->value + j].data, first->data, (size_t)ir_type_bytes(program->type[s->value + j]));
         }
@@ -270,22 +298,20 @@ static bool run_scan(const ir_program *program, int at, block *blocks)
         lend_operands(program, s, blocks, i, params);
         done = run(s->body, params, results) && take_results(program, s, blocks, i, results);
     }
-    if (!done)
-        for (int j = 0; j < s->n_values; j++)
-            release(&results[j]);
+    free_spare(s->body);
     base_free(params);
     base_free(results);
     return done;
 }
 
-static bool run_step(const ir_program *program, int at, block *blocks, ir_array *arrays, const ir_array **args)
+static bool run_step(ir_program *program, int at, block *blocks, ir_array *arrays, const ir_array **args)
 {
     const step *s = &program->steps[at];
     if (s->node->op == OP_scan)
         return run_scan(program, at, blocks);
     for (int i = 0; i < s->node->n_args; i++)
         arrays[i] = (ir_array){ *program->type[s->arg[i]], blocks[s->arg[i]].data };
-    if (!take_over(program, at, blocks) && !allocate(s->node, &s->node->type, &blocks[s->value]))
+    if (!take_over(program, at, blocks) && !allocate(program, s->node, &s->node->type, &blocks[s->value]))
         return false;
     void (*reference)(const ir_node *, const ir_array *const *, ir_array *) = ir_op_table[s->node->op].reference;
     CHECK(reference, "%%%d %s: expected an op with a reference function", s->node->id, OP_NAME(s->node->op));
@@ -296,7 +322,7 @@ static bool run_step(const ir_program *program, int at, block *blocks, ir_array 
 
 /* Frees the parameters that are owned, whether it succeeds or not. A result that is owned is the caller's; another is lent, and lives
  * as long as the parameters, or as the result before it that is the same value. */
-static bool run(const ir_program *program, block *params, block *results)
+static bool run(ir_program *program, block *params, block *results)
 {
     block *blocks = base_alloc(sizeof *blocks * (size_t)program->n_values);
     ir_array *arrays = base_alloc(sizeof *arrays * (size_t)program->most_args);
@@ -312,17 +338,17 @@ static bool run(const ir_program *program, block *params, block *results)
         done = run_step(program, at, blocks, arrays, args);
         for (int i = 0; i < s->node->n_args; i++)
             if (program->last_reader[s->arg[i]] == at)
-                release(&blocks[s->arg[i]]);
+                release(program, &blocks[s->arg[i]]);
         for (int i = 0; i < s->n_values; i++)
             if (program->last_reader[s->value + i] == at)
-                release(&blocks[s->value + i]);
+                release(program, &blocks[s->value + i]);
     }
     for (int i = 0; done && i < program->n_results; i++) {
         results[i] = blocks[program->result[i]];
         blocks[program->result[i]].owned = false;
     }
     for (int i = 0; i < program->n_values; i++)
-        release(&blocks[i]);
+        release(program, &blocks[i]);
     base_free(blocks);
     base_free(arrays);
     base_free(args);
@@ -333,12 +359,12 @@ bool ir_run(ir_program *program, const ir_array *params, ir_array *results)
 {
     block *lent = base_alloc(sizeof *lent * (size_t)program->n_params), *made = base_alloc(sizeof *made * (size_t)program->n_results);
     for (int i = 0; i < program->n_params; i++)
-        lent[i] = (block){ params[i].data, false };
+        lent[i] = (block){ .data = params[i].data };
     bool done = run(program, lent, made);
     for (int i = 0; done && i < program->n_results; i++)
         memmove(results[i].data, made[i].data, (size_t)ir_type_bytes(program->type[program->result[i]]));
     for (int i = 0; done && i < program->n_results; i++)
-        release(&made[i]);
+        release(program, &made[i]);
     base_free(lent);
     base_free(made);
     return done;

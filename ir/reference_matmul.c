@@ -2,9 +2,9 @@
  * and in f64 for f64, each operation rounded (the build sets -ffp-contract=off). The bits are those of the three plain loops:
  * only the order in which elements are visited is chosen, so that an oracle of a training step is bearable.
  *
- *     for each block of K, for each strip of NR columns:   copy the strip, K x NR, as wide values
+ *     for each block of K, for some strips of NR columns:  copy the strips, each K x NR, as wide values
  *         for each MR rows:                                copy the rows, K x MR, likewise
- *             MR x NR sums in registers                    begun from the result so far, written back after the block
+ *             for each strip: MR x NR sums in registers    begun from the result so far, written back after the block
  */
 #include "ir/ir.h"
 
@@ -20,22 +20,24 @@
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED 1
 #endif
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(SANITIZED)
-#define VECTOR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
 #define VECTOR_CLONES
+#if defined(__x86_64__) && defined(__has_attribute) && !defined(SANITIZED)
+#if __has_attribute(target_clones)
+#undef VECTOR_CLONES
+#define VECTOR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #endif
 
 /* A vector is a cache line of values; the compiler splits it where registers are shorter. MR rows of one vector each leave
  * room in 16 registers of 32 bytes for the strip's vector and a broadcast. */
-enum { VECTOR_BYTES = 64, MR = 6, KC = 256 };
+enum { VECTOR_BYTES = 64, MR = 6, KC = 256, STRIPS = 16 };
 
 typedef struct { int64_t m, n, k; } extent;
 
 /* tile: sums += rows (KC x MR) times strip (KC x NR), both packed. */
 #define MATMUL(suffix, storage, sum, LOAD)                                                                                \
     enum { NR_##suffix = VECTOR_BYTES / sizeof(sum) };                                                                    \
-    typedef sum vector_##suffix __attribute__((vector_size(VECTOR_BYTES)));                                               \
+    typedef sum vector_##suffix __attribute__((vector_size(VECTOR_BYTES), may_alias));                                    \
                                                                                                                           \
     VECTOR_CLONES static void tile_##suffix(int64_t k, const sum *rows, const sum *strip, sum *sums)                      \
     {                                                                                                                     \
@@ -49,40 +51,77 @@ typedef struct { int64_t m, n, k; } extent;
         s[0] = s0, s[1] = s1, s[2] = s2, s[3] = s3, s[4] = s4, s[5] = s5;                                                 \
     }                                                                                                                     \
                                                                                                                           \
-    /* c += a b, where a and b are row-major. */                                                                          \
-    static void multiply_##suffix(extent e, const storage *a, const storage *b, sum *c)                                   \
+    static void pack_strips_##suffix(int64_t k, int64_t n, const storage *restrict b, int64_t stride, sum *restrict strips)\
     {                                                                                                                     \
-        _Alignas(VECTOR_BYTES) sum rows[KC * MR], strip[KC * NR_##suffix], sums[MR * NR_##suffix];                        \
-        for (int64_t k0 = 0; k0 < e.k; k0 += KC) {                                                                        \
-            int64_t kc = MIN(KC, e.k - k0);                                                                               \
-            for (int64_t n0 = 0; n0 < e.n; n0 += NR_##suffix) {                                                           \
-                int64_t nr = MIN((int64_t)NR_##suffix, e.n - n0);                                                         \
-                memset(strip, 0, sizeof strip);                                                                           \
-                for (int64_t p = 0; p < kc; p++)                                                                          \
-                    for (int64_t j = 0; j < nr; j++)                                                                      \
-                        strip[p * NR_##suffix + j] = LOAD(b[(k0 + p) * e.n + n0 + j]);                                    \
-                for (int64_t m0 = 0; m0 < e.m; m0 += MR) {                                                                \
-                    int64_t mr = MIN((int64_t)MR, e.m - m0);                                                              \
-                    memset(sums, 0, sizeof sums);                                                                         \
-                    for (int64_t i = 0; i < MR; i++) {                                                                    \
-                        const storage *row = a + (m0 + MIN(i, mr - 1)) * e.k + k0;                                        \
-                        for (int64_t p = 0; p < kc; p++)                                                                  \
-                            rows[p * MR + i] = LOAD(row[p]);                                                              \
-                    }                                                                                                     \
-                    for (int64_t i = 0; i < mr; i++)                                                                      \
-                        memcpy(sums + i * NR_##suffix, c + (m0 + i) * e.n + n0, sizeof(sum) * (size_t)nr);                \
-                    tile_##suffix(kc, rows, strip, sums);                                                                 \
-                    for (int64_t i = 0; i < mr; i++)                                                                      \
-                        memcpy(c + (m0 + i) * e.n + n0, sums + i * NR_##suffix, sizeof(sum) * (size_t)nr);                \
+        for (int64_t j0 = 0; j0 < n; j0 += NR_##suffix, strips += k * NR_##suffix)                                        \
+            for (int64_t p = 0; p < k; p++) {                                                                             \
+                const storage *restrict row = b + p * stride + j0;                                                        \
+                sum *restrict to = strips + p * NR_##suffix;                                                              \
+                if (n - j0 >= NR_##suffix) {                                                                              \
+                    for (int64_t j = 0; j < NR_##suffix; j++)                                                             \
+                        to[j] = LOAD(row[j]);                                                                             \
+                } else {                                                                                                  \
+                    for (int64_t j = 0; j < NR_##suffix; j++)                                                             \
+                        to[j] = j0 + j < n ? LOAD(row[j]) : 0;                                                            \
                 }                                                                                                         \
             }                                                                                                             \
-        }                                                                                                                 \
+    }                                                                                                                     \
+                                                                                                                          \
+    /* The last row again where there are fewer than MR: its sums are not kept. */                                        \
+    static void pack_rows_##suffix(int64_t k, int64_t m, const storage *a, int64_t stride, sum *rows)                     \
+    {                                                                                                                     \
+        for (int64_t i = 0; i < MR; i++)                                                                                  \
+            for (int64_t p = 0; p < k; p++)                                                                               \
+                rows[p * MR + i] = LOAD(a[MIN(i, m - 1) * stride + p]);                                                   \
+    }                                                                                                                     \
+                                                                                                                          \
+    /* The m x n corner of a tile, to it or from it.                                                                      \
+     * Beyond the corner a tile computes what nobody reads. */                                                            \
+    static void copy_sums_##suffix(int64_t m, int64_t n, sum *to, int64_t to_stride, const sum *from, int64_t from_stride)\
+    {                                                                                                                     \
+        for (int64_t i = 0; i < m; i++, to += to_stride, from += from_stride)                                             \
+            if (n == NR_##suffix)                                                                                         \
+                memcpy(to, from, VECTOR_BYTES);              /* of a known size: no call */                               \
+            else                                                                                                          \
+                memcpy(to, from, sizeof(sum) * (size_t)n);                                                                \
+    }                                                                                                                     \
+                                                                                                                          \
+    /* c += a b, where all are row-major. */                                                                              \
+    static void multiply_##suffix(extent e, const storage *a, const storage *b, sum *c)                                   \
+    {                                                                                                                     \
+        enum { NR = NR_##suffix, NC = STRIPS * NR };                                                                      \
+        _Alignas(VECTOR_BYTES) sum rows[KC * MR], sums[MR * NR] = { 0 };                                                  \
+        sum *strips = base_alloc(sizeof(sum) * KC * NC);                                                                  \
+        for (int64_t k0 = 0; k0 < e.k; k0 += KC)                                                                          \
+            for (int64_t n0 = 0; n0 < e.n; n0 += NC) {                                                                    \
+                int64_t kc = MIN(KC, e.k - k0), nc = MIN((int64_t)NC, e.n - n0);                                          \
+                pack_strips_##suffix(kc, nc, b + k0 * e.n + n0, e.n, strips);                                             \
+                for (int64_t m0 = 0; m0 < e.m; m0 += MR) {                                                                \
+                    int64_t mr = MIN(MR, e.m - m0);                                                                       \
+                    pack_rows_##suffix(kc, mr, a + m0 * e.k + k0, e.k, rows);                                             \
+                    for (int64_t j = 0; j < nc; j += NR) {                                                                \
+                        sum *tile = c + m0 * e.n + n0 + j;                                                                \
+                        int64_t nr = MIN((int64_t)NR, nc - j);                                                            \
+                        copy_sums_##suffix(mr, nr, sums, NR, tile, e.n);                                                  \
+                        tile_##suffix(kc, rows, strips + j * kc, sums);                                                   \
+                        copy_sums_##suffix(mr, nr, tile, e.n, sums, NR);                                                  \
+                    }                                                                                                     \
+                }                                                                                                         \
+            }                                                                                                             \
+        base_free(strips);                                                                                                \
     }
+
+/* As ir_bf16_to_f32, where the compiler sees it. */
+static inline float widened(uint16_t bits)
+{
+    union { uint32_t bits; float value; } wide = { (uint32_t)bits << 16 };
+    return wide.value;
+}
 
 #define AS_IS(value) (value)
 MATMUL(f32, float, float, AS_IS)
 MATMUL(f64, double, double, AS_IS)
-MATMUL(bf16, uint16_t, float, ir_bf16_to_f32)
+MATMUL(bf16, uint16_t, float, widened)
 
 /* A product of bf16 whose result is bf16 too is summed in f32 beside it, a few rows at a time. */
 static void multiply_to_bf16(extent e, const uint16_t *a, const uint16_t *b, uint16_t *c)

@@ -362,7 +362,8 @@ void vjp_gelu(ir_vjp *c)
 void vjp_cross_entropy(ir_vjp *c)
 {
     ir_graph *g = c->graph;
-    c->dx[0] = ir_cross_entropy_gradient(g, ir_widen(g, x_of(c)), c->node->args[1], ir_wide_cotangent(g, c->dy));
+    ir_cross_entropy_parts parts = ir_cross_entropy_parts_of(g, ir_widen(g, x_of(c)), c->node->args[1]);
+    c->dx[0] = ir_cross_entropy_gradient(g, &parts, ir_wide_cotangent(g, c->dy));
 }
 
 /* The loss comes out of it a second time, without being computed a second time: see merge_loss.c. */
