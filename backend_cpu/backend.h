@@ -24,17 +24,18 @@
 /* -- how a kernel runs ------------------------------------------------------------------------------------------------ */
 
 /* One task of one phase: generated, or written in C. args are the kernel's own, fixed when the program is compiled.
- * buffers[b] is where buffer b of the program begins in this run and iteration; after the program's own comes one more, the
+ * buffers[b] is where buffer b of the program begins in this run and iteration; number program->n_buffers is the
  * workspace. scratch is this thread's own, 64-byte aligned, of no content. Tasks of a phase run in any order, on any
  * thread, at the same time: what a task computes must not depend on that. */
 typedef void cpu_task(const int64_t *args, char *const *buffers, int64_t task, char *scratch);
 
-enum { CPU_MAX_PHASES = 4 };
+enum { CPU_MAX_PHASES = 4, CPU_MAX_WORKSPACE_ARGS = 64 };
 
 /* A phase begins when all tasks of the one before it have ended. */
 typedef struct {
     int function;                 /* from cpu_request, or -1 where `code` is given */
     cpu_task *code;
+    int arg_base;                 /* its args are the kernel's from this one on */
     int64_t tasks;                /* from shapes and the machine alone, never from the number of threads */
     double work;                  /* of all tasks together, in nanoseconds on one core, roughly: small phases stay on one thread */
 } cpu_phase;
@@ -48,7 +49,7 @@ struct cpu_plan {
     int64_t *args;
     size_t scratch_bytes;         /* of each thread */
     size_t workspace_bytes;       /* shared by the phases of this kernel, 64-byte aligned, of no content before */
-    int workspace_arg;            /* args[workspace_arg] becomes the byte offset in the workspace buffer; -1: none */
+    int n_workspace_args, workspace_args[CPU_MAX_WORKSPACE_ARGS];      /* offsets in it: what is added to them is where it lies */
     const char *how;              /* for the compile trace: "openblas", "generated 12x32"; NULL: nothing to say */
     /* Optional: called once the requested functions are in memory, for C code that calls them by address. */
     void (*link)(cpu_plan *plan, const cpu_linked *linked);
@@ -88,13 +89,14 @@ struct cpu_linked { const cpu_compiler *compiler; void *const *address; const cp
  * bytes; its strides are values, added by whoever needs them. */
 int cpu_arg(cpu_compiler *compiler, cpu_plan *plan, int64_t value);
 int cpu_arg_view(cpu_compiler *compiler, cpu_plan *plan, const kl_view *view, ir_dtype dtype);
-int cpu_arg_workspace(cpu_compiler *compiler, cpu_plan *plan, size_t bytes);       /* buffer and offset, as of a view */
+/* The same of a place in the kernel's workspace: bytes from its beginning. A view with buffer program->n_buffers is one, too. */
+int cpu_arg_workspace(cpu_compiler *compiler, cpu_plan *plan, size_t offset);
 /* The same, for C code at run time. */
 static inline char *cpu_pointer(const int64_t *args, char *const *buffers, int index) { return buffers[args[index]] + args[index + 1]; }
 
 /* -- planners: one a kernel kind ---------------------------------------------------------------------------------------- */
 
-/* plan is {0} with workspace_arg -1. False and base_error where the kernel cannot be had. */
+/* plan is {0} to begin with. False and base_error where the kernel cannot be had. */
 typedef bool cpu_planner(cpu_compiler *compiler, const kl_kernel *kernel, cpu_plan *plan);
 cpu_planner cpu_plan_loop;               /* loops.c */
 cpu_planner cpu_plan_contraction;        /* contraction.c */
