@@ -1214,9 +1214,3 @@ kl_program *kl_lower(const ir_graph *graph)
     kl_renumber(program);
     return program;
 }
-
-void kl_program_free(kl_program *program)
-{
-    if (program)
-        base_arena_free(program->arena);
-}

@@ -97,13 +97,6 @@ static int settle_list(survey *s, kl_kernel *const *kernels, int n, int at)
     return at;
 }
 
-int kl_last_id(const kl_kernel *kernel)
-{
-    while (kernel->kind == KL_REPEAT && kernel->repeat.n_body > 0)
-        kernel = kernel->repeat.body[kernel->repeat.n_body - 1];
-    return kernel->id;
-}
-
 void kl_lives(const kl_program *program, kl_life *lives)
 {
     survey s = { .program = program, .lives = lives };
