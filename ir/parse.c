@@ -3,6 +3,7 @@
  * rules and the verifier do the larger part.
  *
  * Functions are named for what they read. They return false once the error is set, and so does all that called them. */
+#include "ir/lexer.h"
 #include "ir/shape_rules.h"
 
 #include <ctype.h>
@@ -17,37 +18,17 @@ enum { MAX_DEPTH = 32, MAX_ID = 1 << 30 };
 typedef struct { ir_node **slots; size_t cap, used; } id_map;
 
 typedef struct {
-    const char *file, *text;
-    size_t len, at;
-    int line, depth;
-    const char *place_file;               /* the last file of a place, in the arena: most lines have the same */
-} parser;
-
-typedef struct {
-    parser *p;
+    ir_lexer *p;
     ir_graph *graph;
     id_map map;
     int line;                             /* where the node that is read begins */
+    int depth;                            /* bodies around it */
+    int place_line;                       /* the last line whose place was read: graph->place and graph->pass have it */
+    const char *place_file;               /* the last file of a place, in the arena: most lines have the same */
 } scope;
 
-static bool wrong(const parser *p, const char *format, ...) PRINTF_LIKE(2, 3);
-static bool wrong(const parser *p, const char *format, ...)
-{
-    base_text text = {0}, line = {0};
-    va_list args;
-    va_start(args, format);
-    base_text_addv(&text, format, args);
-    va_end(args);
-    for (const char *c = text.at; *c; c++)                /* a hint has a line of its own; here all is one */
-        base_text_add(&line, *c == '\n' ? "; " : (unsigned char)*c < 0x20 ? "?" : "%c", *c);
-    base_fail(BASE_MISTAKE, "%s:%d: %s", p->file, p->line, line.at);
-    base_text_free(&text);
-    base_text_free(&line);
-    return false;
-}
-
 /* A mistake that shows only once all of the node is read, or should have been. */
-#define wrong_node(s, ...) ((s)->p->line = (s)->line, wrong((s)->p, __VA_ARGS__))
+#define wrong_node(s, ...) ((s)->p->line = (s)->line, ir_lex_wrong((s)->p, __VA_ARGS__))
 
 /* -- ids --------------------------------------------------------------------------------------------------------------- */
 
@@ -76,198 +57,143 @@ static void id_insert(id_map *map, ir_node *node)
     map->used++;
 }
 
-/* -- bytes and words --------------------------------------------------------------------------------------------------- */
+/* -- types ------------------------------------------------------------------------------------------------------------- */
 
-static int peek(const parser *p) { return p->at < p->len ? (unsigned char)p->text[p->at] : -1; }
-
-static void skip_blanks(parser *p)
+static bool tensor_type(scope *s, ir_type *type)
 {
-    while (peek(p) == ' ' || peek(p) == '\t')
-        p->at++;
-}
-
-/* Blanks, comments, ends of lines. */
-static void skip_space(parser *p)
-{
-    for (;;) {
-        int c = peek(p);
-        if (c == '\n')
-            p->line++;
-        else if (c == ';') {
-            while (peek(p) != -1 && peek(p) != '\n')
-                p->at++;
-            continue;
-        } else if (c != ' ' && c != '\t' && c != '\r')
-            return;
-        p->at++;
-    }
-}
-
-static bool at_text(parser *p, const char *text)
-{
-    skip_space(p);
-    size_t n = strlen(text);
-    return p->len - p->at >= n && memcmp(p->text + p->at, text, n) == 0;
-}
-
-static bool accept(parser *p, const char *text)
-{
-    if (!at_text(p, text))
+    ir_lexer *p = s->p;
+    const char *text;
+    size_t len;
+    base_text why = {0};
+    *type = (ir_type){0};
+    if (!ir_lex_word(p, "a type", &text, &len))
         return false;
-    p->at += strlen(text);
-    return true;
-}
-
-static bool expect(parser *p, const char *text)
-{
-    if (accept(p, text))
-        return true;
-    if (peek(p) == -1)
-        return wrong(p, "expected '%s', got the end", text);
-    return wrong(p, isprint(peek(p)) ? "expected '%s', got '%c'" : "expected '%s', got byte %d", text, peek(p));
-}
-
-static bool is_word_byte(int c, bool first) { return c == '_' || (c != -1 && c < 128 && (isalpha(c) || (!first && isdigit(c)))); }
-
-/* The word is text[0..*len), within the parser's text. */
-static bool word(parser *p, const char *what, const char **text, size_t *len)
-{
-    skip_space(p);
-    size_t start = p->at;
-    while (is_word_byte(peek(p), p->at == start))
-        p->at++;
-    *text = p->text + start;
-    *len = p->at - start;
-    return *len > 0 || wrong(p, "expected %s", what);
-}
-
-static bool is_word(const char *text, size_t len, const char *expected) { return strlen(expected) == len && memcmp(text, expected, len) == 0; }
-
-/* Bytes given as \xHH, \" and \\; a zero byte would end the text and is refused. */
-static bool quoted(scope *s, const char **text)
-{
-    parser *p = s->p;
-    base_text out = {0};
-    bool good = expect(p, "\"");
-    while (good && peek(p) != '"') {
-        int c = peek(p);
-        if (c == -1 || c == '\n') {
-            good = wrong(p, "a name has no closing '\"'");
-            break;
+    if (!ir_dtype_parse(text, len, &type->dtype))
+        return ir_lex_wrong(p, "expected f32, f64, bf16, i32 or bool, got '%.*s'", (int)MIN(len, 40), text);
+    if (!ir_lex_expect(p, "["))
+        return false;
+    while (!ir_lex_accept(p, "]")) {
+        if (type->rank == IR_MAX_RANK)
+            return ir_lex_wrong(p, "a type of more than %d axes", IR_MAX_RANK);
+        if (type->rank > 0 && !ir_lex_expect(p, ","))
+            return false;
+        ir_lex_skip_space(p);
+        if (ir_lex_is_word_byte(ir_lex_peek(p), true)) {
+            if (!ir_lex_word(p, "the name of a dim", &text, &len) || !ir_lex_expect(p, "="))
+                return false;
+            type->dim_name[type->rank] = base_arena_text(s->graph->arena, "%.*s", (int)MIN(len, INT_MAX), text);
         }
-        p->at++;
-        if (c == '\\') {
-            c = peek(p);
-            p->at++;
-            if (c == 'x' && p->len - MIN(p->at, p->len) >= 2 && isxdigit((unsigned char)p->text[p->at]) &&
-                isxdigit((unsigned char)p->text[p->at + 1])) {
-                char digits[3] = { p->text[p->at], p->text[p->at + 1], '\0' };
-                c = (int)strtol(digits, NULL, 16);
-                p->at += 2;
-            } else if (c != '"' && c != '\\') {
-                p->at--;
-                good = wrong(p, "expected \\\", \\\\ or \\xHH in a name");
-                break;
-            }
-        }
-        if (c == 0) {
-            good = wrong(p, "a zero byte in a name");
-            break;
-        }
-        char byte = (char)c;
-        base_text_bytes(&out, &byte, 1);
+        if (!ir_lex_integer(p, 0, IR_MAX_ELEMENTS, &type->dim[type->rank]))
+            return false;
+        type->rank++;
     }
-    if (good) {
-        p->at++;
-        *text = base_arena_text(s->graph->arena, "%s", out.at ? out.at : "");
-    }
-    base_text_free(&out);
+    bool good = ir_type_is_sound(type, &why) || ir_lex_wrong(p, "%s", why.at);
+    base_text_free(&why);
     return good;
 }
 
-/* -- numbers ----------------------------------------------------------------------------------------------------------- */
-
-static bool integer(parser *p, int64_t low, int64_t high, int64_t *value)
+/* A type, or a tuple of types in parentheses, which *types is then in an allocation of the caller's to free. */
+static bool result_type(scope *s, ir_type *type, int *n_types, ir_type **types)
 {
-    skip_space(p);
-    bool minus = peek(p) == '-';
-    int64_t sum = 0;
-    if (minus)
-        p->at++;
-    if (peek(p) == -1 || !isdigit(peek(p)))
-        return wrong(p, "expected an integer");
-    for (; peek(p) != -1 && isdigit(peek(p)); p->at++) {
-        int digit = peek(p) - '0';
-        if (sum > (INT64_MAX - digit) / 10)
-            return wrong(p, "an integer of more than 63 bits");
-        sum = sum * 10 + digit;
+    base_text list = {0};
+    *n_types = 0;
+    if (!ir_lex_accept(s->p, "("))
+        return tensor_type(s, type);
+    while (!ir_lex_accept(s->p, ")")) {
+        ir_type next;
+        if ((list.len > 0 && !ir_lex_expect(s->p, ",")) || !tensor_type(s, &next)) {
+            base_text_free(&list);
+            return false;
+        }
+        base_text_bytes(&list, &next, sizeof next);
     }
-    *value = minus ? -sum : sum;
-    return (*value >= low && *value <= high) ||
-           wrong(p, "expected %lld to %lld, got %lld", (long long)low, (long long)high, (long long)*value);
+    *n_types = (int)(list.len / sizeof **types);
+    *types = (ir_type *)(void *)list.at;
+    *type = (ir_type){ .dtype = IR_TUPLE };
+    return *n_types > 0 || ir_lex_wrong(s->p, "a tuple of nothing");
 }
 
-static bool small(parser *p, int low, int high, int *value)
+/* -- places ------------------------------------------------------------------------------------------------------------ */
+
+/* Reads the comment at the end of the line where the parser stands, without moving: `; FILE:LINE`, `; FILE:LINE by PASS` or
+ * `; by PASS`. Any other comment is no place. */
+static void line_place(scope *s)
 {
-    int64_t wide;
-    if (!integer(p, low, high, &wide))
+    ir_lexer *p = s->p;
+    ir_graph *graph = s->graph;
+    size_t at = p->at, end;
+    bool in_name = false;
+    if (s->place_line == p->line)
+        return;
+    s->place_line = p->line;
+    graph->place = (ir_place){0};
+    graph->pass = NULL;
+    for (; at < p->len && p->text[at] != '\n' && (in_name || p->text[at] != ';'); at++) {
+        if (in_name && p->text[at] == '\\' && at + 1 < p->len && p->text[at + 1] != '\n')
+            at++;
+        else if (p->text[at] == '"')
+            in_name = !in_name;
+    }
+    if (at >= p->len || p->text[at] != ';')
+        return;
+    at++;
+    const char *newline = memchr(p->text + at, '\n', p->len - at);
+    end = newline ? (size_t)(newline - p->text) : p->len;
+    if (at < end && p->text[at] == ' ')
+        at++;
+    while (end > at && isspace((unsigned char)p->text[end - 1]))
+        end--;
+
+    size_t by = end;                                      /* where a pass's name begins */
+    while (by > at && (ir_lex_is_word_byte((unsigned char)p->text[by - 1], false) || p->text[by - 1] == '-'))
+        by--;
+    if (by < end && by - at >= 3 && memcmp(p->text + by - 3, "by ", 3) == 0 && (by - at == 3 || p->text[by - 4] == ' ')) {
+        graph->pass = base_arena_text(graph->arena, "%.*s", (int)MIN(end - by, 1000), p->text + by);
+        end = by - at == 3 ? at : by - 4;
+    }
+    size_t digits = end;
+    while (digits > at && isdigit((unsigned char)p->text[digits - 1]))
+        digits--;
+    if (digits == end || digits == at || p->text[digits - 1] != ':' || end - digits > 9)
+        return;
+    size_t len = digits - 1 - at;
+    if (len > INT_MAX || memchr(p->text + at, '\0', len))
+        return;
+    if (!s->place_file || strlen(s->place_file) != len || memcmp(s->place_file, p->text + at, len) != 0)
+        s->place_file = base_arena_text(graph->arena, "%.*s", (int)len, p->text + at);
+    char number[10] = {0};
+    memcpy(number, p->text + digits, end - digits);
+    graph->place = (ir_place){ s->place_file, atoi(number) };
+}
+
+/* -- attributes -------------------------------------------------------------------------------------------------------- */
+
+static bool list_of_axes(ir_lexer *p, ir_attr *attr)
+{
+    if (!ir_lex_expect(p, "["))
         return false;
-    *value = (int)wide;
+    while (!ir_lex_accept(p, "]")) {
+        if (attr->n_axes == IR_MAX_RANK)
+            return ir_lex_wrong(p, "more than %d axes", IR_MAX_RANK);
+        if ((attr->n_axes > 0 && !ir_lex_expect(p, ",")) || !ir_lex_small(p, 0, IR_MAX_RANK - 1, &attr->axes[attr->n_axes]))
+            return false;
+        attr->n_axes++;
+    }
     return true;
 }
 
-static bool boolean(parser *p, bool *value)
+static bool list_of_starts(ir_lexer *p, const ir_type *type, ir_attr *attr)
 {
-    const char *text;
-    size_t len;
-    if (!word(p, "true or false", &text, &len))
+    int n = 0;
+    if (!ir_lex_expect(p, "["))
         return false;
-    *value = is_word(text, len, "true");
-    return *value || is_word(text, len, "false") || wrong(p, "expected true or false, got '%.*s'", (int)MIN(len, 40), text);
-}
-
-/* A decimal number, inf, nan, or nan(0xBITS), whose bits are the dtype's. */
-static bool real(parser *p, double *value, uint64_t *nan_bits)
-{
-    char digits[64], *end;
-    size_t n = 0;
-    skip_space(p);
-    while (n < sizeof digits - 1 && peek(p) != -1 && (isalnum(peek(p)) || strchr("+-.()", peek(p))) && peek(p) != 0)
-        digits[n++] = p->text[p->at++];
-    digits[n] = '\0';
-    *nan_bits = 0;
-    if (strncmp(digits, "nan(0x", 6) == 0) {
-        *nan_bits = strtoull(digits + 6, &end, 16);
-        *value = NAN;
-        return strcmp(end, ")") == 0 || wrong(p, "expected nan(0xBITS), got '%s'", digits);
-    }
-    *value = strtod(digits, &end);
-    return (n > 0 && *end == '\0') || wrong(p, "expected a number, got '%s'", digits);
-}
-
-/* A value of the dtype: true, false, a whole number, a real one. */
-static bool value_of(parser *p, ir_dtype dtype, double *value, uint64_t *nan_bits)
-{
-    int64_t whole = 0;
-    bool yes = false;
-    *nan_bits = 0;
-    switch (dtype) {
-    case IR_I32:
-        if (!integer(p, INT32_MIN, INT32_MAX, &whole))
+    for (; !ir_lex_accept(p, "]"); n++) {
+        if (n == type->rank)
+            return ir_lex_wrong(p, "more starts than axes: the result has rank %d", type->rank);
+        if ((n > 0 && !ir_lex_expect(p, ",")) || !ir_lex_integer(p, 0, IR_MAX_ELEMENTS, &attr->start[n]))
             return false;
-        *value = (double)whole;
-        return true;
-    case IR_BOOL:
-        if (!boolean(p, &yes))
-            return false;
-        *value = yes;
-        return true;
-    case IR_F32:
-    case IR_F64:
-    case IR_BF16:
-    case IR_TUPLE: break;
     }
-    return real(p, value, nan_bits);
+    return n == type->rank || ir_lex_wrong(p, "%d starts for a result of rank %d", n, type->rank);
 }
 
 static void append_element(base_text *out, ir_dtype dtype, double value, uint64_t nan_bits)
@@ -289,157 +215,21 @@ static void append_element(base_text *out, ir_dtype dtype, double value, uint64_
     base_text_bytes(out, &bits, (size_t)ir_dtype_bytes(dtype));       /* the low bytes: the machine is little-endian */
 }
 
-/* -- types ------------------------------------------------------------------------------------------------------------- */
-
-static bool tensor_type(scope *s, ir_type *type)
-{
-    parser *p = s->p;
-    const char *text;
-    size_t len;
-    base_text why = {0};
-    *type = (ir_type){0};
-    if (!word(p, "a type", &text, &len))
-        return false;
-    if (!ir_dtype_parse(text, len, &type->dtype))
-        return wrong(p, "expected f32, f64, bf16, i32 or bool, got '%.*s'", (int)MIN(len, 40), text);
-    if (!expect(p, "["))
-        return false;
-    while (!accept(p, "]")) {
-        if (type->rank == IR_MAX_RANK)
-            return wrong(p, "a type of more than %d axes", IR_MAX_RANK);
-        if (type->rank > 0 && !expect(p, ","))
-            return false;
-        skip_space(p);
-        if (is_word_byte(peek(p), true)) {
-            if (!word(p, "the name of a dim", &text, &len) || !expect(p, "="))
-                return false;
-            type->dim_name[type->rank] = base_arena_text(s->graph->arena, "%.*s", (int)MIN(len, INT_MAX), text);
-        }
-        if (!integer(p, 0, IR_MAX_ELEMENTS, &type->dim[type->rank]))
-            return false;
-        type->rank++;
-    }
-    bool good = ir_type_is_sound(type, &why) || wrong(p, "%s", why.at);
-    base_text_free(&why);
-    return good;
-}
-
-/* A type, or a tuple of types in parentheses, which *types is then in an allocation of the caller's to free. */
-static bool result_type(scope *s, ir_type *type, int *n_types, ir_type **types)
-{
-    base_text list = {0};
-    *n_types = 0;
-    if (!accept(s->p, "("))
-        return tensor_type(s, type);
-    while (!accept(s->p, ")")) {
-        ir_type next;
-        if ((list.len > 0 && !expect(s->p, ",")) || !tensor_type(s, &next)) {
-            base_text_free(&list);
-            return false;
-        }
-        base_text_bytes(&list, &next, sizeof next);
-    }
-    *n_types = (int)(list.len / sizeof **types);
-    *types = (ir_type *)(void *)list.at;
-    *type = (ir_type){ .dtype = IR_TUPLE };
-    return *n_types > 0 || wrong(s->p, "a tuple of nothing");
-}
-
-/* -- places ------------------------------------------------------------------------------------------------------------ */
-
-/* Reads the comment at the end of the line where the parser stands, without moving: `; FILE:LINE`, `; FILE:LINE by PASS` or
- * `; by PASS`. Any other comment is no place. */
-static void line_place(scope *s)
-{
-    parser *p = s->p;
-    ir_graph *graph = s->graph;
-    size_t at = p->at, end;
-    bool in_name = false;
-    graph->place = (ir_place){0};
-    graph->pass = NULL;
-    for (; at < p->len && p->text[at] != '\n' && (in_name || p->text[at] != ';'); at++) {
-        if (in_name && p->text[at] == '\\' && at + 1 < p->len && p->text[at + 1] != '\n')
-            at++;
-        else if (p->text[at] == '"')
-            in_name = !in_name;
-    }
-    if (at >= p->len || p->text[at] != ';')
-        return;
-    at++;
-    const char *newline = memchr(p->text + at, '\n', p->len - at);
-    end = newline ? (size_t)(newline - p->text) : p->len;
-    if (at < end && p->text[at] == ' ')
-        at++;
-    while (end > at && isspace((unsigned char)p->text[end - 1]))
-        end--;
-
-    size_t by = end;                                      /* where a pass's name begins */
-    while (by > at && (is_word_byte((unsigned char)p->text[by - 1], false) || p->text[by - 1] == '-'))
-        by--;
-    if (by < end && by - at >= 3 && memcmp(p->text + by - 3, "by ", 3) == 0 && (by - at == 3 || p->text[by - 4] == ' ')) {
-        graph->pass = base_arena_text(graph->arena, "%.*s", (int)MIN(end - by, 1000), p->text + by);
-        end = by - at == 3 ? at : by - 4;
-    }
-    size_t digits = end;
-    while (digits > at && isdigit((unsigned char)p->text[digits - 1]))
-        digits--;
-    if (digits == end || digits == at || p->text[digits - 1] != ':' || end - digits > 9)
-        return;
-    size_t len = digits - 1 - at;
-    if (len > INT_MAX || memchr(p->text + at, '\0', len))
-        return;
-    if (!p->place_file || strlen(p->place_file) != len || memcmp(p->place_file, p->text + at, len) != 0)
-        p->place_file = base_arena_text(graph->arena, "%.*s", (int)len, p->text + at);
-    char number[10] = {0};
-    memcpy(number, p->text + digits, end - digits);
-    graph->place = (ir_place){ p->place_file, atoi(number) };
-}
-
-/* -- attributes -------------------------------------------------------------------------------------------------------- */
-
-static bool list_of_axes(parser *p, ir_attr *attr)
-{
-    if (!expect(p, "["))
-        return false;
-    while (!accept(p, "]")) {
-        if (attr->n_axes == IR_MAX_RANK)
-            return wrong(p, "more than %d axes", IR_MAX_RANK);
-        if ((attr->n_axes > 0 && !expect(p, ",")) || !small(p, 0, IR_MAX_RANK - 1, &attr->axes[attr->n_axes]))
-            return false;
-        attr->n_axes++;
-    }
-    return true;
-}
-
-static bool list_of_starts(parser *p, const ir_type *type, ir_attr *attr)
-{
-    int n = 0;
-    if (!expect(p, "["))
-        return false;
-    for (; !accept(p, "]"); n++) {
-        if (n == type->rank)
-            return wrong(p, "more starts than axes: the result has rank %d", type->rank);
-        if ((n > 0 && !expect(p, ",")) || !integer(p, 0, IR_MAX_ELEMENTS, &attr->start[n]))
-            return false;
-    }
-    return n == type->rank || wrong(p, "%d starts for a result of rank %d", n, type->rank);
-}
-
 static bool list_of_elements(scope *s, const ir_type *type, ir_attr *attr)
 {
-    parser *p = s->p;
+    ir_lexer *p = s->p;
     base_text data = {0};
     int64_t n = 0, count = ir_type_count(type);
-    bool good = expect(p, "[");
-    for (; good && !accept(p, "]"); n++) {
+    bool good = ir_lex_expect(p, "[");
+    for (; good && !ir_lex_accept(p, "]"); n++) {
         double value;
         uint64_t nan_bits;
-        good = n < count || wrong(p, "more than %lld elements", (long long)count);
-        good = good && (n == 0 || expect(p, ",")) && value_of(p, type->dtype, &value, &nan_bits);
+        good = n < count || ir_lex_wrong(p, "more than %lld elements", (long long)count);
+        good = good && (n == 0 || ir_lex_expect(p, ",")) && ir_lex_value_of(p, type->dtype, &value, &nan_bits);
         if (good)
             append_element(&data, type->dtype, value, nan_bits);
     }
-    good = good && (n == count || wrong(p, "%lld elements, expected %lld", (long long)n, (long long)count));
+    good = good && (n == count || ir_lex_wrong(p, "%lld elements, expected %lld", (long long)n, (long long)count));
     if (good && n > 0) {
         void *bytes = base_arena_alloc(s->graph->arena, data.len);
         memcpy(bytes, data.at, data.len);
@@ -454,11 +244,11 @@ enum { KEY_INDEX, KEY_VALUE, KEY_DATA, KEY_AXIS, KEY_AXES, KEY_START, KEY_SITE, 
        KEY_COUNT, KEY_CARRY, KEY_XS, KEY_REVERSE, KEYS };
 
 static const struct { const char *name; unsigned attribute; } keys[KEYS] = {
-    [KEY_INDEX]   = { "index",   ATTR_INDEX     }, [KEY_VALUE]  = { "value",  ATTR_VALUE     }, [KEY_DATA]    = { "data",    ATTR_DATA      },
-    [KEY_AXIS]    = { "axis",    ATTR_AXIS      }, [KEY_AXES]   = { "axes",   ATTR_AXES      }, [KEY_START]   = { "start",   ATTR_START     },
-    [KEY_SITE]    = { "site",    ATTR_SITE      }, [KEY_EPSILON] = { "epsilon", ATTR_EPSILON }, [KEY_CAUSAL]  = { "causal",  ATTR_ATTENTION },
-    [KEY_SCALE]   = { "scale",   ATTR_ATTENTION }, [KEY_DROPOUT] = { "dropout", ATTR_ATTENTION }, [KEY_COUNT] = { "count",   ATTR_SCAN      },
-    [KEY_CARRY]   = { "carry",   ATTR_SCAN      }, [KEY_XS]     = { "xs",     ATTR_SCAN      }, [KEY_REVERSE] = { "reverse", ATTR_SCAN      },
+    [KEY_INDEX] = { "index", ATTR_INDEX },         [KEY_VALUE] = { "value", ATTR_VALUE },          [KEY_DATA] = { "data", ATTR_DATA },
+    [KEY_AXIS] = { "axis", ATTR_AXIS },            [KEY_AXES] = { "axes", ATTR_AXES },             [KEY_START] = { "start", ATTR_START },
+    [KEY_SITE] = { "site", ATTR_SITE },            [KEY_EPSILON] = { "epsilon", ATTR_EPSILON },    [KEY_CAUSAL] = { "causal", ATTR_ATTENTION },
+    [KEY_SCALE] = { "scale", ATTR_ATTENTION },     [KEY_DROPOUT] = { "dropout", ATTR_ATTENTION },  [KEY_COUNT] = { "count", ATTR_SCAN },
+    [KEY_CARRY] = { "carry", ATTR_SCAN },          [KEY_XS] = { "xs", ATTR_SCAN },                 [KEY_REVERSE] = { "reverse", ATTR_SCAN },
 };
 
 /* What may be left out is zero or false; attention's site counts where there is dropout. */
@@ -472,7 +262,7 @@ static bool is_required(ir_op op, int key)
 static bool site_number(scope *s, uint32_t *site)
 {
     int64_t wide;
-    if (!integer(s->p, 0, UINT32_MAX - 1, &wide))
+    if (!ir_lex_integer(s->p, 0, UINT32_MAX - 1, &wide))
         return false;
     *site = (uint32_t)wide;
     s->graph->next_site = MAX(s->graph->next_site, *site + 1);
@@ -481,48 +271,48 @@ static bool site_number(scope *s, uint32_t *site)
 
 static bool attribute(scope *s, ir_op op, const ir_type *type, int key, ir_attr *attr)
 {
-    parser *p = s->p;
+    ir_lexer *p = s->p;
     uint64_t nan_bits;
     switch (key) {
-    case KEY_INDEX:   return small(p, 0, INT_MAX, &attr->index);
-    case KEY_VALUE:   return value_of(p, op == OP_bernoulli ? IR_F64 : type->dtype, &attr->value, &nan_bits);
+    case KEY_INDEX:   return ir_lex_small(p, 0, INT_MAX, &attr->index);
+    case KEY_VALUE:   return ir_lex_value_of(p, op == OP_bernoulli ? IR_F64 : type->dtype, &attr->value, &nan_bits);
     case KEY_DATA:    return list_of_elements(s, type, attr);
-    case KEY_AXIS:    return small(p, 0, IR_MAX_RANK - 1, &attr->axis);
+    case KEY_AXIS:    return ir_lex_small(p, 0, IR_MAX_RANK - 1, &attr->axis);
     case KEY_AXES:    return list_of_axes(p, attr);
     case KEY_START:   return list_of_starts(p, type, attr);
     case KEY_SITE:    return site_number(s, &attr->site);
-    case KEY_EPSILON: return real(p, &attr->epsilon, &nan_bits);
-    case KEY_CAUSAL:  return boolean(p, &attr->causal);
-    case KEY_SCALE:   return real(p, &attr->scale, &nan_bits);
-    case KEY_DROPOUT: return real(p, &attr->dropout, &nan_bits);
-    case KEY_COUNT:   return integer(p, 0, IR_MAX_ELEMENTS, &attr->count);
-    case KEY_CARRY:   return small(p, 0, INT_MAX, &attr->n_carry);
-    case KEY_XS:      return small(p, 0, INT_MAX, &attr->n_xs);
-    case KEY_REVERSE: return boolean(p, &attr->reverse);
+    case KEY_EPSILON: return ir_lex_real(p, &attr->epsilon, &nan_bits);
+    case KEY_CAUSAL:  return ir_lex_boolean(p, &attr->causal);
+    case KEY_SCALE:   return ir_lex_real(p, &attr->scale, &nan_bits);
+    case KEY_DROPOUT: return ir_lex_real(p, &attr->dropout, &nan_bits);
+    case KEY_COUNT:   return ir_lex_integer(p, 0, IR_MAX_ELEMENTS, &attr->count);
+    case KEY_CARRY:   return ir_lex_small(p, 0, INT_MAX, &attr->n_carry);
+    case KEY_XS:      return ir_lex_small(p, 0, INT_MAX, &attr->n_xs);
+    case KEY_REVERSE: return ir_lex_boolean(p, &attr->reverse);
     }
     base_bug(__FILE__, __LINE__, "attribute: expected a key, got %d", key);
 }
 
 static bool attributes(scope *s, ir_op op, const ir_type *type, ir_attr *attr)
 {
-    parser *p = s->p;
+    ir_lexer *p = s->p;
     unsigned has = ir_op_table[op].attributes;
     bool seen[KEYS] = { false };
-    if (accept(p, "{"))
-        for (bool first = true; !accept(p, "}"); first = false) {
+    if (ir_lex_accept(p, "{"))
+        for (bool first = true; !ir_lex_accept(p, "}"); first = false) {
             const char *text;
             size_t len;
             int key = 0;
-            if ((!first && !expect(p, ",")) || !word(p, "the name of an attribute", &text, &len))
+            if ((!first && !ir_lex_expect(p, ",")) || !ir_lex_word(p, "the name of an attribute", &text, &len))
                 return false;
-            while (key < KEYS && !is_word(text, len, keys[key].name))
+            while (key < KEYS && !ir_lex_is_word(text, len, keys[key].name))
                 key++;
             if (key == KEYS || !(has & keys[key].attribute))
-                return wrong(p, "%s has no attribute '%.*s'", OP_NAME(op), (int)MIN(len, 40), text);
+                return ir_lex_wrong(p, "%s has no attribute '%.*s'", OP_NAME(op), (int)MIN(len, 40), text);
             if (seen[key])
-                return wrong(p, "'%s' comes twice", keys[key].name);
+                return ir_lex_wrong(p, "'%s' comes twice", keys[key].name);
             seen[key] = true;
-            if (!expect(p, "=") || !attribute(s, op, type, key, attr))
+            if (!ir_lex_expect(p, "=") || !attribute(s, op, type, key, attr))
                 return false;
         }
     for (int key = 0; key < KEYS; key++)
@@ -535,18 +325,18 @@ static bool attributes(scope *s, ir_op op, const ir_type *type, ir_attr *attr)
 
 static bool fresh_id(scope *s, int *id)
 {
-    if (!expect(s->p, "%") || !small(s->p, 0, MAX_ID, id))
+    if (!ir_lex_expect(s->p, "%") || !ir_lex_small(s->p, 0, MAX_ID, id))
         return false;
-    return !id_find(&s->map, *id) || wrong(s->p, "%%%d comes twice", *id);
+    return !id_find(&s->map, *id) || ir_lex_wrong(s->p, "%%%d comes twice", *id);
 }
 
 static bool known_id(scope *s, ir_node **node)
 {
     int id;
-    if (!expect(s->p, "%") || !small(s->p, 0, MAX_ID, &id))
+    if (!ir_lex_expect(s->p, "%") || !ir_lex_small(s->p, 0, MAX_ID, &id))
         return false;
     *node = id_find(&s->map, id);
-    return *node || wrong(s->p, "%%%d is not known here", id);
+    return *node || ir_lex_wrong(s->p, "%%%d is not known here", id);
 }
 
 static void enter(scope *s, ir_node *node, int id)
@@ -559,19 +349,19 @@ static void enter(scope *s, ir_node *node, int id)
 /* The first operand stands on the op's own line: a line of its own begins the next node. */
 static bool operands(scope *s, base_text *args)
 {
-    skip_blanks(s->p);
-    if (peek(s->p) != '%')
+    ir_lex_skip_blanks(s->p);
+    if (ir_lex_peek(s->p) != '%')
         return true;
     do {
         ir_node *node;
         if (!known_id(s, &node))
             return false;
         base_text_bytes(args, &node, sizeof node);
-    } while (accept(s->p, ","));
+    } while (ir_lex_accept(s->p, ","));
     return true;
 }
 
-static bool graph_text(parser *p, ir_graph *graph);
+static bool graph_text(ir_lexer *p, ir_graph *graph, int depth);
 
 /* What a node's line says, and what infers from it. */
 typedef struct {
@@ -585,25 +375,26 @@ typedef struct {
 
 static bool node_parts(scope *s, line_parts *parts)
 {
-    parser *p = s->p;
+    ir_lexer *p = s->p;
     const char *text;
     size_t len;
-    if (!expect(p, ":") || !result_type(s, &parts->type, &parts->n_types, &parts->types) || !expect(p, "=") || !word(p, "an op", &text, &len))
+    if (!ir_lex_expect(p, ":") || !result_type(s, &parts->type, &parts->n_types, &parts->types) ||
+        !ir_lex_expect(p, "=") || !ir_lex_word(p, "an op", &text, &len))
         return false;
     line_place(s);
     if (!ir_op_parse(text, len, &parts->op))
-        return wrong(p, "no op is named '%.*s'", (int)MIN(len, 40), text);
+        return ir_lex_wrong(p, "no op is named '%.*s'", (int)MIN(len, 40), text);
     if (parts->op == OP_parameter)
-        return wrong(p, "a parameter stands in the graph's head");
+        return ir_lex_wrong(p, "a parameter stands in the graph's head");
     if (parts->n_types > 0 && ir_op_table[parts->op].attributes & (ATTR_VALUE | ATTR_DATA | ATTR_START))
-        return wrong(p, "%s has one result", OP_NAME(parts->op));
+        return ir_lex_wrong(p, "%s has one result", OP_NAME(parts->op));
     if (!operands(s, &parts->args) || !attributes(s, parts->op, &parts->type, &parts->attr))
         return false;
     if (ir_op_table[parts->op].attributes & ATTR_BODY) {
-        if (!at_text(p, "graph"))
+        if (!ir_lex_at_text(p, "graph"))
             return wrong_node(s, "%s needs a body", OP_NAME(parts->op));
         parts->attr.body = ir_graph_new_body(s->graph, "");
-        if (!graph_text(p, parts->attr.body))
+        if (!graph_text(p, parts->attr.body, s->depth + 1))
             return false;
         s->graph->next_site = MAX(s->graph->next_site, parts->attr.body->next_site);
     }
@@ -621,7 +412,8 @@ static bool types_agree(scope *s, const line_parts *parts, const ir_type *type, 
             base_text_add(&text, "%s", i ? ", " : n_types > 0 ? "(" : "");
             ir_type_print(&text, n_types > 0 ? &types[i] : type);
         }
-        wrong_node(s, "%s: the result is %s%s, the text states another type", OP_NAME(parts->op), text.at, n_types > 0 ? ")" : "");
+        wrong_node(s, "%s: the result is %s%s, the text states another type", OP_NAME(parts->op), text.at,
+                   n_types > 0 ? ")" : "");
     }
     base_text_free(&text);
     return agree;
@@ -651,7 +443,7 @@ static bool node_line(scope *s)
 {
     line_parts parts = {0};
     int id;
-    skip_space(s->p);
+    ir_lex_skip_space(s->p);
     s->line = s->p->line;
     bool good = fresh_id(s, &id) && node_parts(s, &parts) && add_node(s, id, &parts);
     base_text_free(&parts.args);
@@ -663,58 +455,58 @@ static bool node_line(scope *s)
 
 static bool head(scope *s)
 {
-    parser *p = s->p;
+    ir_lexer *p = s->p;
     ir_graph *graph = s->graph;
     const char *text;
     size_t len;
-    if (!word(p, "'graph'", &text, &len))
+    if (!ir_lex_word(p, "'graph'", &text, &len))
         return false;
-    if (!is_word(text, len, "graph"))
-        return wrong(p, "expected 'graph', got '%.*s'", (int)MIN(len, 40), text);
+    if (!ir_lex_is_word(text, len, "graph"))
+        return ir_lex_wrong(p, "expected 'graph', got '%.*s'", (int)MIN(len, 40), text);
     line_place(s);
-    skip_space(p);
-    if (peek(p) == '"') {
-        if (!quoted(s, &graph->name))
+    ir_lex_skip_space(p);
+    if (ir_lex_peek(p) == '"') {
+        if (!ir_lex_quoted(p, s->graph->arena, &graph->name))
             return false;
-    } else if (!word(p, "the graph's name", &text, &len)) {
+    } else if (!ir_lex_word(p, "the graph's name", &text, &len)) {
         return false;
     } else {
         graph->name = base_arena_text(graph->arena, "%.*s", (int)MIN(len, INT_MAX), text);
     }
-    if (!expect(p, "("))
+    if (!ir_lex_expect(p, "("))
         return false;
-    for (bool first = true; !accept(p, ")"); first = false) {
+    for (bool first = true; !ir_lex_accept(p, ")"); first = false) {
         int id;
         ir_type type;
         const char *name = NULL;
-        if ((!first && !expect(p, ",")) || !fresh_id(s, &id) || !expect(p, ":") || !tensor_type(s, &type))
+        if ((!first && !ir_lex_expect(p, ",")) || !fresh_id(s, &id) || !ir_lex_expect(p, ":") || !tensor_type(s, &type))
             return false;
-        skip_space(p);
-        if (peek(p) == '"' && !quoted(s, &name))
+        ir_lex_skip_space(p);
+        if (ir_lex_peek(p) == '"' && !ir_lex_quoted(p, s->graph->arena, &name))
             return false;
         enter(s, ir_parameter(graph, type, name), id);
     }
-    return expect(p, "{");
+    return ir_lex_expect(p, "{");
 }
 
 typedef struct { base_text nodes, names, donated; } result_lists;
 
 static bool one_result(scope *s, result_lists *lists)
 {
-    parser *p = s->p;
+    ir_lexer *p = s->p;
     ir_node *node, *donor;
     const char *name = NULL;
     int donated = -1;
     if (!known_id(s, &node))
         return false;
-    skip_space(p);
-    if (peek(p) == '"' && !quoted(s, &name))
+    ir_lex_skip_space(p);
+    if (ir_lex_peek(p) == '"' && !ir_lex_quoted(p, s->graph->arena, &name))
         return false;
-    if (accept(p, "->")) {
+    if (ir_lex_accept(p, "->")) {
         if (!known_id(s, &donor))
             return false;
         if (donor->op != OP_parameter)
-            return wrong(p, "%%%d is no parameter whose memory a result could take over", donor->id);
+            return ir_lex_wrong(p, "%%%d is no parameter whose memory a result could take over", donor->id);
         donated = donor->attr.index;
     }
     base_text_bytes(&lists->nodes, &node, sizeof node);
@@ -727,10 +519,10 @@ static bool results(scope *s)
 {
     result_lists lists = {0};
     bool good = true;
-    if (at_text(s->p, "%"))
+    if (ir_lex_at_text(s->p, "%"))
         do
             good = one_result(s, &lists);
-        while (good && accept(s->p, ","));
+        while (good && ir_lex_accept(s->p, ","));
     if (good) {
         int n = (int)(lists.donated.len / sizeof(int));
         ir_set_results(s->graph, n, (ir_node *const *)(void *)lists.nodes.at, (const char *const *)(void *)lists.names.at);
@@ -745,46 +537,44 @@ static bool results(scope *s)
 
 static bool graph_lines(scope *s)
 {
-    parser *p = s->p;
+    ir_lexer *p = s->p;
     if (!head(s))
         return false;
-    while (at_text(p, "%"))
+    while (ir_lex_at_text(p, "%"))
         if (!node_line(s))
             return false;
-    if (peek(p) == '}')
-        return wrong(p, "expected 'return' before '}'");
+    if (ir_lex_peek(p) == '}')
+        return ir_lex_wrong(p, "expected 'return' before '}'");
     int line = p->line;
     base_text why = {0};
-    if (!expect(p, "return") || !results(s) || !expect(p, "}"))
+    if (!ir_lex_expect(p, "return") || !results(s) || !ir_lex_expect(p, "}"))
         return false;
     s->graph->place = (ir_place){0};
     s->graph->pass = NULL;
     p->line = line;                       /* what only the whole graph can get wrong is in its results */
-    bool good = ir_verify(s->graph, &why) || wrong(p, "%s", why.at);
+    bool good = ir_verify(s->graph, &why) || ir_lex_wrong(p, "%s", why.at);
     base_text_free(&why);
     return good;
 }
 
-static bool graph_text(parser *p, ir_graph *graph)
+static bool graph_text(ir_lexer *p, ir_graph *graph, int depth)
 {
-    scope s = { .p = p, .graph = graph };
-    if (p->depth == MAX_DEPTH)
-        return wrong(p, "bodies within bodies, more than %d deep", MAX_DEPTH);
-    p->depth++;
+    scope s = { .p = p, .graph = graph, .depth = depth };
+    if (depth > MAX_DEPTH)
+        return ir_lex_wrong(p, "bodies within bodies, more than %d deep", MAX_DEPTH);
     bool good = graph_lines(&s);
-    p->depth--;
     base_free(s.map.slots);
     return good;
 }
 
 ir_graph *ir_parse(const char *file, const char *text, size_t len)
 {
-    parser p = { .file = file, .text = text, .len = len, .line = 1 };
+    ir_lexer p = { .file = file, .text = text, .len = len, .line = 1 };
     ir_graph *graph = ir_graph_new("");
-    bool good = graph_text(&p, graph);
+    bool good = graph_text(&p, graph, 0);
     if (good) {
-        skip_space(&p);
-        good = p.at == p.len || wrong(&p, "text after the graph");
+        ir_lex_skip_space(&p);
+        good = p.at == p.len || ir_lex_wrong(&p, "text after the graph");
     }
     if (good)
         return graph;

@@ -42,6 +42,13 @@ static char *read_text(const char *path, size_t *len)
     return base_text_take(&text);
 }
 
+/* The graph of a file ends where its sections begin. */
+static size_t input_length(const char *text)
+{
+    const char *mark = strstr(text, "\n=== ");
+    return mark ? (size_t)(mark + 1 - text) : strlen(text);
+}
+
 /* -- every graph --------------------------------------------------------------------------------------------------------- */
 
 static void check_round_trip(const ir_graph *graph)
@@ -123,6 +130,41 @@ static void run_passes(ir_graph *graph, const char *names)
             fail_msg("after %s: %s", word, why.at);
         base_text_free(&why);
     }
+}
+
+/* A file a pass, each a graph that parses; a report a pass; a folder that cannot be made is an error and no more. */
+static void test_dumps(void **state)
+{
+    static const char text[] = "graph f(%0: f32[2,3]) {\n  %1: f32[2,3] = softmax %0 {axis=1}\n  return %1\n}\n";
+    char dir[] = "/tmp/rax-dump-XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    ir_graph *graph = parse("dumps", text, sizeof text - 1);
+    ir_pass_options options = { .verify = true, .dump_dir = dir };
+    ir_run_passes(graph, &options);
+    assert_true(options.n_reports > 0);
+    for (int i = 0; i <= options.n_reports; i++) {
+        size_t len;
+        base_text path = {0};
+        base_text_add(&path, "%s/%02d-%s.rax", dir, i, i ? options.reports[i - 1].name : "trace");
+        char *dump = read_text(path.at, &len);
+        ir_graph_free(parse(path.at, dump, len));
+        assert_int_equal(remove(path.at), 0);
+        base_text_free(&path);
+        base_free(dump);
+    }
+    assert_int_equal(options.reports[0].nodes_before, 2);
+    assert_int_equal(options.reports[options.n_reports - 1].nodes_after, ir_count_nodes(graph));
+    ir_pass_reports_free(&options);
+    assert_int_equal(remove(dir), 0);
+
+    base_error_clear();
+    options = (ir_pass_options){ .dump_dir = "/dev/null/dumps" };
+    ir_run_passes(graph, &options);
+    assert_string_equal(base_error(), "/dev/null/dumps: Not a directory");
+    ir_pass_reports_free(&options);
+    base_error_clear();
+    ir_graph_free(graph);
+    (void)state;
 }
 
 /* -- before and after, by the interpreter ----------------------------------------------------------------------------------- */
@@ -236,8 +278,9 @@ static void test_file(void **state)
     size_t len;
     const char *path = *state;
     char *text = read_text(path, &len), *mark = strstr(text, "\n=== ");
-    assert_non_null(mark);
-    size_t input_len = (size_t)(mark + 1 - text);
+    if (!mark)
+        fail_msg("%s has no section: === PASSES ===", path);
+    size_t input_len = input_length(text);
     while (mark) {
         char passes[100];
         assert_int_equal(sscanf(mark, "\n=== %99[^=\n]", passes), 1);
@@ -263,8 +306,8 @@ static void test_every_op_in_text(void **state)
 {
     size_t len;
     bool seen[IR_OPS] = { [OP_parameter] = true };
-    char *text = read_text("tests/ir/every_op.rax", &len), *mark = strstr(text, "\n=== ");
-    ir_graph *graph = parse("tests/ir/every_op.rax", text, (size_t)(mark + 1 - text));
+    char *text = read_text("tests/ir/every_op.rax", &len);
+    ir_graph *graph = parse("tests/ir/every_op.rax", text, input_length(text));
     for (ir_node *n = graph->first; n; n = n->next)
         seen[n->op] = true;
     for (int op = 0; op < IR_OPS; op++)
@@ -541,9 +584,9 @@ static void test_mutations(void **state)
     random_state = 42;
     for (long i = 0; i < rounds; i++) {
         size_t len;
-        char *file = read_text(paths[draw((uint32_t)n_paths)], &len), *mark = strstr(file, "\n=== ");
+        char *file = read_text(paths[draw((uint32_t)n_paths)], &len);
         base_text text = {0};
-        base_text_bytes(&text, file, (size_t)(mark + 1 - file));
+        base_text_bytes(&text, file, input_length(file));
         mutate(&text);
         ir_graph *graph = parse_exact(text.at ? text.at : "", text.len);
         if (graph) {
@@ -567,8 +610,8 @@ static void test_no_leaks(void **state)
     size_t before = base_alloc_count();
     for (int i = 0; i < n_paths; i++) {
         size_t len;
-        char *file = read_text(paths[i], &len), *mark = strstr(file, "\n=== ");
-        ir_graph *graph = ir_parse(paths[i], file, (size_t)(mark + 1 - file));
+        char *file = read_text(paths[i], &len);
+        ir_graph *graph = ir_parse(paths[i], file, input_length(file));
         if (graph)
             run_passes(graph, "passes");
         ir_graph_free(graph);
@@ -586,7 +629,8 @@ int main(void)
 {
     static const struct CMUnitTest fixed[] = {
         cmocka_unit_test(test_op_names), cmocka_unit_test(test_every_op_in_text), cmocka_unit_test(test_mistakes), cmocka_unit_test(test_dim_names),
-        cmocka_unit_test(test_verifier), cmocka_unit_test(test_odd_texts), cmocka_unit_test(test_mutations), cmocka_unit_test(test_no_leaks),
+        cmocka_unit_test(test_verifier), cmocka_unit_test(test_dumps), cmocka_unit_test(test_odd_texts),
+        cmocka_unit_test(test_mutations), cmocka_unit_test(test_no_leaks),
     };
     static struct CMUnitTest tests[COUNT_OF(fixed) + MAX_FILES];
     static char *found[MAX_FILES];
