@@ -59,6 +59,7 @@ int cli_eval(int argc, char **argv)
     int status = cli_parse(&line, &usage, argc, argv);
     if (status == CLI_GO)
         status = eval(&line, split);
+    rax_shutdown();
     cli_line_free(&line);
     return status;
 }

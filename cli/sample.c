@@ -40,6 +40,7 @@ int cli_sample(int argc, char **argv)
     int status = cli_parse(&line, &usage, argc, argv);
     if (status == CLI_GO)
         status = !sample(&line, &sampling) ? cli_fail() : cli_signal() ? cli_signal_status() : 0;
+    rax_shutdown();
     cli_line_free(&line);
     return status;
 }

@@ -82,6 +82,7 @@ int cli_train(int argc, char **argv)
     if (status == CLI_GO)
         status = !run(&line, &config) ? cli_fail() : cli_signal() ? cli_signal_status() : 0;
     gpt_config_free(&config);
+    rax_shutdown();
     cli_line_free(&line);
     return status;
 }

@@ -539,5 +539,7 @@ int main(void)
         cmocka_unit_test(test_draws),
     };
     rax_configure(&(rax_settings){ .quiet = true, .no_jit = getenv("RAX_NO_JIT") != NULL, .cache_dir = "" });
-    return cmocka_run_group_tests_name("model", tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("model", tests, NULL, NULL);
+    rax_shutdown();
+    return failed;
 }
