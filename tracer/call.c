@@ -232,19 +232,24 @@ static bool destination(const call *c, int i, const trace_program *program, made
     return false;
 }
 
+/* Where the next goes. */
+static void **put_leaves(void **at, const rax_tree_body *tree)
+{
+    if (tree->n)
+        memcpy(at, tree->data, sizeof *at * (size_t)tree->n);
+    return at + tree->n;
+}
+
 static void point_to(const call *c, const trace_entry *entry, const made *fresh)
 {
     trace_program *program = entry->program;
     const trace_signature *signature = c->fn->signature;
     void **at = program->params;
     for (int i = 0; i < signature->n; i++)
-        if (signature->args[i].kind == ARG_TREE) {
-            const rax_tree_body *tree = c->args[i].tree.at;
-            memcpy(at, tree->data, sizeof *at * (size_t)tree->n);
-            at += tree->n;
-        } else if (signature->args[i].kind == ARG_TENSOR) {
+        if (signature->args[i].kind == ARG_TREE)
+            at = put_leaves(at, c->args[i].tree.at);
+        else if (signature->args[i].kind == ARG_TENSOR)
             *at++ = c->args[i].tensor.at->data;
-        }
     for (int i = 0; i < program->n_dynamic; i++) {
         const trace_leaf *leaf = &c->fn->statics.leaves[program->dynamic[i]];
         trace_number_store(leaf, leaf->value, &program->scalars[i]);
@@ -252,13 +257,10 @@ static void point_to(const call *c, const trace_entry *entry, const made *fresh)
     }
     at = program->results;
     for (int i = 0; i < c->fn->n_results; i++)
-        if (c->results[i].tree) {
-            const rax_tree_body *tree = fresh[i].tree ? fresh[i].tree : c->results[i].tree->at;
-            memcpy(at, tree->data, sizeof *at * (size_t)tree->n);
-            at += tree->n;
-        } else {
+        if (c->results[i].tree)
+            at = put_leaves(at, fresh[i].tree ? fresh[i].tree : c->results[i].tree->at);
+        else
             *at++ = fresh[i].tensor ? fresh[i].tensor->data : c->results[i].tensor->at->data;
-        }
 }
 
 /* New handles for what was made, and for what was taken over, of which all others are out of date. */
