@@ -105,8 +105,10 @@ static ir_node *transpose_rule(ir_graph *graph, ir_node *node)
     }
     if (x->op == OP_broadcast)
         return transpose_of_broadcast(graph, node);
-    if (x->op == OP_matmul && x->mark <= 1 && swaps_last_two(node))         /* (A B)' = B' A', each element the same sum */
-        return ir_matmul(graph, ir_swap_last(graph, x->args[1]), ir_swap_last(graph, x->args[0]), node->type.dtype);
+    if (x->op == OP_matmul && x->mark <= 1 && swaps_last_two(node)) {       /* (A B)' = B' A', each element the same sum */
+        ir_node *lhs = ir_swap_last(graph, x->args[1]), *rhs = ir_swap_last(graph, x->args[0]);
+        return ir_matmul(graph, lhs, rhs, node->type.dtype);
+    }
     return NULL;
 }
 

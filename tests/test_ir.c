@@ -79,9 +79,36 @@ static ir_graph *parse(const char *name, const char *text, size_t len)
     return graph;
 }
 
-/* Ids, places and makers aside, so that only the program is compared. */
+static void move_to_end(ir_graph *graph, ir_node *node)
+{
+    if (node->mark)
+        return;
+    node->mark = 1;
+    for (int i = 0; i < node->n_args; i++)
+        move_to_end(graph, node->args[i]);
+    if (node == graph->last)
+        return;
+    *(node->prev ? &node->prev->next : &graph->first) = node->next;
+    node->next->prev = node->prev;
+    node->prev = graph->last;
+    node->next = NULL;
+    graph->last = graph->last->next = node;
+}
+
+/* Order, ids, places and makers aside, so that only the program is compared: parameters, then what each result needs in turn
+ * and has not been met before, then what no result needs. */
 static char *plain_text(ir_graph *graph)
 {
+    for (ir_node *n = graph->first; n; n = n->next)
+        n->mark = 0;
+    for (int i = 0; i < graph->n_params; i++)
+        move_to_end(graph, graph->params[i]);
+    for (int i = 0; i < graph->n_results; i++)
+        move_to_end(graph, graph->results[i]);
+    for (ir_node *n = graph->first, *next; n; n = next) {
+        next = n->next;
+        move_to_end(graph, n);
+    }
     ir_renumber(graph);
     for (ir_node *n = graph->first; n; n = n->next) {
         n->place = (ir_place){0};
