@@ -54,7 +54,8 @@ typedef struct { const char *file; int line; } rax_place;
 
 /* == settings ========================================================================================================== */
 
-/* What holds for the whole process. {0} are the defaults; text is copied. */
+/* What holds for the whole process. {0} are the defaults; text is copied. Where the program does not say otherwise, the environment
+ * does: RAX_NO_JIT, RAX_NUM_THREADS, RAX_ISA, RAX_CACHE_DIR. */
 typedef struct {
     bool no_jit;              /* run every function by the interpreter */
     int verbose;              /* to standard error: 0 a line a compiled function; 1 the compile trace; 2 every kernel; 3 why */
@@ -151,13 +152,14 @@ typedef struct rax_results rax_results;
 typedef struct rax_fn rax_fn;
 typedef void rax_step(rax_args *in, rax_results *out);
 
-/* Makes a callable of a step. name is for messages. The signature lists the arguments in order:
+/* Makes a callable of a step. name is for messages. A step is called whenever it has to be traced, which may be several times for
+ * one compilation: what it does must follow from its arguments. The signature lists the arguments in order:
  *
  *   "params: tree, x: f32[B,T], y: i32[B], scale: f32[], step: i32, config: record"
  *
  *   tree              a rax_tree; tree{wte: f32[V,C], ...} also states the types of some leaves
  *   f32[B,T], i32[8]  a tensor; a dim is a number, a name, or _ for any. Equal names must be equal dims over all arguments
- *   f32[...]          a tensor of any shape
+ *   f32[...]          a tensor of any shape; f32[...,C] of any that ends so
  *   i32 f32 f64 bool  a scalar, passed by value
  *   record            a record
  *
@@ -205,7 +207,8 @@ rax_tensor rax_arg_tensor_at(rax_place place, rax_args *in, int index);
 /* A scalar as a C value: it is static, and another value is another compilation. */
 #define rax_arg_number(in, index) rax_arg_number_at(RAX_HERE, in, index)
 double rax_arg_number_at(rax_place place, rax_args *in, int index);
-/* A record as a C struct, whose fields may decide loops and shapes: they are static. Belongs to the trace. */
+/* A record as a C struct, whose fields may decide loops and shapes: they are static. Belongs to the trace. Traces that find out
+ * what a step depends on see it with other values in floats and bools that are taken as tensors as well (rax_arg_field). */
 #define rax_arg_record(in, index) rax_arg_record_at(RAX_HERE, in, index)
 const void *rax_arg_record_at(rax_place place, rax_args *in, int index);
 /* A field of a record as a tensor of rank 0 (f32; i32 for whole numbers, bool). It is taken as a constant while it stays

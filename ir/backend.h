@@ -2,7 +2,8 @@
  * else of it: the interpreter, the CPU and the GPU are the same to it.
  *
  * In: a graph after the passes, verified, composites decomposed but for those that the backend keeps. graph->donated[] says
- * which result takes over which parameter's memory: then both have one address at every run. Out: a program that is run any
+ * which result takes over which parameter's memory: then both have one address at every run. A result may be a parameter itself,
+ * also one whose memory another result takes over: (a, b) may become (b, a) in place. Out: a program that is run any
  * number of times, by one thread at a time. */
 #ifndef IR_BACKEND_H
 #define IR_BACKEND_H
@@ -54,8 +55,8 @@ typedef struct {
 
     /* Optional. Composites for which there is a kernel: the passes leave them whole. */
     bool (*keep_composite)(const ir_node *node);
-    /* Optional. Called before the first compile, once or more; the last call holds. False and base_error on what the machine
-     * cannot do. Text is copied. */
+    /* Optional. Called before the first compile, and again at will while no program exists; the last call holds. False and
+     * base_error on what the machine cannot do. Text is copied. */
     bool (*configure)(const ir_backend_settings *settings);
     /* Optional. Ends threads and frees what the process keeps. All programs are freed before; configure may follow. */
     void (*shutdown)(void);

@@ -371,6 +371,43 @@ static void test_compiled_like_interpreted(void **state)
     }
 }
 
+/* -- mixed precision --------------------------------------------------------------------------------------------------------- */
+
+static void mixed_params(rax_tree params)
+{
+    rax_tree_add(params, random_tensor(RAX_SHAPE(7, 8), 1), "table");
+    rax_tree_add(params, random_tensor(RAX_SHAPE(8, 8), 0.6), "w");
+    rax_tree_add(params, random_tensor(RAX_SHAPE(8), 1), "norm");
+}
+static rax_tensor bf16(rax_tensor x) { return rax_cast(x, RAX_BF16); }
+static rax_tensor mixed_loss(rax_tree params, rax_tensor ids)
+{
+    rax_tensor x = rax_gather(W(params, "table"), rax_slice(ids, 1, 0, 5), 0);
+    x = rax_add(x, rax_matmul_f32(bf16(rax_rms_norm(x, W(params, "norm"), 1e-5)), bf16(W(params, "w"))));
+    rax_tensor h = rax_cast(rax_silu(rax_matmul(bf16(x), bf16(W(params, "w")))), D);
+    rax_tensor logits = rax_matmul_f32(bf16(h), bf16(rax_swap(W(params, "table"), 0, 1)));
+    return rax_mean(rax_cross_entropy(logits, rax_slice(ids, 1, 1, 5)), RAX_ALL_AXES);
+}
+
+static void test_mixed_precision(void **state)
+{
+    (void)state;
+    enum { STEPS = 4 };
+    static const struct program mixed = { "mixed precision", mixed_params, mixed_loss };
+    double interpreted[STEPS], compiled[STEPS];
+    D = RAX_F32;
+    program = &mixed;
+    rax_tree expected = descended(true, STEPS, interpreted), got = descended(false, STEPS, compiled);
+    for (int i = 0; i < STEPS; i++)
+        expect_near(compiled[i], interpreted[i], 2e-3, "loss", i);           /* a sum may round to the next bf16, 2^-8 off */
+    assert_true(interpreted[STEPS - 1] < interpreted[0]);
+    for (int i = 0; i < rax_tree_size(expected); i++)
+        for (int64_t j = 0; j < rax_count(rax_leaf(expected, i)); j++)
+            expect_near(rax_item(rax_leaf(got, i), j), rax_item(rax_leaf(expected, i), j), 2e-3, rax_leaf_name(expected, i), j);
+    rax_tree_free(expected);
+    rax_tree_free(got);
+}
+
 /* -- gradients inside a scan: accumulation over micro-batches ------------------------------------------------------------------ */
 
 typedef struct { rax_tree params; rax_tensor doubled; } accumulation;
@@ -434,6 +471,58 @@ static void test_gradients_taken_inside_a_scan(void **state)
             rax_tensor_free(result[i]);
         rax_tensor_free(x);
         rax_tree_free(params);
+    }
+}
+
+/* The same two loops deep: what lies between the parameter and the loss was computed partly before, partly in the outer loop. */
+typedef struct { rax_tensor w, before, between; } depths;
+
+static void deep_inner(void *context, const rax_tensor *carry, const rax_tensor *x, rax_tensor *next, rax_tensor *y)
+{
+    depths *d = context;
+    rax_tensor loss = rax_sum(rax_mul(rax_sin(rax_mul(d->between, x[0])), d->before), RAX_ALL_AXES), dw;
+    rax_grad_of(loss, 1, &d->w, &dw);
+    next[0] = rax_add(carry[0], dw);
+    y[0] = loss;
+}
+static void deep_outer(void *context, const rax_tensor *carry, const rax_tensor *x, rax_tensor *next, rax_tensor *y)
+{
+    depths *d = context, inside = { d->w, d->before, rax_mul(rax_tanh(d->before), rax_sum(x[0], RAX_ALL_AXES)) };
+    rax_tensor sum = carry[0], losses;
+    rax_scan(deep_inner, &inside, 3, 1, &sum, 1, x, 1, &losses);
+    next[0] = sum;
+    y[0] = rax_sum(losses, RAX_ALL_AXES);
+}
+static void deep_step(rax_args *in, rax_results *out)
+{
+    rax_tensor w = rax_arg_tensor(in, 0), x = rax_arg_tensor(in, 1), sum = rax_scale(w, 0), losses, direct;      /* x: [2,3] */
+    depths d = { w, rax_exp(w), RAX_NO_TENSOR };
+    rax_scan(deep_outer, &d, 2, 1, &sum, 1, &x, 1, &losses);
+    rax_grad_of(rax_sum(losses, RAX_ALL_AXES), 1, &w, &direct);
+    rax_return_tensor(out, 0, sum);
+    rax_return_tensor(out, 1, direct);
+}
+
+static void test_gradients_taken_two_scans_deep(void **state)
+{
+    (void)state;
+    D = RAX_F64;
+    for (int no_jit = 0; no_jit < 2; no_jit++) {
+        assert_true(rax_configure(&(rax_settings){ .quiet = true, .no_jit = no_jit }));
+        state_of_noise = 21;
+        rax_tensor w = random_tensor(RAX_SHAPE(4), 1), x = random_tensor(RAX_SHAPE(2, 3), 1), sum = RAX_NO_TENSOR, direct = RAX_NO_TENSOR;
+        rax_fn *fn = rax_function(deep_step, "deep", "w: f64[N], x: f64[A,B]");
+        rax_value args[] = { rax_pass_tensor(w), rax_pass_tensor(x) };
+        rax_into results[] = { rax_into_tensor(&sum), rax_into_tensor(&direct) };
+        CALL(fn, args, results);
+        for (int i = 0; i < 4; i++)
+            if (!(fabs(rax_item(sum, i) - rax_item(direct, i)) < 1e-12 && fabs(rax_item(sum, i)) > 1e-6))
+                fail_msg("gradient %d: in the loops %.12g, of the whole %.12g", i, rax_item(sum, i), rax_item(direct, i));
+        rax_function_free(fn);
+        rax_tensor_free(w);
+        rax_tensor_free(x);
+        rax_tensor_free(sum);
+        rax_tensor_free(direct);
     }
 }
 
@@ -634,7 +723,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_gradients_against_finite_differences),
         TEST(test_compiled_like_interpreted),
+        TEST(test_mixed_precision),
         TEST(test_gradients_taken_inside_a_scan),
+        TEST(test_gradients_taken_two_scans_deep),
         TEST(test_k_means_like_plain_c),
         TEST(test_dropout_has_one_mask_forward_and_backward),
         TEST(test_matmul_broadcasts_leading_axes),

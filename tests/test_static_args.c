@@ -454,7 +454,7 @@ static void test_the_compile_trace(void **state)
     static const char *const lines[] = {
         "[RAX] JIT-compiling 'step' with static_argnums=[1]\n",
         "[RAX]   arg 0 x: f32[N=2]: dynamic\n",
-        "[RAX]   arg 1 config: settings\n",
+        "[RAX]   arg 1 config: record settings\n",
         "[RAX]     n_layer, decay, twice, activation, step, unused: static: read as a C value at tests/test_static_args.c:",
         "[RAX]     scale: static so far: taken as a tensor, constant while it stays the same at tests/test_static_args.c:",
         "[RAX]   trace ",

@@ -7,8 +7,13 @@
 
 #include "tracer/tracer.h"
 
-/* Absent from a build without the CPU backend: then the interpreter runs everything. */
-extern const ir_backend cpu_backend __attribute__((weak));
+/* A build without the CPU backend runs everything by the interpreter. */
+#if __has_include("backend_cpu/backend.c")
+extern const ir_backend cpu_backend;
+static const ir_backend *compiler(void) { return &cpu_backend; }
+#else
+static const ir_backend *compiler(void) { return NULL; }
+#endif
 
 static rax_settings settings;
 static bool configured;
@@ -47,9 +52,9 @@ static bool threads_of_environment(int *threads)
 static bool configure_backend(void)
 {
     ir_backend_settings wanted = { .threads = settings.threads, .isa = settings.isa, .cache_dir = settings.cache_dir };
-    if (settings.no_jit || !&cpu_backend || !cpu_backend.configure)
+    if (settings.no_jit || !compiler() || !compiler()->configure)
         return true;
-    return cpu_backend.configure(&wanted);
+    return compiler()->configure(&wanted);
 }
 
 bool rax_configure(const rax_settings *given)
@@ -78,22 +83,22 @@ const ir_backend *trace_backend(void)
 {
     if (!configured && !rax_configure(NULL))
         return NULL;
-    return settings.no_jit || !&cpu_backend ? &trace_interpreter : &cpu_backend;
+    return settings.no_jit || !compiler() ? &trace_interpreter : compiler();
 }
 
 void rax_print_info(FILE *out)
 {
     fprintf(out, "rax        %s\n", RAX_VERSION);
-    if (&cpu_backend && cpu_backend.print_info)
-        cpu_backend.print_info(out);
+    if (compiler() && compiler()->print_info)
+        compiler()->print_info(out);
     else
         fprintf(out, "backend    none but the interpreter\n");
 }
 
 void rax_shutdown(void)
 {
-    if (configured && &cpu_backend && cpu_backend.shutdown)
-        cpu_backend.shutdown();
+    if (configured && compiler() && compiler()->shutdown)
+        compiler()->shutdown();
     keep(&isa, NULL);
     keep(&cache_dir, NULL);
     keep(&dump_dir, NULL);

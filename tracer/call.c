@@ -296,8 +296,10 @@ static trace_entry *find_entry(const call *c, bool *hit)
     *hit = true;
     if (fn->last && memcmp(fn->last->key, fn->key, bytes) == 0)
         return fn->last;
-    if ((fn->last = trace_cache_find(fn, fn->key)))
+    if ((fn->last = trace_cache_find(fn, fn->key))) {
+        trace_say(1, "%s: back to a program that is compiled", fn->name);
         return fn->last;
+    }
     *hit = false;
     fn->stats.misses++;
     fn->running = true;

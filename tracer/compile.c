@@ -5,8 +5,11 @@
  *                                                        → passes → backend → a program
  */
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "tracer/tracer.h"
 
@@ -158,6 +161,22 @@ static char *dump_folder(const rax_fn *fn)
     return base_text_take(&path);
 }
 
+/* The graph as it was recorded, while it is compiled: a bug of ours saves it, so that it can be run again. */
+static const ir_graph *recorded;
+
+static const char *save_recorded(void)
+{
+    static char told[512];
+    const char *temporary = getenv("TMPDIR");
+    char *text = ir_to_text(recorded);
+    int len = snprintf(told, sizeof told, "graph in %s/bug-%s-%d.rax", temporary && *temporary ? temporary : "/tmp", recorded->name, (int)getpid());
+    FILE *file = len < (int)sizeof told ? fopen(told + strlen("graph in "), "w") : NULL;
+    bool saved = file && fputs(text, file) >= 0;
+    saved = file && fclose(file) == 0 && saved;
+    base_free(text);
+    return saved ? told : NULL;
+}
+
 /* Passes and backend. False and an error where the backend refuses. */
 static bool compile(rax_fn *fn, ir_graph *graph, trace_program *program, const ir_backend *backend)
 {
@@ -168,6 +187,9 @@ static bool compile(rax_fn *fn, ir_graph *graph, trace_program *program, const i
 #else
     bool verify = true;
 #endif
+    ir_graph *copy = ir_graph_clone(graph);
+    recorded = copy;
+    base_bug_hook = save_recorded;
     ir_pass_options passes = { .verify = verify, .dump_dir = folder, .keep_composite = backend->keep_composite };
     ir_run_passes(graph, &passes);
     trace_report_passes(&passes);
@@ -177,6 +199,8 @@ static bool compile(rax_fn *fn, ir_graph *graph, trace_program *program, const i
     ir_compile_report report = {0};
     program->backend = backend;
     program->compiled = backend->compile(graph, &options, &report);
+    base_bug_hook = NULL;
+    ir_graph_free(copy);
     double ms = trace_now_ms() - start;
     fn->stats.compile_ms += ms;
     fn->stats.compilations += program->compiled != NULL;

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "ir/kernels.h"
 #include "tracer/tracer.h"
 
 enum { MAX_TEXT_BYTES = 256 << 20 };
@@ -83,6 +84,21 @@ static bool run_passes(ir_graph *graph, const ir_backend *backend, FILE *out)
     return good;
 }
 
+/* The list before the backend legalises it, and where it lies in memory. */
+static void print_kernels(const ir_graph *graph, FILE *out)
+{
+    base_text text = {0};
+    kl_program *kernels = kl_lower(graph);
+    kl_plan_memory(kernels, true);
+    base_text_add(&text, "; -- kernels\n");
+    kl_print(&text, kernels);
+    base_text_add(&text, "\n; -- memory\n");
+    kl_print_memory(&text, kernels);
+    fputs(text.at, out);
+    base_text_free(&text);
+    kl_program_free(kernels);
+}
+
 bool rax_compile_text(const char *path, FILE *out)
 {
     const ir_backend *backend = trace_backend();
@@ -95,6 +111,8 @@ bool rax_compile_text(const char *path, FILE *out)
     if (!graph)
         return false;
     bool good = run_passes(graph, backend, out);
+    if (good)
+        print_kernels(graph, out);
     ir_graph_free(graph);
     return good;
 }

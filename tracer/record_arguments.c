@@ -212,7 +212,7 @@ bool trace_results_end(trace *t)
     for (int i = 0; i < t->n_results; i++) {
         const struct trace_result *r = &t->results[i];
         if (!r->given && !t->error)
-            trace_error((rax_place){0}, "result", "result %d was not returned", i);
+            trace_error((rax_place){0}, "return", "result %d was not returned", i);
         n += r->is_tree ? r->tree->n : 1;
     }
     if (t->error)

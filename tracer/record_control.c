@@ -262,6 +262,18 @@ static ir_node *first_after_parameters(const ir_graph *graph)
     return node;
 }
 
+/* Handles, and the body inside scope that is being recorded, know the node too. */
+static void redirect_outside_graph(const trace_scope *scope, const ir_node *seen, ir_node *instead)
+{
+    for (rax_tensor_body *body = trace_current->values; body; body = body->next)
+        if (body->scope == scope && body->node == seen)
+            body->node = instead;
+    for (trace_scope *inner = trace_current->scope; inner; inner = inner->outer)
+        for (int i = 0; inner->outer == scope && i < inner->n_captured; i++)
+            if (inner->captured[i] == seen)
+                inner->captured[i] = instead;
+}
+
 /* wrt: nodes of scope->outer's graph. */
 static void open_way(trace_scope *scope, int n, ir_node *const *wrt)
 {
@@ -282,9 +294,7 @@ static void open_way(trace_scope *scope, int n, ir_node *const *wrt)
             continue;
         scope->inside[i] = compute_again(&in, node);
         ir_redirect(graph, seen, scope->inside[i]);
-        for (rax_tensor_body *body = trace_current->values; body; body = body->next)
-            if (body->scope == scope && body->node == seen)
-                body->node = scope->inside[i];
+        redirect_outside_graph(scope, seen, scope->inside[i]);
     }
     graph->before = before;
     base_free(in.active);

@@ -104,8 +104,15 @@ static leaf_class class_of(const trace *t, const bool *guarded, int leaf)
     return guarded[leaf] ? CLASS_STATIC : CLASS_UNUSED;
 }
 
+static void print_class(base_text *text, leaf_class class, const trace_leaf *leaf)
+{
+    base_text_add(text, "%s", class_text[class]);
+    if (class != CLASS_UNUSED && leaf->read_at.file)
+        base_text_add(text, " at %s:%d", leaf->read_at.file, leaf->read_at.line);
+}
+
 /* "    n_layer, n_head: static: read as a C value at model.c:20": one line a class, in the order of the classes. */
-static void report_leaves(const rax_fn *fn, const trace *t, const bool *guarded, int arg)
+static void report_fields(const rax_fn *fn, const trace *t, const bool *guarded, int arg)
 {
     const trace_statics *statics = &fn->statics;
     for (int class = 0; class < CLASSES; class++) {
@@ -114,14 +121,14 @@ static void report_leaves(const rax_fn *fn, const trace *t, const bool *guarded,
         for (int i = statics->first[arg]; i < statics->first[arg + 1]; i++) {
             if (class_of(t, guarded, i) != (leaf_class)class)
                 continue;
-            const char *dot = strchr(statics->leaves[i].name, '.');
-            base_text_add(&names, "%s%s", shown ? ", " : "", dot ? dot + 1 : statics->leaves[i].name);
+            base_text_add(&names, "%s%s", shown ? ", " : "", strchr(statics->leaves[i].name, '.') + 1);
             shown = &statics->leaves[i];
         }
-        if (shown && class != CLASS_UNUSED)
-            trace_say(1, "    %s: %s at %s:%d", names.at, class_text[class], shown->read_at.file ? shown->read_at.file : "?", shown->read_at.line);
-        else if (shown)
-            trace_say(1, "    %s: %s", names.at, class_text[class]);
+        if (shown) {
+            base_text_add(&names, ": ");
+            print_class(&names, (leaf_class)class, shown);
+            trace_say(1, "    %s", names.at);
+        }
         base_text_free(&names);
     }
 }
@@ -146,12 +153,17 @@ void trace_report_arguments(rax_fn *fn, const trace *t, const bool *guarded)
         } else if (arg->kind == ARG_TENSOR) {
             ir_type_print(&text, &t->graph->params[param++]->type);
             base_text_add(&text, ": dynamic");
+        } else if (arg->kind == ARG_SCALAR) {
+            int leaf = fn->statics.first[i];
+            base_text_add(&text, "%s, ", ir_dtype_name(arg->pattern.dtype));
+            print_class(&text, class_of(t, guarded, leaf), &fn->statics.leaves[leaf]);
         } else {
-            base_text_add(&text, "%s", arg->kind == ARG_RECORD ? t->args[i].record_type->name : ir_dtype_name(arg->pattern.dtype));
+            base_text_add(&text, "record %s", t->args[i].record_type->name);
         }
         trace_say(1, "  arg %d %s: %s", i, arg->name, text.at);
         base_text_free(&text);
-        report_leaves(fn, t, guarded, i);
+        if (arg->kind == ARG_RECORD)
+            report_fields(fn, t, guarded, i);
     }
 }
 
