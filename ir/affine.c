@@ -131,7 +131,7 @@ index_form form_linear(const index_space *space, int from, int to)
     index_form form = {0};
     int64_t stride = 1;
     for (int i = to - 1; i >= from; i--) {
-        form.coef[i] = stride;
+        form.coef[i] = space->extent[i] == 1 ? 0 : stride;
         stride *= space->extent[i];
     }
     return form;

@@ -75,6 +75,8 @@ void kl_merge_axes(kl_loop *loop)
         for (int i = 0; i < loop->n_exprs; i++) {
             kl_expr *expr = &loop->exprs[i];
             expr->row = expr->kind != KL_PRODUCT && expr->view.stride[loop->n_axes - 1] == 0;
+            for (int j = 0; j < loop->n_outputs; j++)     /* until now this is a sum over every index, not over rows */
+                expr->row &= loop->outputs[j].kind != KL_SUM_ALL || loop->outputs[j].expr != i;
             for (int j = 0; j < expr->n_args; j++)
                 expr->row &= loop->exprs[expr->args[j]].row;
             for (int j = 0; j < expr->view.n_dynamic; j++)

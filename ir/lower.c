@@ -12,12 +12,14 @@
  * Graph results and a scan's carries are first values of their own and then copied to where they belong; coalesce.c drops the copies. */
 #include "ir/lower.h"
 
+#include <limits.h>
 #include <string.h>
 
 typedef struct { kl_kernel **at; int n, cap; } kernel_list;
 
 /* A step of the lowering: kernels that stay together, in order. */
-typedef struct { kernel_list kernels; int64_t key; bool done; int n_reads, n_writes; int *reads, *writes; } unit;
+typedef struct { kernel_list kernels; int64_t key; } unit;
+enum { LAST = INT_MAX };          /* the key of the unit that ends the list: it may overwrite what the others read */
 
 typedef struct {
     kl_program *program;
@@ -193,13 +195,20 @@ static int load(builder *b, ir_node *node, const index_form *where)
     return add_expr(b, expr);
 }
 
+/* Whether node's value is an expression of this loop, stored or not. */
+static bool is_computed_here(const builder *b, const ir_node *node)
+{
+    int cluster = INFO(b->l->state, node)->cluster;
+    return node == b->root || (cluster >= 0 && cluster == b->cluster && !is_outer_sum(node));
+}
+
 static int eval_view(builder *b, ir_node *node, const index_form *where)
 {
     ir_node *x = node->args[0];
     const node_info *info = INFO(b->l->state, x);
     index_form below[IR_MAX_RANK];
     form_refinement how;
-    if (node->op == OP_reshape && info->stored && info->place.placed && info->place.dense && info->cluster != b->cluster && x != b->root) {
+    if (node->op == OP_reshape && info->stored && info->place.placed && info->place.dense && !is_computed_here(b, x)) {
         index_form linear;                                /* row-major memory needs no coordinates */
         kl_expr expr = { .kind = KL_LOAD, .dtype = x->type.dtype };
         if (form_merge(where, node->type.dim, node->type.rank, b->space.n_axes, &linear)) {
@@ -336,7 +345,7 @@ static int eval_fresh(builder *b, ir_node *node, const index_form *where)
         return add_value(b, node->type.dtype, node->attr.value);
     if (node->op == OP_iota)
         return eval_iota(b, node, where);
-    bool here = node == b->root || (info->cluster >= 0 && info->cluster == b->cluster && !is_outer_sum(node));
+    bool here = is_computed_here(b, node);
     if (info->stored && !here)
         return load(b, node, where);
     switch (role_of(node)) {
@@ -408,6 +417,18 @@ static bool spread(builder *b, const ir_node *node, const ir_type *type, int fro
     return false;
 }
 
+/* A value that stays the same along its row is added once a row: the row's sum of it. */
+static int times_inner(builder *b, int expr, int64_t inner)
+{
+    ir_dtype dtype = b->loop.exprs[expr].dtype, wide = dtype == IR_BF16 ? IR_F32 : dtype;
+    if (inner == 1)
+        return expr;
+    if (wide != dtype)
+        expr = add_op(b, OP_cast, wide, 1, &expr);
+    expr = add_op(b, OP_mul, wide, 2, (int[]){ expr, add_value(b, wide, (double)inner) });
+    return wide == dtype ? expr : add_op(b, OP_cast, dtype, 1, &expr);
+}
+
 static void output(builder *b, ir_node *node)
 {
     index_space *space = &b->space;
@@ -429,6 +450,8 @@ static void output(builder *b, ir_node *node)
             !spread(b, node, &node->type, kind == KL_SUM_OUTER ? space->n_outer : space->n_axes, space->n_axes, at))
             return;
         expr = eval(b, x, where);
+        if (expr >= 0 && kind == KL_SUM_ALL && !of_rows && b->loop.exprs[expr].row)
+            expr = times_inner(b, expr, total / rows);
     } else {
         bool row = count != total;
         if (!spread(b, node, &node->type, 0, row ? space->n_outer : space->n_axes, where))
@@ -564,6 +587,14 @@ static const char *name_of(lowering *l, const node_cluster *cluster)
     return name;
 }
 
+/* What a reduction over no elements gives. */
+static double of_nothing(const ir_node *node)
+{
+    if (node->op == OP_reduce_max)
+        return node->type.dtype == IR_I32 ? INT32_MIN : -__builtin_inf();
+    return 0;
+}
+
 static void lower_cluster(lowering *l, const node_cluster *cluster)
 {
     int64_t key = -1;
@@ -582,7 +613,7 @@ static void lower_cluster(lowering *l, const node_cluster *cluster)
         for (int i = 0; i < cluster->n_nodes; i++) {
             ir_node *node = cluster->nodes[i];
             if (INFO(l->state, node)->stored && ir_type_count(&node->type) > 0)
-                fill(l, &u->kernels, node, &INFO(l->state, node)->place, node->op == OP_reduce_max ? -__builtin_inf() : 0);
+                fill(l, &u->kernels, node, &INFO(l->state, node)->place, of_nothing(node));
         }
         return;
     }
@@ -893,7 +924,7 @@ static void end_iteration(lowering *l, void *context)
     scan_ends *ends = context;
     const ir_graph *body = l->state->graph;
     int n_carry = ends->scan->attr.n_carry;
-    unit *u = new_unit(l, INT64_MAX);
+    unit *u = new_unit(l, LAST);
     node_place *via = ARENA_NEW(l->scratch, node_place, body->n_results);
     for (int i = 0; i < body->n_results; i++) {
         ir_node *node = body->results[i];
@@ -1033,50 +1064,94 @@ static void touch_all(kl_kernel *kernel, touched *t)
             touch_all(kernel->repeat.body[i], t);
 }
 
+/* -- order -------------------------------------------------------------------------------------------------------------- */
+
+typedef struct { int *at, n, cap; } int_list;
+
+static void append(base_arena *arena, int_list *list, int value)
+{
+    list->at = kl_grown(arena, list->at, list->n, &list->cap, sizeof *list->at);
+    list->at[list->n++] = value;
+}
+
+/* Units that are ready, a heap with the least key on top. */
+typedef struct { const unit *units; int *at, n; } ready_units;
+
+static void push(ready_units *heap, int unit)
+{
+    int i = heap->n++;
+    for (; i > 0 && heap->units[heap->at[(i - 1) / 2]].key > heap->units[unit].key; i = (i - 1) / 2)
+        heap->at[i] = heap->at[(i - 1) / 2];
+    heap->at[i] = unit;
+}
+
+static int pop(ready_units *heap)
+{
+    int top = heap->at[0], moved = heap->at[--heap->n], i = 0;
+    for (int child; (child = 2 * i + 1) < heap->n; i = child) {
+        if (child + 1 < heap->n && heap->units[heap->at[child + 1]].key < heap->units[heap->at[child]].key)
+            child++;
+        if (heap->units[heap->at[child]].key >= heap->units[moved].key)
+            break;
+        heap->at[i] = heap->at[child];
+    }
+    heap->at[i] = moved;
+    return top;
+}
+
+static void emit(lowering *l, const unit *u, kernel_list *out)
+{
+    for (int i = 0; i < u->kernels.n; i++) {
+        out->at = kl_grown(l->program->arena, out->at, out->n, &out->cap, sizeof(*out->at));
+        out->at[out->n++] = u->kernels.at[i];
+    }
+}
+
 /* Puts the units in an order in which whatever a unit reads has been written, the earliest in the graph first where there is
  * a choice. */
 static void order_units(lowering *l, kernel_list *out)
 {
-    int n_buffers = l->program->n_buffers;
-    int *writers_left = ARENA_NEW(l->scratch, int, n_buffers);
-    for (int i = 0; i < l->n_units; i++) {
-        unit *u = &l->units[i];
-        touched t = { .program = l->program, .arena = l->scratch };
-        for (int j = 0; j < u->kernels.n; j++)
-            touch_all(u->kernels.at[j], &t);
-        u->reads = t.at[0];
-        u->n_reads = t.n[0];
-        u->writes = t.at[1];
-        u->n_writes = t.n[1];
-        for (int j = 0; j < u->n_writes; j++)
-            writers_left[u->writes[j]]++;
+    int n = l->n_units, done = 0;
+    base_arena *arena = l->scratch;
+    int_list *writers = ARENA_NEW(arena, int_list, l->program->n_buffers), *users = ARENA_NEW(arena, int_list, n);
+    touched *touches = ARENA_NEW(arena, touched, n);
+    int *waits_for = ARENA_NEW(arena, int, n);
+    ready_units ready = { .units = l->units, .at = ARENA_NEW(arena, int, n) };
+    for (int i = 0; i < n; i++) {
+        touches[i] = (touched){ .program = l->program, .arena = arena };
+        for (int j = 0; j < l->units[i].kernels.n; j++)
+            touch_all(l->units[i].kernels.at[j], &touches[i]);
+        for (int j = 0; j < touches[i].n[1] && l->units[i].key != LAST; j++)
+            append(arena, &writers[touches[i].at[1][j]], i);
     }
-    for (int done = 0; done < l->n_units; done++) {
-        unit *next = NULL;
-        for (int i = 0; i < l->n_units; i++) {
-            unit *u = &l->units[i];
-            if (u->done || (next && u->key >= next->key))
-                continue;
-            bool ready = true;
-            for (int j = 0; j < u->n_reads && ready; j++) {
-                int left = writers_left[u->reads[j]];
-                for (int k = 0; k < u->n_writes; k++)
-                    left -= u->writes[k] == u->reads[j];
-                ready = left == 0;
-            }
-            if (ready)
-                next = u;
+    for (int i = 0; i < n; i++) {
+        for (int j = 0; j < touches[i].n[0]; j++) {
+            const int_list *from = &writers[touches[i].at[0][j]];
+            for (int k = 0; k < from->n; k++)
+                if (from->at[k] != i) {
+                    append(arena, &users[from->at[k]], i);
+                    waits_for[i]++;
+                }
         }
-        CHECK(next, "graph %s: expected the kernels to have an order", l->state->graph->name);
-        next->done = true;
-        for (int j = 0; j < next->n_writes; j++)
-            writers_left[next->writes[j]]--;
-        for (int j = 0; j < next->kernels.n; j++) {
-            out->at = kl_grown(l->program->arena, out->at, out->n, &out->cap, sizeof(*out->at));
-            out->at[out->n++] = next->kernels.at[j];
-        }
+        if (waits_for[i] == 0 && l->units[i].key != LAST)
+            push(&ready, i);
     }
+    for (; ready.n > 0; done++) {
+        int next = pop(&ready);
+        emit(l, &l->units[next], out);
+        for (int i = 0; i < users[next].n; i++)
+            if (--waits_for[users[next].at[i]] == 0 && l->units[users[next].at[i]].key != LAST)
+                push(&ready, users[next].at[i]);
+    }
+    for (int i = 0; i < n; i++)
+        if (l->units[i].key == LAST) {
+            emit(l, &l->units[i], out);
+            done++;
+        }
+    CHECK(done == n, "graph %s: expected the kernels to have an order", l->state->graph->name);
 }
+
+/* -- a graph in rounds -------------------------------------------------------------------------------------------------- */
 
 static lower_state *new_state(const ir_graph *graph, base_arena *arena)
 {
@@ -1151,7 +1226,7 @@ static void end_program(lowering *l, void *context)
     const ir_graph *graph = l->state->graph;
     kl_program *program = l->program;
     node_place *via = ARENA_NEW(l->scratch, node_place, graph->n_results);
-    unit *u = new_unit(l, INT64_MAX);
+    unit *u = new_unit(l, LAST);
     kernel_list list = {0};
     size_t at = (size_t)(u - l->units);
     (void)context;

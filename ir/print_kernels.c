@@ -55,8 +55,12 @@ static void print_number(base_text *out, ir_dtype dtype, double value)
 {
     char digits[40];
     bool narrow = dtype == IR_F32 || dtype == IR_BF16;
-    if (isnan(value)) {
-        base_text_add(out, "nan");
+    if (dtype == IR_BOOL || isnan(value)) {
+        base_text_add(out, "%s", dtype != IR_BOOL ? "nan" : value != 0 ? "true" : "false");
+        return;
+    }
+    if (dtype == IR_I32) {
+        base_text_add(out, "%.0f", value);
         return;
     }
     for (int n = 6; n <= 17; n++) {
