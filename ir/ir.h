@@ -5,15 +5,17 @@
  *
  *   types.c            dtypes, shapes, their text
  *   ops.c, ops.def     the op table
- *   shape_rules.c      the type of a node from its operands, or why there is none
+ *   infer.c            the type of a node from its operands, or why there is none: shape_rules.c, shape_rules_composite.c,
+ *                      shape_checks.c
  *   graph.c            nodes in order, operands before users; adding, redirecting, cloning
- *   print.c, parse.c   the text form, both ways
+ *   print.c, lexer.c, parse.c         the text form, both ways
  *   verify.c           what must hold between passes
- *   gradient.c         reverse-mode differentiation; vjp_rules.c, one rule an op; vjp_scan.c, the rule of scan
+ *   gradient.c         reverse-mode differentiation; vjp_rules.c, vjp_scan.c, one rule an op
  *   decompose.c        composites into the other ops; composites.c, one decomposition an op
- *   simplify.c cse.c dce.c merge_loss.c   passes, one a file
+ *   merge_loss.c cse.c dce.c          passes, one a file
+ *   simplify.c         likewise, with its rules: fold_constants.c, simplify_arithmetic.c, simplify_movement.c
  *   passes.c           the list of passes, and their runner
- *   interpret.c, reference*.c, philox.c   the oracle
+ *   interpret.c, reference*.c, philox.c         the oracle
  */
 #ifndef IR_H
 #define IR_H
