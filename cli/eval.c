@@ -13,7 +13,8 @@ static int eval_split(const cli_line *line, const cli_model *model, const data_t
 {
     const gpt_config *config = &model->config;
     double loss;
-    data_loader *loader = data_loader_new(tokens, DATA_RANDOM, 0, 0, config->batch_size, config->block_size);     /* walked, not drawn from */
+    /* it is walked through; seed and stream are not drawn from */
+    data_loader *loader = data_loader_new(tokens, DATA_RANDOM, 0, 0, config->batch_size, config->block_size);
     cli_end_gracefully();
     bool evaluated = loader && gpt_evaluate(config, model->params, part, loader, cli_signal, &loss);
     data_loader_free(loader);

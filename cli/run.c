@@ -78,7 +78,8 @@ bool cli_print_samples(const gpt_model_config *model, rax_tree params, data_toke
 {
     gpt_sample_options options = {
         .max_new_tokens = (int)sampling->max_new_tokens, .temperature = sampling->temperature, .top_k = (int)sampling->top_k,
-        .seed = (uint64_t)sampling->seed, .n_ids = data_tokenizer_vocab_size(tokenizer), .end_of_text = data_tokenizer_end_of_text(tokenizer),
+        .seed = (uint64_t)sampling->seed, .n_ids = data_tokenizer_vocab_size(tokenizer),
+        .end_of_text = data_tokenizer_end_of_text(tokenizer),
     };
     data_ids prompt = {0};
     gpt_sampler *sampler = gpt_sampler_new(model, params);

@@ -9,9 +9,20 @@
 
 typedef struct { data_loader *train, *val; } loaders;
 
-static void train_batch(void *context, uint64_t m, int32_t *x, int32_t *y) { data_loader_batch(((loaders *)context)->train, m, x, y); }
-static void val_batch(void *context, uint64_t m, int32_t *x, int32_t *y) { data_loader_batch(((loaders *)context)->val, m, x, y); }
-static size_t val_part(void *context, uint64_t k, int32_t *x, int32_t *y) { return data_loader_walk(((loaders *)context)->val, k, x, y); }
+static void train_batch(void *context, uint64_t m, int32_t *x, int32_t *y)
+{
+    data_loader_batch(((loaders *)context)->train, m, x, y);
+}
+
+static void val_batch(void *context, uint64_t m, int32_t *x, int32_t *y)
+{
+    data_loader_batch(((loaders *)context)->val, m, x, y);
+}
+
+static size_t val_part(void *context, uint64_t k, int32_t *x, int32_t *y)
+{
+    return data_loader_walk(((loaders *)context)->val, k, x, y);
+}
 
 /* val is opened only where it will be used: a file too short for a batch is then no mistake. */
 static bool open_loaders(loaders *l, const data_corpus *corpus, const gpt_config *config)
@@ -36,7 +47,8 @@ static void close_loaders(loaders *l)
 
 static bool print_samples(const gpt_config *config, const gpt_trainer *trainer, const data_corpus *corpus)
 {
-    const cli_sampling sampling = { .start = "\n", .max_new_tokens = 200, .top_k = 200, .num_samples = 2, .seed = config->seed, .temperature = 0.8 };
+    const cli_sampling sampling = { .start = "\n", .max_new_tokens = 200, .temperature = 0.8, .top_k = 200,
+                                    .num_samples = 2, .seed = config->seed };
     const gpt_model_config model = gpt_model_of(config);
     return cli_print_samples(&model, gpt_trainer_params(trainer), corpus->tokenizer, &sampling);
 }

@@ -182,7 +182,8 @@ static rax_tensor transformer(const run *r, rax_tensor ids, rax_tensor positions
 
 /* -- whole model ---------------------------------------------------------------------------------------------------- */
 
-rax_tensor gpt_losses(rax_tree params, rax_tensor ids, rax_tensor targets, const gpt_model_config *config, const rax_random *dropout)
+rax_tensor gpt_losses(rax_tree params, rax_tensor ids, rax_tensor targets, const gpt_model_config *config,
+                      const rax_random *dropout)
 {
     run r = { .config = config, .params = params, .B = rax_dim(ids, 0), .T = rax_dim(ids, 1),
               .dropout = config->dropout > 0 ? dropout : NULL };

@@ -33,7 +33,8 @@ int64_t gpt_count_elements(rax_tree tree);
 /* -- inside a step -------------------------------------------------------------------------------------------------- */
 
 /* The loss of each token: ids, targets i32[B,T]; f32[N]. dropout: where its random numbers come from; NULL for none. */
-rax_tensor gpt_losses(rax_tree params, rax_tensor ids, rax_tensor targets, const gpt_model_config *config, const rax_random *dropout);
+rax_tensor gpt_losses(rax_tree params, rax_tensor ids, rax_tensor targets, const gpt_model_config *config,
+                      const rax_random *dropout);
 
 /* Keys and values of the tokens so far: h.N.k and h.N.v, f32[1,H,S,D]. */
 rax_tree gpt_cache_new(const gpt_model_config *config, int S);

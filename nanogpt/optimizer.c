@@ -81,8 +81,8 @@ static rax_tensor bias_correction(rax_tensor step, double beta)
     return rax_cast(rax_sub(number(1), rax_pow(number(beta), t)), RAX_F32);
 }
 
-void gpt_adamw(rax_tree params, rax_tree moments, rax_tree grads, rax_tensor step, rax_tensor lr, const gpt_optimizer_config *config,
-               rax_tree *next_params, rax_tree *next_moments)
+void gpt_adamw(rax_tree params, rax_tree moments, rax_tree grads, rax_tensor step, rax_tensor lr,
+               const gpt_optimizer_config *config, rax_tree *next_params, rax_tree *next_moments)
 {
     const int n = rax_tree_size(params);
     rax_adamw_options options = {

@@ -32,7 +32,7 @@ rax_tensor gpt_global_norm(rax_tree grads);
 rax_tree gpt_clip(rax_tree grads, rax_tensor norm, const gpt_optimizer_config *config);
 
 /* One update; decay on tensors of two or more axes alone. */
-void gpt_adamw(rax_tree params, rax_tree moments, rax_tree grads, rax_tensor step, rax_tensor lr, const gpt_optimizer_config *config,
-               rax_tree *next_params, rax_tree *next_moments);
+void gpt_adamw(rax_tree params, rax_tree moments, rax_tree grads, rax_tensor step, rax_tensor lr,
+               const gpt_optimizer_config *config, rax_tree *next_params, rax_tree *next_moments);
 
 #endif

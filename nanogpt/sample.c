@@ -40,7 +40,8 @@ gpt_sampler *gpt_sampler_new(const gpt_model_config *config, rax_tree params)
         .config = *config, .params = params, .block = block,
         /* whole blocks, so that a block at the end of the context need not be moved to fit */
         .cache = gpt_cache_new(config, (config->block_size + block - 1) / block * block),
-        .prefill = rax_function(logits_step, "prefill_step", signature), .decode = rax_function(logits_step, "decode_step", signature),
+        .prefill = rax_function(logits_step, "prefill_step", signature),
+        .decode = rax_function(logits_step, "decode_step", signature),
         .block_ids = rax_tensor_new(RAX_I32, RAX_SHAPE(1, block)), .one_id = rax_tensor_new(RAX_I32, RAX_SHAPE(1, 1)),
         .scratch = rax_alloc(sizeof(float) * (size_t)config->vocab_size),
     };

@@ -42,7 +42,8 @@ static void evaluator_close(evaluator *e)
 /* The mean loss of the batch that is in x and y. */
 static bool evaluator_run(evaluator *e, rax_tree params, double *loss)
 {
-    rax_value args[] = { rax_pass_tree(params), rax_pass_tensor(e->x), rax_pass_tensor(e->y), rax_pass_record(&e->model, &gpt_model_record) };
+    rax_value args[] = { rax_pass_tree(params), rax_pass_tensor(e->x), rax_pass_tensor(e->y),
+                         rax_pass_record(&e->model, &gpt_model_record) };
     rax_into results[] = { rax_into_tensor(&e->loss) };
     if (!rax_call(e->step, args, results))
         return false;
@@ -140,7 +141,9 @@ static bool trainer_open(gpt_trainer *t)
     t->optimizer = gpt_optimizer_of(config);
     if (!decide_evaluation(t))
         return false;
-    if (!rax_is_tree(t->params = gpt_params_new(&t->model)) || !rax_is_tree(t->moments = gpt_moments_new(t->params)) || !make_weights(t))
+    if (!rax_is_tree(t->params = gpt_params_new(&t->model)) || !rax_is_tree(t->moments = gpt_moments_new(t->params)))
+        return false;
+    if (!make_weights(t))
         return false;
     t->x = rax_tensor_new(RAX_I32, shape);
     t->y = rax_tensor_new(RAX_I32, shape);
@@ -216,7 +219,8 @@ static bool iterate(gpt_trainer *t, gpt_progress *progress)
     double loss = rax_item(t->loss, 0), grad_norm = rax_item(t->grad_norm, 0), lr = rax_item(t->lr, 0);
     double time_ms = gpt_now_ms() - start, tokens_per_s = (double)rax_count(t->x) / time_ms * 1e3;
 
-    gpt_metric row[] = { { "loss", loss }, { "grad_norm", grad_norm }, { "lr", lr }, { "time_ms", time_ms }, { "tokens_per_s", tokens_per_s } };
+    gpt_metric row[] = { { "loss", loss }, { "grad_norm", grad_norm }, { "lr", lr },
+                         { "time_ms", time_ms }, { "tokens_per_s", tokens_per_s } };
     if (is_due(t, t->config->log_interval))
         gpt_print_iteration(progress, t->iteration, loss, grad_norm, lr, time_ms);
     gpt_progress_draw(progress, t->iteration, loss, tokens_per_s);
@@ -239,7 +243,8 @@ static bool mean_loss(gpt_trainer *t, gpt_stop *stop, double *loss)
     if (n == 0)
         return whole_loss(e, t->params, t->batches.val_part, t->batches.context, stop, loss);
     for (int i = 0; i < n; i++) {
-        t->batches.val(t->batches.context, (uint64_t)t->iteration * (uint64_t)n + (uint64_t)i, rax_data(e->x), rax_data(e->y));
+        uint64_t m = (uint64_t)t->iteration * (uint64_t)n + (uint64_t)i;
+        t->batches.val(t->batches.context, m, rax_data(e->x), rax_data(e->y));
         if (stop() || !evaluator_run(e, t->params, &mean))
             return false;
         sum += mean;

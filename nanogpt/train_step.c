@@ -95,7 +95,8 @@ static void eval_step(rax_args *in, rax_results *out)
 rax_fn *gpt_train_step_new(void)
 {
     return rax_function(train_step, "train_step",
-                        "params: tree, opt_state: tree, x: i32[A,B,T], y: i32[A,B,T], step: i32, model_config: record, optimizer: record");
+                        "params: tree, opt_state: tree, x: i32[A,B,T], y: i32[A,B,T], step: i32, "
+                        "model_config: record, optimizer: record");
 }
 
 rax_fn *gpt_eval_step_new(void)

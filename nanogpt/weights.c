@@ -111,14 +111,15 @@ static bool check_description(const gpt_config *config, const char *path)
     for (size_t i = 0; fits && i < sizeof sizes / sizeof sizes[0]; i++) {
         const cJSON *found = cJSON_GetObjectItemCaseSensitive(json, sizes[i].key);
         if (cJSON_IsNumber(found) && found->valuedouble != sizes[i].value)
-            fits = rax_fail(RAX_MISTAKE, "%s: %s: the weights were made with %g, the configuration says %s = %d", path, sizes[i].key,
-                            found->valuedouble, sizes[i].ours, sizes[i].value);
+            fits = rax_fail(RAX_MISTAKE, "%s: %s: the weights were made with %g, the configuration says %s = %d", path,
+                            sizes[i].key, found->valuedouble, sizes[i].ours, sizes[i].value);
     }
     const cJSON *activation = cJSON_GetObjectItemCaseSensitive(json, "activation_function");
     const cJSON *epsilon = cJSON_GetObjectItemCaseSensitive(json, "layer_norm_epsilon");
     if (fits && cJSON_IsString(activation) && strcmp(activation->valuestring, "gelu_new") != 0 &&
         strcmp(activation->valuestring, "gelu_pytorch_tanh") != 0)
-        fits = rax_fail(RAX_MISTAKE, "%s: activation_function: expected \"gelu_new\", got \"%.40s\"", path, activation->valuestring);
+        fits = rax_fail(RAX_MISTAKE, "%s: activation_function: expected \"gelu_new\", got \"%.40s\"", path,
+                        activation->valuestring);
     if (fits && cJSON_IsNumber(epsilon) && epsilon->valuedouble != 1e-5)
         fits = rax_fail(RAX_MISTAKE, "%s: layer_norm_epsilon: expected 1e-05, got %g", path, epsilon->valuedouble);
     cJSON_Delete(json);
@@ -149,7 +150,8 @@ bool gpt_weights_read_folder(rax_tree params, const gpt_config *config, const ch
 
     char *path = gpt_path_join(folder, "model.safetensors"), *description = gpt_path_join(folder, "config.json");
     gpt_safetensors *file = gpt_safetensors_open(path);
-    bool read = file && (!exists_in(folder, "config.json") || check_description(config, description)) && gpt_weights_read(params, file);
+    bool read = file && (!exists_in(folder, "config.json") || check_description(config, description)) &&
+                gpt_weights_read(params, file);
     gpt_safetensors_close(file);
     rax_free(description);
     rax_free(path);
@@ -164,9 +166,10 @@ gpt_arrays gpt_arrays_of(rax_tree tree, const char *prefix)
     gpt_arrays arrays = { n, rax_alloc(sizeof(gpt_array) * (size_t)n), rax_alloc(sizeof(char *) * (size_t)n),
                           rax_alloc(sizeof(rax_shape) * (size_t)n) };
     for (int i = 0; i < n; i++) {
+        const rax_shape *shape = &arrays.shape[i];
         arrays.name[i] = gpt_format("%s%s", prefix, rax_leaf_name(tree, i));
         arrays.shape[i] = rax_shape_of(rax_leaf(tree, i));
-        arrays.array[i] = (gpt_array){ arrays.name[i], GPT_F32, arrays.shape[i].rank, arrays.shape[i].dim, rax_data(rax_leaf(tree, i)) };
+        arrays.array[i] = (gpt_array){ arrays.name[i], GPT_F32, shape->rank, shape->dim, rax_data(rax_leaf(tree, i)) };
     }
     return arrays;
 }
