@@ -161,6 +161,31 @@ static bool write_state(const char *folder, const gpt_checkpoint_state *state, c
     return written;
 }
 
+/* The model as Hugging Face's GPT-2 describes it, so that other programs load the folder as it stands. Models without biases have no
+ * description there: such programs would make up biases, which are to be zero. */
+static bool write_description(const char *folder, const gpt_config *config)
+{
+    cJSON *json = cJSON_CreateObject();
+    const char *architecture = "GPT2LMHeadModel";
+    cJSON_AddStringToObject(json, "model_type", "gpt2");
+    cJSON_AddItemToObject(json, "architectures", cJSON_CreateStringArray(&architecture, 1));
+    const struct { const char *key; double value; } numbers[] = {
+        { "vocab_size", config->vocab_size }, { "n_positions", config->block_size }, { "n_ctx", config->block_size },
+        { "n_embd", config->n_embd }, { "n_layer", config->n_layer }, { "n_head", config->n_head },
+        { "layer_norm_epsilon", 1e-5 }, { "resid_pdrop", config->dropout }, { "embd_pdrop", config->dropout },
+        { "attn_pdrop", config->dropout },
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        gpt_json_add_number(json, numbers[i].key, numbers[i].value);
+    cJSON_AddStringToObject(json, "activation_function", "gelu_new");
+    cJSON_AddBoolToObject(json, "tie_word_embeddings", true);
+    char *path = gpt_path_join(folder, "config.json");
+    bool written = gpt_json_write(path, json);
+    rax_free(path);
+    cJSON_Delete(json);
+    return written;
+}
+
 bool gpt_checkpoint_write(const char *out_dir, const gpt_checkpoint_state *state, const gpt_array *model, int model_count,
                           const gpt_array *optimizer, int optimizer_count)
 {
@@ -172,7 +197,7 @@ bool gpt_checkpoint_write(const char *out_dir, const gpt_checkpoint_state *state
     bool written = gpt_folder_make(out_dir) && gpt_folder_remove(temporary) && gpt_folder_make(temporary) &&
                    write_arrays(temporary, "model.safetensors", model, model_count, digests) &&
                    write_arrays(temporary, "optimizer.safetensors", optimizer, optimizer_count, digests) &&
-                   write_state(temporary, state, digests) &&
+                   write_description(temporary, state->config) && write_state(temporary, state, digests) &&
                    publish(out_dir, hidden, name) && point_latest(out_dir, name) && clean(out_dir, state->iteration);
     cJSON_Delete(digests);
     rax_free(name);

@@ -1,6 +1,6 @@
 /* A run's folder: checkpoints that are whole or absent whenever the process is killed, and the metrics.
  *
- *     OUT_DIR/ckpt-000250/model.safetensors, optimizer.safetensors, state.json
+ *     OUT_DIR/ckpt-000250/model.safetensors, optimizer.safetensors, config.json, state.json
  *     OUT_DIR/latest -> ckpt-000250
  *     OUT_DIR/metrics.jsonl
  *
