@@ -6,6 +6,7 @@
  *   random.c         Philox in vectors
  *   contraction.c    products: OpenBLAS
  *   attention.c, scatter.c
+ *   requests.c       code by key: from the process, the disk, or LLVM
  *   execute.c        launches in stages; the walk of all threads through them
  *   backend.c        the whole way, and what the process keeps: machine, threads, compiled functions
  *
@@ -59,6 +60,7 @@ struct cpu_plan {
 /* -- one compilation -------------------------------------------------------------------------------------------------- */
 
 typedef struct cpu_request cpu_request;
+typedef struct cpu_store cpu_store;          /* requests.h */
 typedef struct {
     const cpu_machine *machine;
     kl_program *program;
@@ -67,6 +69,7 @@ typedef struct {
     int verbose;
     int n_requests, cap_requests;
     cpu_request *requests;
+    cpu_store *store;
 } cpu_compiler;
 
 /* Adds to module the function `name`, of type cpu_task (cpu_task_type), and whatever it calls. Runs on any thread, and only
@@ -112,12 +115,14 @@ void cpu_legalise(kl_program *program, const cpu_machine *machine);
 /* A compiled program: launches in stages. */
 typedef struct cpu_execution cpu_execution;
 
-/* plans by kernel id (of repeats: unused), linked: every phase has its code. Takes the arena's memory at once, and scratch
- * for `threads` threads: NULL and base_error where the machine refuses. program and plans are borrowed until it is freed. */
+/* plans by kernel id (of repeats: unused), linked: every phase has its code. Puts kernels into stages and workspace into its
+ * place; takes no memory yet. program and plans are borrowed until it is freed. */
 cpu_execution *cpu_execution_new(const kl_program *program, cpu_plan *plans, int threads);
+bool cpu_execution_allocate(cpu_execution *execution);                   /* false and base_error where the machine refuses */
 void cpu_execution_free(cpu_execution *execution);
 void cpu_execute(cpu_execution *execution, cpu_pool *pool, void *const *params, void *const *results);
 size_t cpu_execution_bytes(const cpu_execution *execution);              /* arena, workspace, scratch */
+size_t cpu_execution_workspace(const cpu_execution *execution);          /* workspace, scratch */
 int cpu_execution_stages(const cpu_execution *execution);                /* barriers of a run, repeats counted once */
 /* From now on every task is timed: by kernel id, how often and how long on all threads together. NULL: no more. */
 typedef struct { int64_t calls, tasks, nanoseconds; } cpu_kernel_time;

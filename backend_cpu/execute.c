@@ -1,0 +1,494 @@
+/* Runs a program: all threads of the pool walk one list of stages together.
+ *
+ * A stage is what may run side by side: tasks of one kernel, or of many that do not touch each other's memory. Kernels go to
+ * the earliest stage after all that they depend on, so that the 148 updates of an optimizer are one stage and not 148, and
+ * between two stages stands a barrier. A stage that is too small to share runs on thread 0, and needs no barrier before another such
+ * stage.
+ *
+ *     kernels in order           a  b  c  d          a: x -> y    b: z -> w    c: y -> u    d: w -> v
+ *     stages                     {a, b}  {c, d}
+ *
+ * Bodies of repeats are walked as often as they run: each thread has a table of its own of where buffers are, and moves
+ * the moving ones itself. In the steady state nothing is allocated or locked. */
+#include "backend_cpu/backend.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* In nanoseconds: a stage of less work stays on one thread. A barrier costs a few hundred. */
+#define SHARED_WORK_NS 3000.0
+
+typedef struct {
+    const cpu_phase *phase;
+    const int64_t *args;
+    int kernel;
+    bool first_phase;
+    int64_t first;                           /* of its tasks, in the stage */
+} item;
+typedef struct { int first_item, n_items; int64_t tasks; bool serial, barrier; } stage;
+
+typedef enum { STEP_STAGE, STEP_REPEAT, STEP_END } step_kind;
+typedef struct { step_kind kind; int stage; const kl_repeat *repeat; int other; } step;      /* other: the matching end or beginning */
+
+typedef struct { int buffer, repeat; } moving;
+
+/* What one thread has for itself. */
+typedef struct { char **buffers; int64_t *iteration; char *scratch; } worker;
+
+/* Stages that are shared out count their tasks in one of three rows, by turn: one in use, one that others may still look at, one
+ * being set to zero. A row has a counter for each thread. */
+enum { COUNTER_ROWS = 3 };
+
+struct cpu_execution {
+    const kl_program *program;
+    base_arena *arena;
+    int n_steps, n_stages, n_items, cap_steps, cap_stages, cap_items;
+    step *steps;
+    stage *stages;
+    item *items;
+    int n_moving;
+    moving *moving;
+    int threads;
+    worker *workers;
+    cpu_tasks *counters;                     /* [COUNTER_ROWS][threads] */
+    char **fixed;                            /* where buffers are, but for parameters, results and what moves */
+    size_t arena_bytes, workspace_bytes, scratch_bytes, total_bytes;
+    char *memory;
+    bool alone;                              /* nothing is worth sharing */
+    cpu_kernel_time *times;
+    cpu_pool *pool;
+    void *const *params, *const *results;    /* of the run in progress */
+};
+
+static void *grown(base_arena *arena, void *old, int n, int *cap, size_t size)
+{
+    if (n < *cap)
+        return old;
+    *cap = MAX(16, 2 * *cap);
+    char *more = base_arena_alloc(arena, size * (size_t)*cap);
+    if (n)
+        memcpy(more, old, size * (size_t)n);
+    return more;
+}
+
+/* -- which memory a buffer is ---------------------------------------------------------------------------------------------- */
+
+/* Memory as pieces that buffers are made of: the arena cut wherever a buffer begins or ends, then one piece a parameter
+ * and one a result. */
+typedef struct { int first, end; } pieces;
+typedef struct { int n; pieces *of_buffer; int *written, *read; } memory_map;      /* written, read: by piece, the last stage that did */
+
+static int64_t buffer_bytes(const kl_buffer *b) { return b->count * ir_dtype_bytes(b->dtype); }
+
+static int by_value(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static int cut_before(const int64_t *cuts, int n, int64_t at)
+{
+    int low = 0;
+    for (int high = n; low < high;) {
+        int middle = (low + high) / 2;
+        if (cuts[middle] < at)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static memory_map map_memory(const kl_program *p, base_arena *scratch)
+{
+    memory_map map = { .of_buffer = ARENA_NEW(scratch, pieces, p->n_buffers) };
+    int64_t *cuts = ARENA_NEW(scratch, int64_t, 2 * p->n_buffers + 1);
+    int n = 0, unique = 0;
+    for (int i = 0; i < p->n_buffers; i++)
+        if (p->buffers[i].kind == KL_TEMP) {
+            cuts[n++] = p->buffers[i].arena_offset;
+            cuts[n++] = p->buffers[i].arena_offset + buffer_bytes(&p->buffers[i]);
+        }
+    qsort(cuts, (size_t)n, sizeof *cuts, by_value);
+    for (int i = 0; i < n; i++)
+        if (i == 0 || cuts[i] != cuts[i - 1])
+            cuts[unique++] = cuts[i];
+    map.n = unique + p->n_params + p->n_results;
+    for (int i = 0; i < p->n_buffers; i++) {
+        const kl_buffer *b = &p->buffers[i];
+        pieces *own = &map.of_buffer[i];
+        switch (b->kind) {
+        case KL_PARAM:  *own = (pieces){ unique + b->index, unique + b->index + 1 }; break;
+        case KL_RESULT: own->first = unique + (b->donated >= 0 ? b->donated : p->n_params + b->index), own->end = own->first + 1; break;
+        case KL_TEMP:   *own = (pieces){ cut_before(cuts, unique, b->arena_offset), cut_before(cuts, unique, b->arena_offset + buffer_bytes(b)) }; break;
+        case KL_CONST:  break;
+        case KL_MOVING: *own = map.of_buffer[kl_root_buffer(p, i)]; break;
+        }
+    }
+    for (int i = 0; i < p->n_buffers; i++)             /* a base may come after what moves along it */
+        if (p->buffers[i].kind == KL_MOVING)
+            map.of_buffer[i] = map.of_buffer[kl_root_buffer(p, i)];
+    map.written = ARENA_NEW(scratch, int, map.n);
+    map.read = ARENA_NEW(scratch, int, map.n);
+    return map;
+}
+
+/* -- stages ---------------------------------------------------------------------------------------------------------------- */
+
+/* Kernels of one list between repeats, and the stages that they have been given; workspace lives from a kernel's first stage
+ * to its last. */
+typedef struct { int kernel, first, last; size_t bytes, offset; } placed;
+typedef struct {
+    cpu_execution *x;
+    cpu_plan *plans;
+    base_arena *scratch;
+    memory_map map;
+    int first_stage;                         /* of the segment */
+    int n_placed, cap_placed;
+    placed *placed;
+} scheduler;
+
+typedef struct { memory_map *map; int earliest, stage; bool mark; } visit_state;
+
+static void visit_access(void *context, const kl_access *access)
+{
+    visit_state *v = context;
+    pieces p = v->map->of_buffer[access->view->buffer];
+    for (int i = p.first; i < p.end; i++) {
+        if (v->mark) {
+            int *last = access->write ? &v->map->written[i] : &v->map->read[i];
+            *last = MAX(*last, v->stage);
+        } else {
+            v->earliest = MAX(v->earliest, v->map->written[i] + 1);
+            if (access->write)
+                v->earliest = MAX(v->earliest, v->map->read[i] + 1);
+        }
+    }
+}
+
+static void begin_segment(scheduler *s)
+{
+    s->first_stage = s->x->n_stages;
+    s->n_placed = 0;
+    for (int i = 0; i < s->map.n; i++)
+        s->map.written[i] = s->map.read[i] = s->first_stage - 1;
+}
+
+static void place_kernel(scheduler *s, kl_kernel *kernel)
+{
+    const cpu_plan *plan = &s->plans[kernel->id];
+    visit_state v = { .map = &s->map, .earliest = s->first_stage };
+    kl_visit(kernel, visit_access, &v);
+    if (plan->n_phases == 0)
+        return;
+    v.mark = true;
+    v.stage = v.earliest + plan->n_phases - 1;
+    kl_visit(kernel, visit_access, &v);
+    s->placed = grown(s->scratch, s->placed, s->n_placed, &s->cap_placed, sizeof(placed));
+    s->placed[s->n_placed++] = (placed){ kernel->id, v.earliest, v.stage, plan->workspace_bytes, 0 };
+}
+
+/* The lowest place in workspace beside what lives at the same time. */
+static void place_workspace(scheduler *s, int which)
+{
+    placed *p = &s->placed[which];
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (int i = 0; i < which; i++) {
+            const placed *q = &s->placed[i];
+            bool together = q->bytes && q->first <= p->last && p->first <= q->last;
+            if (together && q->offset < p->offset + p->bytes && p->offset < q->offset + q->bytes) {
+                p->offset = q->offset + q->bytes;
+                moved = true;
+            }
+        }
+    }
+    s->x->workspace_bytes = MAX(s->x->workspace_bytes, p->offset + p->bytes);
+}
+
+static void add_step(cpu_execution *x, step st)
+{
+    x->steps = grown(x->arena, x->steps, x->n_steps, &x->cap_steps, sizeof(step));
+    x->steps[x->n_steps++] = st;
+}
+
+static void end_segment(scheduler *s)
+{
+    cpu_execution *x = s->x;
+    int end = s->first_stage;
+    for (int i = 0; i < s->n_placed; i++) {
+        cpu_plan *plan = &s->plans[s->placed[i].kernel];
+        end = MAX(end, s->placed[i].last + 1);
+        if (!plan->workspace_bytes)
+            continue;
+        place_workspace(s, i);
+        for (int j = 0; j < plan->n_workspace_args; j++)
+            plan->args[plan->workspace_args[j]] += (int64_t)s->placed[i].offset;
+    }
+    for (int n = s->first_stage; n < end; n++) {
+        stage st = { .first_item = x->n_items };
+        double work = 0;
+        for (int i = 0; i < s->n_placed; i++) {
+            const placed *p = &s->placed[i];
+            const cpu_plan *plan = &s->plans[p->kernel];
+            if (n < p->first || n > p->last)
+                continue;
+            const cpu_phase *phase = &plan->phases[n - p->first];
+            x->items = grown(x->arena, x->items, x->n_items, &x->cap_items, sizeof(item));
+            x->items[x->n_items++] = (item){ phase, plan->args + phase->arg_base, p->kernel, n == p->first, st.tasks };
+            st.n_items++;
+            st.tasks += phase->tasks;
+            work += phase->work;
+        }
+        st.serial = work < SHARED_WORK_NS || st.tasks <= 1;
+        st.barrier = true;
+        x->stages = grown(x->arena, x->stages, x->n_stages, &x->cap_stages, sizeof(stage));
+        x->stages[x->n_stages] = st;
+        add_step(x, (step){ .kind = STEP_STAGE, .stage = x->n_stages++ });
+    }
+}
+
+static void schedule(scheduler *s, kl_kernel **kernels, int n)
+{
+    begin_segment(s);
+    for (int i = 0; i < n; i++) {
+        if (kernels[i]->kind != KL_REPEAT) {
+            place_kernel(s, kernels[i]);
+            continue;
+        }
+        end_segment(s);
+        int begin = s->x->n_steps;
+        add_step(s->x, (step){ .kind = STEP_REPEAT, .repeat = &kernels[i]->repeat });
+        schedule(s, kernels[i]->repeat.body, kernels[i]->repeat.n_body);
+        s->x->steps[begin].other = s->x->n_steps;
+        add_step(s->x, (step){ .kind = STEP_END, .repeat = &kernels[i]->repeat, .other = begin });
+        begin_segment(s);
+    }
+    end_segment(s);
+}
+
+/* Leaves out the barriers that nothing waits for. */
+static void drop_barriers(cpu_execution *x)
+{
+    x->alone = true;
+    for (int i = 0; i < x->n_steps; i++) {
+        if (x->steps[i].kind != STEP_STAGE)
+            continue;
+        stage *st = &x->stages[x->steps[i].stage];
+        const step *next = i + 1 < x->n_steps ? &x->steps[i + 1] : NULL;
+        bool goes_on_alone = next && next->kind == STEP_STAGE && st->serial && x->stages[next->stage].serial;
+        st->barrier = next && !goes_on_alone;
+        x->alone &= st->serial;
+    }
+}
+
+/* -- making one ------------------------------------------------------------------------------------------------------------ */
+
+static size_t aligned(size_t n) { return (n + 63) & ~(size_t)63; }
+
+cpu_execution *cpu_execution_new(const kl_program *program, cpu_plan *plans, int threads)
+{
+    base_arena *arena = base_arena_new(), *scratch = base_arena_new();
+    cpu_execution *x = ARENA_NEW(arena, cpu_execution, 1);
+    x->program = program;
+    x->arena = arena;
+    x->threads = threads;
+    scheduler s = { .x = x, .plans = plans, .scratch = scratch, .map = map_memory(program, scratch) };
+    schedule(&s, program->kernels, program->n_kernels);
+    drop_barriers(x);
+    for (int i = 0; i < program->n_ids; i++)
+        x->scratch_bytes = MAX(x->scratch_bytes, aligned(plans[i].scratch_bytes));
+    for (int i = 0; i < program->n_buffers; i++)
+        x->n_moving += program->buffers[i].kind == KL_MOVING;
+    x->moving = ARENA_NEW(arena, moving, x->n_moving);
+    for (int i = 0, n = 0; i < program->n_buffers; i++)
+        if (program->buffers[i].kind == KL_MOVING)
+            x->moving[n++] = (moving){ i, program->buffers[i].repeat };
+    x->arena_bytes = aligned((size_t)program->memory.arena_bytes);
+    x->workspace_bytes = aligned(x->workspace_bytes);
+    x->total_bytes = x->arena_bytes + x->workspace_bytes + x->scratch_bytes * (size_t)threads;
+    base_arena_free(scratch);
+    return x;
+}
+
+bool cpu_execution_allocate(cpu_execution *x)
+{
+    const kl_program *p = x->program;
+    x->memory = base_try_alloc(x->total_bytes + 64);
+    if (!x->memory)
+        return base_fail(BASE_FAILURE, "%s: %zu MB for intermediates were refused by the system", p->name, x->total_bytes >> 20);
+    x->fixed = ARENA_NEW(x->arena, char *, p->n_buffers + 1);
+    for (int i = 0; i < p->n_buffers; i++) {
+        const kl_buffer *b = &p->buffers[i];
+        x->fixed[i] = b->kind == KL_TEMP ? x->memory + b->arena_offset : b->kind == KL_CONST ? (char *)(uintptr_t)b->data : NULL;
+    }
+    x->fixed[p->n_buffers] = x->memory + x->arena_bytes;
+    x->workers = ARENA_NEW(x->arena, worker, x->threads);
+    for (int i = 0; i < x->threads; i++) {
+        x->workers[i].buffers = ARENA_NEW(x->arena, char *, p->n_buffers + 1 + 16);      /* 16: no line in common */
+        x->workers[i].iteration = ARENA_NEW(x->arena, int64_t, p->n_repeats + 16);
+        x->workers[i].scratch = x->memory + x->arena_bytes + x->workspace_bytes + x->scratch_bytes * (size_t)i;
+    }
+    x->counters = base_alloc(sizeof(cpu_tasks) * COUNTER_ROWS * (size_t)x->threads);
+    return true;
+}
+
+void cpu_execution_free(cpu_execution *x)
+{
+    if (!x)
+        return;
+    base_free(x->memory);
+    base_free(x->counters);
+    base_arena_free(x->arena);
+}
+
+size_t cpu_execution_bytes(const cpu_execution *x) { return x->total_bytes; }
+size_t cpu_execution_workspace(const cpu_execution *x) { return x->total_bytes - x->arena_bytes; }
+void cpu_execution_time(cpu_execution *x, cpu_kernel_time *times) { x->times = times; }
+
+int cpu_execution_stages(const cpu_execution *x)
+{
+    int n = 0;
+    for (int i = 0; i < x->n_stages; i++)
+        n += x->stages[i].barrier;
+    return n;
+}
+
+/* -- the walk -------------------------------------------------------------------------------------------------------------- */
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void run_task(cpu_execution *x, const item *it, int64_t task, const worker *w)
+{
+    if (!x->times) {
+        it->phase->code(it->args, w->buffers, task, w->scratch);
+        return;
+    }
+    int64_t start = now_ns();
+    it->phase->code(it->args, w->buffers, task, w->scratch);
+    cpu_kernel_time *t = &x->times[it->kernel];
+    __atomic_fetch_add(&t->nanoseconds, now_ns() - start, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&t->tasks, 1, __ATOMIC_RELAXED);
+    if (task == 0 && it->first_phase)
+        __atomic_fetch_add(&t->calls, 1, __ATOMIC_RELAXED);
+}
+
+/* The item of a stage that task belongs to: the last that begins at or before it and has tasks. */
+static const item *item_of(const cpu_execution *x, const stage *st, int64_t task)
+{
+    const item *items = x->items + st->first_item;
+    int low = 0;
+    for (int high = st->n_items - 1; low < high;) {
+        int middle = (low + high + 1) / 2;
+        if (items[middle].first <= task)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return &items[low];
+}
+
+/* Each thread has a share of neighbouring tasks, so that it often finds in its cache what it wrote a stage before; who is done
+ * with his takes of the others'. */
+static void run_shared(cpu_execution *x, const stage *st, int64_t turn, int thread, int n_threads)
+{
+    cpu_tasks *row = x->counters + (turn % COUNTER_ROWS) * x->threads;
+    const worker *w = &x->workers[thread];
+    if (thread == 0)
+        for (int i = 0; i < n_threads; i++)
+            cpu_tasks_reset(&x->counters[(turn + 1) % COUNTER_ROWS * x->threads + i]);
+    for (int i = 0; i < n_threads; i++) {
+        int owner = (thread + i) % n_threads;
+        int64_t from = st->tasks * owner / n_threads, share = st->tasks * (owner + 1) / n_threads - from;
+        if (atomic_load_explicit(&row[owner].next, memory_order_relaxed) >= share)
+            continue;
+        for (int64_t task; (task = cpu_next_task(&row[owner], 1)) < share;) {
+            const item *it = item_of(x, st, from + task);
+            run_task(x, it, from + task - it->first, w);
+        }
+    }
+}
+
+static void run_serial(cpu_execution *x, const stage *st, const worker *w)
+{
+    for (int i = 0; i < st->n_items; i++) {
+        const item *it = &x->items[st->first_item + i];
+        for (int64_t task = 0; task < it->phase->tasks; task++)
+            run_task(x, it, task, w);
+    }
+}
+
+/* Buffers that move in this repeat, for the iteration that worker is in. */
+static void move_buffers(const cpu_execution *x, const kl_repeat *r, worker *w)
+{
+    int64_t i = w->iteration[r->id], n = r->reverse ? r->count - 1 - i : i;
+    for (int j = 0; j < x->n_moving; j++)
+        if (x->moving[j].repeat == r->id) {
+            const kl_buffer *b = &x->program->buffers[x->moving[j].buffer];
+            w->buffers[x->moving[j].buffer] = w->buffers[b->base] + (b->offset + n * b->step) * ir_dtype_bytes(b->dtype);
+        }
+}
+
+static void set_buffers(const cpu_execution *x, worker *w)
+{
+    const kl_program *p = x->program;
+    for (int i = 0; i < p->n_buffers; i++) {
+        const kl_buffer *b = &p->buffers[i];
+        w->buffers[i] = b->kind == KL_PARAM ? x->params[b->index] : b->kind == KL_RESULT ? x->results[b->index] : x->fixed[i];
+    }
+    w->buffers[p->n_buffers] = x->fixed[p->n_buffers];
+}
+
+static void walk(void *context, int thread, int n_threads)
+{
+    cpu_execution *x = context;
+    worker *w = &x->workers[thread];
+    int64_t turn = 0;
+    set_buffers(x, w);
+    for (int at = 0; at < x->n_steps; at++) {
+        const step *s = &x->steps[at];
+        const stage *st = &x->stages[s->stage];
+        switch (s->kind) {
+        case STEP_STAGE:
+            if (!st->serial)
+                run_shared(x, st, turn++, thread, n_threads);
+            else if (thread == 0)
+                run_serial(x, st, w);
+            break;
+        case STEP_REPEAT:
+            w->iteration[s->repeat->id] = 0;
+            if (s->repeat->count == 0)
+                at = s->other;
+            else
+                move_buffers(x, s->repeat, w);
+            break;
+        case STEP_END:
+            if (++w->iteration[s->repeat->id] < s->repeat->count) {
+                move_buffers(x, s->repeat, w);
+                at = s->other;
+            }
+            break;
+        }
+        if (s->kind == STEP_STAGE && st->barrier && n_threads > 1)
+            cpu_barrier(x->pool);
+    }
+}
+
+void cpu_execute(cpu_execution *x, cpu_pool *pool, void *const *params, void *const *results)
+{
+    x->params = params;
+    x->results = results;
+    x->pool = pool;
+    for (int i = 0; i < x->threads; i++)
+        cpu_tasks_reset(&x->counters[i]);
+    if (x->alone || x->threads == 1)
+        walk(x, 0, 1);
+    else
+        cpu_pool_run(pool, walk, x);
+}

@@ -1,0 +1,452 @@
+/* Plans loops (loops.h says in what form): which axis the lanes run along, what is computed at which level of reductions, how the
+ * work is cut into tasks, and the key of the code.
+ *
+ * All decisions follow from the kernel and the machine's lanes. Sums over outer axes are made in two phases: each task leaves partial
+ * sums in workspace, and a second loop, made here as a kl_loop like any other, adds them up in order. */
+#include "backend_cpu/loops.h"
+
+#include <string.h>
+
+/* In nanoseconds, on one core: less is not worth another task. And tasks beyond this many only cost. */
+enum { TASK_NS = 4000, MAX_TASKS = 256, MAX_BLOCKS = 64 };
+/* Segments of columns are multiples of this, so that tasks do not share cache lines; and no longer where random words are kept. */
+enum { SEGMENT_UNIT = 1024, RANDOM_SEGMENT = 8192 };
+/* What costs more than this is kept for later levels, in cpu_expression_cost's measure. */
+#define KEEP_COST 6.0
+#define NS_PER_COST 0.3
+
+static int64_t product(const int64_t *extent, int from, int to)
+{
+    int64_t n = 1;
+    for (int i = from; i < to; i++)
+        n *= extent[i];
+    return n;
+}
+
+static int64_t divided_up(int64_t a, int64_t b) { return b ? (a + b - 1) / b : 0; }
+static int64_t aligned(int64_t n, int64_t to) { return divided_up(n, to) * to; }
+
+/* -- form -------------------------------------------------------------------------------------------------------------- */
+
+static kl_view *view_of(kl_loop *loop, int i) { return i < loop->n_exprs ? &loop->exprs[i].view : &loop->outputs[i - loop->n_exprs].view; }
+
+static kl_loop copy_of(base_arena *arena, const kl_loop *from)
+{
+    kl_loop loop = *from;
+    loop.exprs = ARENA_NEW(arena, kl_expr, loop.n_exprs);
+    loop.outputs = ARENA_NEW(arena, kl_output, loop.n_outputs);
+    if (loop.n_exprs)
+        memcpy(loop.exprs, from->exprs, sizeof(kl_expr) * (size_t)loop.n_exprs);
+    if (loop.n_outputs)
+        memcpy(loop.outputs, from->outputs, sizeof(kl_output) * (size_t)loop.n_outputs);
+    return loop;
+}
+
+/* Axis `from` goes to `to`; those between make room. */
+static void move_axis(kl_loop *loop, int from, int to)
+{
+    int step = from < to ? 1 : -1;
+    for (int v = -1; v < loop->n_exprs + loop->n_outputs; v++) {
+        int64_t *at = v < 0 ? loop->extent : view_of(loop, v)->stride, moved = at[from];
+        for (int i = from; i != to; i += step)
+            at[i] = at[i + step];
+        at[to] = moved;
+    }
+}
+
+static bool has_kind(const kl_loop *loop, kl_expr_kind kind)
+{
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (loop->exprs[i].kind == kind)
+            return true;
+    return false;
+}
+
+static bool has_output(const kl_loop *loop, kl_output_kind kind)
+{
+    for (int i = 0; i < loop->n_outputs; i++)
+        if (loop->outputs[i].kind == kind)
+            return true;
+    return false;
+}
+
+/* Whether an output is of a row, not of each of its elements. */
+static bool is_of_row(const kl_loop *loop, const kl_output *o)
+{
+    bool still = loop->exprs[o->expr].row && product(loop->extent, loop->n_outer, loop->n_axes) != 1;
+    if (o->kind == KL_SUM_OUTER)
+        return false;
+    for (int i = loop->n_outer; i < loop->n_axes; i++)
+        still &= o->kind == KL_SUM_ALL || o->view.stride[i] == 0 || loop->extent[i] == 1;
+    return still;
+}
+
+/* What lanes along this axis cost for one element. Views that step by something else than 0 or 1 are gathered. */
+static double lane_cost(const kl_loop *loop, int axis, int lanes)
+{
+    int64_t extent = loop->extent[axis];
+    double vector = 2;
+    for (int i = 0; i < loop->n_exprs; i++) {
+        const kl_expr *e = &loop->exprs[i];
+        bool apart = e->view.stride[axis] != 0 && e->view.stride[axis] != 1;
+        vector += e->kind == KL_OP ? cpu_op_cost(e->op, e->dtype) : 1;
+        vector += e->kind == KL_LOAD && apart ? 12 : e->kind == KL_RANDOM && e->view.stride[axis] != 1 ? 60 : 0;
+    }
+    for (int i = 0; i < loop->n_outputs; i++)
+        vector += loop->outputs[i].view.stride[axis] != 0 && loop->outputs[i].view.stride[axis] != 1 ? 24 : 1;
+    return vector * (double)divided_up(extent, lanes) / (double)MAX(extent, 1);
+}
+
+static int cheapest_axis(const kl_loop *loop, int from, int to, int lanes, double *cost)
+{
+    int best = to - 1;
+    *cost = lane_cost(loop, best, lanes);
+    for (int i = to - 2; i >= from; i--) {
+        double here = lane_cost(loop, i, lanes);
+        if (here < *cost) {
+            *cost = here;
+            best = i;
+        }
+    }
+    return best;
+}
+
+/* Brings the loop into the order of axes that lanes like best. True where lanes are rows. */
+static bool choose_lanes(kl_loop *loop, bool rows_matter, int lanes)
+{
+    double inner_cost, outer_cost;
+    if (!rows_matter) {                                   /* no row, only elements: any order will do */
+        move_axis(loop, cheapest_axis(loop, 0, loop->n_axes, lanes, &inner_cost), loop->n_axes - 1);
+        loop->n_outer = loop->n_axes - 1;
+        return false;
+    }
+    bool ordered = false;                                 /* argmax counts its places in the order of the axes */
+    for (int i = 0; i < loop->n_exprs; i++)
+        ordered |= loop->exprs[i].kind == KL_REDUCE && loop->exprs[i].op == OP_argmax;
+    int inner = cheapest_axis(loop, ordered ? loop->n_axes - 1 : loop->n_outer, loop->n_axes, lanes, &inner_cost);
+    if (loop->n_outer > 0 && !has_output(loop, KL_SUM_OUTER)) {
+        int outer = cheapest_axis(loop, 0, loop->n_outer, lanes, &outer_cost);
+        if (outer_cost < inner_cost) {
+            move_axis(loop, outer, loop->n_outer - 1);
+            return true;
+        }
+    }
+    move_axis(loop, inner, loop->n_axes - 1);
+    return false;
+}
+
+/* -- levels ------------------------------------------------------------------------------------------------------------ */
+
+/* Every expression that e needs directly. */
+static int operands(const kl_expr *e, int *into)
+{
+    int n = 0;
+    for (int i = 0; i < e->n_args; i++)
+        into[n++] = e->args[i];
+    for (int i = 0; i < e->view.n_dynamic; i++)
+        into[n++] = e->view.dynamic[i].expr;
+    return n;
+}
+
+enum { MAX_OPERANDS = KL_MAX_ARGS + 8 };
+
+/* What computing it anew costs in the body, what is kept or in memory being there. */
+static double cost_again(const cpu_loop_code *code, int expr)
+{
+    const cpu_expressions *x = code->x;
+    int args[MAX_OPERANDS], n = operands(&x->loop.exprs[expr], args);
+    if (x->depth[expr] != CPU_DEPTH_BODY)
+        return 0;
+    if (code->kept[expr] || code->run_arg[expr] >= 0)
+        return 1;
+    double sum = cpu_expression_cost(x, expr);
+    for (int i = 0; i < n; i++)
+        sum += cost_again(code, args[i]);
+    return sum;
+}
+
+/* Expression expr is needed in the body at this level. */
+static void need(cpu_loop_code *code, int expr, int level)
+{
+    const cpu_expressions *x = code->x;
+    const kl_expr *e = &x->loop.exprs[expr];
+    int args[MAX_OPERANDS], n = operands(e, args);
+    if (x->depth[expr] != CPU_DEPTH_BODY || code->first[expr] == level)
+        return;
+    if (code->kept[expr])
+        return;
+    if (code->first[expr] >= 0 && (e->kind == KL_OP || e->kind == KL_RANDOM) && cost_again(code, expr) > KEEP_COST) {
+        code->kept[expr] = true;
+        return;
+    }
+    if (code->first[expr] < 0)
+        code->first[expr] = level;
+    for (int i = 0; i < n; i++)
+        need(code, args[i], level);
+}
+
+static void mark_used(const kl_loop *loop, int expr, bool *used)
+{
+    int args[MAX_OPERANDS], n = operands(&loop->exprs[expr], args);
+    if (used[expr])
+        return;
+    used[expr] = true;
+    for (int i = 0; i < n; i++)
+        mark_used(loop, args[i], used);
+}
+
+/* Whether the elements of a unit are numbered one after another, so that their words are made in runs. */
+static bool comes_in_runs(const cpu_loop_code *code, int expr)
+{
+    const cpu_expressions *x = code->x;
+    const kl_loop *loop = &x->loop;
+    const kl_expr *e = &loop->exprs[expr];
+    int64_t next = 1;
+    if (e->kind != KL_RANDOM || code->across_rows || x->views[expr].lanes != CPU_LANES_SIDE_BY_SIDE || e->view.n_dynamic)
+        return false;
+    for (int i = 0; i < e->n_args; i++)
+        if (x->depth[e->args[i]] == CPU_DEPTH_BODY || code->level[e->args[i]] > 0)
+            return false;
+    if (code->level[expr] < 0)
+        return false;
+    for (int i = loop->n_axes - 1; i >= loop->n_outer; i--) {
+        if (loop->extent[i] != 1 && e->view.stride[i] != next)
+            return false;
+        next *= loop->extent[i];
+    }
+    return true;
+}
+
+static int add_arg(cpu_compiler *c, cpu_plan *plan, const cpu_loop_code *code, int64_t v) { return cpu_arg(c, plan, v) - code->x->arg_base; }
+
+static void plan_levels(cpu_compiler *c, cpu_plan *plan, cpu_loop_code *code)
+{
+    const kl_loop *loop = &code->x->loop;
+    bool *used = ARENA_NEW(c->arena, bool, loop->n_exprs);
+    code->level = ARENA_NEW(c->arena, int, loop->n_exprs);
+    code->first = ARENA_NEW(c->arena, int, loop->n_exprs);
+    code->kept = ARENA_NEW(c->arena, bool, loop->n_exprs);
+    code->run_arg = ARENA_NEW(c->arena, int, loop->n_exprs);
+    for (int i = 0; i < loop->n_outputs; i++)
+        mark_used(loop, loop->outputs[i].expr, used);
+    for (int i = 0; i < loop->n_exprs; i++) {
+        int args[MAX_OPERANDS], n = operands(&loop->exprs[i], args);
+        code->first[i] = -1;
+        for (int j = 0; j < n; j++)
+            code->level[i] = MAX(code->level[i], code->level[args[j]]);
+        code->level[i] += loop->exprs[i].kind == KL_REDUCE;
+        if (!used[i])
+            code->level[i] = -1;
+        code->n_levels = MAX(code->n_levels, code->level[i] + 1);
+    }
+    for (int i = 0; i < loop->n_exprs; i++)
+        code->run_arg[i] = comes_in_runs(code, i) ? add_arg(c, plan, code, 0) : -1;
+    for (int level = 0; level < code->n_levels; level++) {
+        for (int i = 0; i < loop->n_exprs; i++)
+            if (loop->exprs[i].kind == KL_REDUCE && code->level[i] == level + 1)
+                need(code, loop->exprs[i].args[0], level);
+        for (int i = 0; i < loop->n_outputs && level == code->n_levels - 1; i++)
+            if (!code->row_output[i]) {
+                need(code, loop->outputs[i].expr, level);
+                for (int j = 0; j < loop->outputs[i].view.n_dynamic; j++)
+                    need(code, loop->outputs[i].view.dynamic[j].expr, level);
+            }
+    }
+}
+
+/* What one vector costs at a level. Each level computes anew what is not kept. */
+static double level_cost(const cpu_loop_code *code, int level)
+{
+    const kl_loop *loop = &code->x->loop;
+    double sum = 1;
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (loop->exprs[i].kind == KL_REDUCE && code->level[i] == level + 1)
+            sum += 1 + cost_again(code, loop->exprs[i].args[0]);
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (code->first[i] == level && (code->kept[i] || code->run_arg[i] >= 0))
+            sum += cpu_expression_cost(code->x, i);
+    for (int i = 0; i < loop->n_outputs && level == code->n_levels - 1; i++)
+        if (!code->row_output[i])
+            sum += 1.5 + cost_again(code, loop->outputs[i].expr);
+    return sum;
+}
+
+/* -- scratch ----------------------------------------------------------------------------------------------------------- */
+
+/* Offsets in scratch. Whole vectors are written, and runs begin and end at whole blocks: hence the room behind. */
+static void plan_scratch(cpu_compiler *c, cpu_plan *plan, cpu_loop_code *code, int64_t inner, int64_t segment)
+{
+    const kl_loop *loop = &code->x->loop;
+    int64_t at = 0;
+    code->keep_arg = ARENA_NEW(c->arena, int, loop->n_exprs);
+    for (int i = 0; i < loop->n_exprs; i++) {
+        code->keep_arg[i] = -1;
+        if (code->run_arg[i] >= 0) {
+            plan->args[code->x->arg_base + code->run_arg[i]] = at;
+            at += aligned(4 * (segment + 8 + 4 * code->lanes), 64);
+        }
+        if (code->kept[i]) {
+            code->keep_arg[i] = add_arg(c, plan, code, at);
+            at += aligned((loop->exprs[i].dtype == IR_F64 ? 8 : 4) * (inner + code->lanes), 64);
+        }
+    }
+    plan->scratch_bytes = MAX(plan->scratch_bytes, (size_t)at);
+}
+
+/* -- key ----------------------------------------------------------------------------------------------------------------- */
+
+static char *key_of(base_arena *arena, const cpu_loop_code *code)
+{
+    const kl_loop *loop = &code->x->loop;
+    base_text key = {0};
+    base_text_add(&key, "loop 1 outer %d %s lanes %d\n", loop->n_outer, code->across_rows ? "across rows" : "along a row", code->lanes);
+    cpu_expressions_key(&key, code->x);
+    base_text_add(&key, "\nlevels");
+    for (int i = 0; i < code->n_levels; i++)
+        base_text_add(&key, " %d", code->unroll[i]);
+    for (int i = 0; i < loop->n_exprs; i++)
+        base_text_add(&key, "%s%d%s%s", i ? " " : "\n", code->level[i], code->kept[i] ? "k" : "", code->run_arg[i] >= 0 ? "r" : "");
+    base_text_add(&key, "\n");
+    for (int i = 0; i < loop->n_outputs; i++)
+        base_text_add(&key, "%s", code->row_output[i] ? "r" : "e");
+    char *text = base_arena_text(arena, "%s", key.at);
+    base_text_free(&key);
+    return text;
+}
+
+/* -- functions ----------------------------------------------------------------------------------------------------------- */
+
+static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from);
+
+/* The second phase: the partial sums of tasks, added up in order. One loop over what a sum over outer axes has left, one for those of
+ * everything. */
+static bool plan_finish(cpu_compiler *c, cpu_plan *plan, const kl_loop *loop, kl_output_kind kind, const int64_t *partial_offset, int64_t parts)
+{
+    int inner = kind == KL_SUM_OUTER ? loop->n_axes - loop->n_outer : 0;
+    kl_loop sum = { .n_axes = inner + 1, .n_outer = inner };
+    sum.exprs = ARENA_NEW(c->arena, kl_expr, 3 * loop->n_outputs);
+    sum.outputs = ARENA_NEW(c->arena, kl_output, loop->n_outputs);
+    for (int i = 0; i < inner; i++)
+        sum.extent[i] = loop->extent[loop->n_outer + i];
+    sum.extent[inner] = parts;
+    for (int i = 0; i < loop->n_outputs; i++) {
+        const kl_output *o = &loop->outputs[i];
+        if (o->kind != kind)
+            continue;
+        ir_dtype dtype = loop->exprs[o->expr].dtype, wide = dtype == IR_BF16 ? IR_F32 : dtype;
+        kl_view from = { .buffer = c->program->n_buffers, .offset = partial_offset[i] / ir_dtype_bytes(wide) };
+        kl_view to = { .buffer = o->view.buffer, .offset = o->view.offset, .n_dynamic = 0 };
+        int64_t dense = 1;
+        for (int a = inner - 1; a >= 0; a--) {
+            from.stride[a] = dense;
+            dense *= sum.extent[a];
+            to.stride[a] = o->view.stride[loop->n_outer + a];
+        }
+        from.stride[inner] = dense;
+        CHECK(o->view.n_dynamic == 0, "expected a sum not to go to a dynamic place");
+        int at = sum.n_exprs;
+        sum.exprs[at] = (kl_expr){ .kind = KL_LOAD, .dtype = wide, .view = from };
+        sum.exprs[at + 1] = (kl_expr){ .kind = KL_REDUCE, .op = OP_reduce_sum, .dtype = wide, .n_args = 1, .args = { at }, .view.buffer = -1, .row = true };
+        sum.n_exprs += 2;
+        if (wide != dtype)
+            sum.exprs[sum.n_exprs++] = (kl_expr){ .kind = KL_OP, .op = OP_cast, .dtype = dtype, .n_args = 1, .args = { at + 1 }, .view.buffer = -1, .row = true };
+        sum.outputs[sum.n_outputs++] = (kl_output){ KL_STORE, sum.n_exprs - 1, to, o->accumulate };
+    }
+    return sum.n_outputs == 0 || plan_function(c, plan, &sum);
+}
+
+static int unroll_for(double cost) { return cost <= 5 ? 4 : cost <= 10 ? 2 : 1; }
+
+static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
+{
+    cpu_loop_code *code = ARENA_NEW(c->arena, cpu_loop_code, 1);
+    kl_loop loop = copy_of(c->arena, from);
+    kl_merge_axes(&loop);
+    if (loop.n_outer == loop.n_axes) {                     /* a row has something inside */
+        CHECK(loop.n_axes < KL_MAX_AXES, "expected a loop of fewer axes than %d", loop.n_axes);
+        loop.extent[loop.n_axes++] = 1;
+    }
+    int64_t inner = product(loop.extent, loop.n_outer, loop.n_axes);
+    bool rows_matter = has_kind(&loop, KL_REDUCE), wide = false;
+    code->row_output = ARENA_NEW(c->arena, bool, loop.n_outputs);
+    for (int i = 0; i < loop.n_outputs; i++) {
+        if (loop.outputs[i].kind == KL_SUM_OUTER && inner == 1)
+            loop.outputs[i].kind = KL_SUM_ALL;
+        code->row_output[i] = is_of_row(&loop, &loop.outputs[i]);
+        rows_matter |= code->row_output[i] || loop.outputs[i].kind == KL_SUM_OUTER;
+    }
+    for (int i = 0; i < loop.n_exprs; i++)
+        wide |= loop.exprs[i].dtype == IR_F64;
+    code->lanes = c->machine->f32_lanes / (wide ? 2 : 1);
+    code->across_rows = choose_lanes(&loop, rows_matter, code->lanes);
+
+    int base = plan->n_args, last = loop.n_axes - 1, strips = loop.n_outer - 1;
+    int vector_axis = code->across_rows ? strips : last;
+    code->x = cpu_expressions_plan(c, plan, &loop, loop.n_outer, vector_axis, base);
+    plan_levels(c, plan, code);
+
+    code->unroll = ARENA_NEW(c->arena, int, code->n_levels);
+    double vector = 0, cost = 0;
+    bool runs = false, sums = has_output(&loop, KL_SUM_OUTER) || has_output(&loop, KL_SUM_ALL), any_row = false;
+    for (int i = 0; i < code->n_levels; i++) {
+        vector += level_cost(code, i);
+        code->unroll[i] = code->across_rows ? 1 : unroll_for(level_cost(code, i));
+        cost += level_cost(code, i) * (code->unroll[i] + 1);
+    }
+    for (int i = 0; i < loop.n_exprs; i++)
+        runs |= code->run_arg[i] >= 0;
+    for (int i = 0; i < loop.n_outputs; i++)
+        any_row |= code->row_output[i];
+
+    /* Tasks. */
+    int64_t columns = loop.extent[last], units = product(loop.extent, 0, loop.n_outer), lanes = code->lanes, segments = 1, segment = columns;
+    if (code->across_rows)
+        units = product(loop.extent, 0, strips) * divided_up(loop.extent[strips], lanes);
+    double vectors = code->across_rows ? (double)inner : (double)(inner / MAX(columns, 1)) * (double)divided_up(columns, lanes);
+    double work = (double)units * (vectors * vector + 20 * code->n_levels) * NS_PER_COST;
+    int64_t wanted = (int64_t)MIN(MAX(work / TASK_NS, 1), has_output(&loop, KL_SUM_OUTER) ? MAX_BLOCKS : MAX_TASKS);
+    if (!code->across_rows && !has_kind(&loop, KL_REDUCE) && !any_row && columns >= 2 * SEGMENT_UNIT) {
+        int64_t most = columns / SEGMENT_UNIT;
+        segments = MIN(most, has_output(&loop, KL_SUM_OUTER) ? wanted : divided_up(wanted, MAX(units, 1)));
+        segment = aligned(divided_up(columns, segments), SEGMENT_UNIT / 4);
+        if (runs)
+            segment = MIN(segment, RANDOM_SEGMENT);
+        segments = divided_up(columns, segment);
+    }
+    int64_t blocks = MIN(MAX(wanted / segments, 1), MAX(units, 1)), per_task = MAX(divided_up(units, blocks), 1);
+    blocks = inner == 0 ? 0 : divided_up(units, per_task);
+    int64_t tasks = blocks * segments;
+
+    code->units_arg = add_arg(c, plan, code, units);
+    code->units_per_task_arg = add_arg(c, plan, code, per_task);
+    code->segments_arg = add_arg(c, plan, code, segments);
+    code->segment_arg = add_arg(c, plan, code, segment);
+    code->inner_arg = add_arg(c, plan, code, inner);
+    code->strip_rows_arg = code->across_rows ? add_arg(c, plan, code, loop.extent[strips]) : -1;
+    for (int i = 0; i < loop.n_axes; i++)
+        code->extent_arg[i] = add_arg(c, plan, code, code->across_rows && i == strips ? divided_up(loop.extent[i], lanes) : loop.extent[i]);
+    plan_scratch(c, plan, code, code->across_rows ? inner * lanes : inner, inner / MAX(columns, 1) * segment);
+    code->partial_arg = ARENA_NEW(c->arena, int, loop.n_outputs);
+    int64_t *partial_offset = ARENA_NEW(c->arena, int64_t, loop.n_outputs);
+    for (int i = 0; i < loop.n_outputs; i++) {
+        const kl_output *o = &loop.outputs[i];
+        code->partial_arg[i] = -1;
+        if (o->kind == KL_STORE)
+            continue;
+        int64_t size = loop.exprs[o->expr].dtype == IR_F64 ? 8 : 4;
+        partial_offset[i] = (int64_t)plan->workspace_bytes;
+        plan->workspace_bytes += (size_t)aligned(size * (o->kind == KL_SUM_OUTER ? blocks * inner : tasks), 64);
+        kl_view view = { .buffer = c->program->n_buffers, .offset = partial_offset[i] / size };
+        code->partial_arg[i] = cpu_arg_view(c, plan, &view, size == 8 ? IR_F64 : IR_F32) - base;
+    }
+    code->n_args = plan->n_args - base;
+
+    char *key = key_of(c->arena, code);
+    CHECK(plan->n_phases < CPU_MAX_PHASES, "expected a loop of fewer phases than %d", plan->n_phases);
+    plan->phases[plan->n_phases++] = (cpu_phase){ .function = cpu_request_code(c, key, 40 + 12 * cost, cpu_emit_loop, code), .arg_base = base,
+                                                  .tasks = tasks, .work = inner == 0 ? 0 : work };
+    return !sums || (plan_finish(c, plan, &loop, KL_SUM_OUTER, partial_offset, blocks) &&
+                     plan_finish(c, plan, &loop, KL_SUM_ALL, partial_offset, tasks));
+}
+
+bool cpu_plan_loop(cpu_compiler *c, const kl_kernel *kernel, cpu_plan *plan) { return plan_function(c, plan, &kernel->loop); }
