@@ -4,7 +4,8 @@
  * A graph is prepared once: copied, its composites decomposed, dead nodes left out, and each value given a number and the step
  * that reads it last. A run then allocates a value when its step comes and frees it after its last reader. A reader that works in place
  * (elementwise ops, update_slice, scatter_add, reshapes) takes over the memory of an operand that it is the last to read: the carries
- * of a scan are updated without being copied. What one iteration of a scan frees is kept for the next, which needs the same sizes.
+ * of a scan are updated without being copied. Some of what is freed is kept to the end of the run, for a value of the same size: layers
+ * and iterations repeat, and a fresh page costs as much as the op that writes it.
  *
  *     %2 = mul %0, %1        value 2 = new memory            parameters are borrowed: never written, never freed
  *     %3 = add %2, %0        value 3 takes value 2's         its last reader
@@ -32,12 +33,12 @@ struct ir_program {
     const ir_type **type;              /* by value */
     int *last_reader;                  /* by value: a step; the step that makes it where there is none, NEVER for results */
     int *param, *result;               /* values */
-    bool is_body;                      /* its blocks are kept, not freed, until the scan is done */
     int n_spare;
-    block *spare;                      /* room for n_values */
+    int64_t spare_bytes;
+    block *spare;                      /* free memory for values to come; room for n_values */
 };
 
-enum { NEVER = INT_MAX };
+enum { NEVER = INT_MAX, MOST_SPARE_BYTES = 256 << 20 };
 
 /* -- preparing --------------------------------------------------------------------------------------------------------- */
 
@@ -63,7 +64,7 @@ static void mark_live(ir_graph *graph)
             n->args[i]->mark = 1;
 }
 
-static ir_program *prepare_body(ir_graph *body);
+static ir_program *prepare(ir_graph *graph);
 
 /* From here on mark is the number of a node's (first) value. A `result` is the value of its tuple that it picks. */
 static void prepare_step(ir_program *program, ir_node *node)
@@ -94,7 +95,7 @@ static void prepare_step(ir_program *program, ir_node *node)
     for (int i = 0; i < n; i++)
         program->last_reader[value + i] = program->n_steps;
     if (node->op == OP_scan)
-        s->body = prepare_body(node->attr.body);
+        s->body = prepare(node->attr.body);
     program->most_args = MAX(program->most_args, node->n_args);
     program->n_steps++;
 }
@@ -123,13 +124,6 @@ static ir_program *prepare(ir_graph *graph)
         program->result[i] = (int)graph->results[i]->mark;
         program->last_reader[program->result[i]] = NEVER;
     }
-    return program;
-}
-
-static ir_program *prepare_body(ir_graph *body)
-{
-    ir_program *program = prepare(body);
-    program->is_body = true;
     program->spare = base_alloc(sizeof *program->spare * (size_t)program->n_values);
     return program;
 }
@@ -170,6 +164,7 @@ static bool allocate(ir_program *program, const ir_node *node, const ir_type *ty
         if (program->spare[i].bytes == bytes) {
             *block = program->spare[i];
             program->spare[i] = program->spare[--program->n_spare];
+            program->spare_bytes -= bytes;
             return true;
         }
     block->data = base_try_alloc((size_t)bytes);
@@ -181,10 +176,12 @@ static bool allocate(ir_program *program, const ir_node *node, const ir_type *ty
 
 static void release(ir_program *program, block *block)
 {
-    if (block->owned && program->is_body && program->n_spare < program->n_values)
+    if (block->owned && program->n_spare < program->n_values && program->spare_bytes + block->bytes <= MOST_SPARE_BYTES) {
         program->spare[program->n_spare++] = *block;
-    else if (block->owned)
+        program->spare_bytes += block->bytes;
+    } else if (block->owned) {
         base_free(block->data);
+    }
     block->data = NULL;
     block->owned = false;
 }
@@ -193,6 +190,7 @@ static void free_spare(ir_program *program)
 {
     while (program->n_spare > 0)
         base_free(program->spare[--program->n_spare].data);
+    program->spare_bytes = 0;
 }
 
 /* How many of its first operands the op may work in place of. Where it reads others after it has begun to write, these must be other
@@ -365,6 +363,7 @@ bool ir_run(ir_program *program, const ir_array *params, ir_array *results)
         memmove(results[i].data, made[i].data, (size_t)ir_type_bytes(program->type[program->result[i]]));
     for (int i = 0; done && i < program->n_results; i++)
         release(program, &made[i]);
+    free_spare(program);
     base_free(lent);
     base_free(made);
     return done;

@@ -267,15 +267,18 @@ void ref_literal(const ir_node *node, const ir_array *const *args, ir_array *res
         memcpy(result->data, node->attr.data, (size_t)ir_type_bytes(&result->type));
 }
 
+/* Along the axis the index counts up to dim and begins again; after it, elements repeat. */
 #define COUNT_UP(type, STORE)                                                               \
-    for (int64_t i = 0; i < count; i++)                                                     \
-        ((type *)result->data)[i] = (type)STORE(i / stride[node->attr.axis] % dim);
+    for (int64_t at = 0, index = 0; at < count; index = index + 1 < dim ? index + 1 : 0)    \
+        for (int64_t i = 0; i < inner; i++)                                                 \
+            ((type *)result->data)[at++] = (type)STORE(index);
 
 void ref_iota(const ir_node *node, const ir_array *const *args, ir_array *result)
 {
     (void)args;
     int64_t stride[IR_MAX_RANK], count = ir_type_count(&result->type), dim = result->type.dim[node->attr.axis];
     ir_row_major(&result->type, stride);
+    int64_t inner = stride[node->attr.axis];
     switch (result->type.dtype) {
     case IR_F32:  COUNT_UP(float, AS_IS) break;
     case IR_F64:  COUNT_UP(double, AS_IS) break;

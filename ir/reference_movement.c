@@ -52,7 +52,12 @@ static void simplify(strided *s)
     static void copy_plane_##type(const int64_t *dim, const int64_t *to, const int64_t *from, char *dst, const char *src) \
     {                                                                                           \
         enum { SIDE = 32 };                                                                     \
-        for (int64_t i0 = 0; i0 < dim[0]; i0 += SIDE)                                           \
+        for (int64_t i = 0; from[1] == 0 && i < dim[0]; i++) {      /* an element, repeated */  \
+            const type value = *(const type *)(src + i * from[0]);                              \
+            for (int64_t j = 0; j < dim[1]; j++)                                                \
+                *(type *)(dst + i * to[0] + j * to[1]) = value;                                 \
+        }                                                                                       \
+        for (int64_t i0 = 0; from[1] != 0 && i0 < dim[0]; i0 += SIDE)                           \
             for (int64_t j0 = 0; j0 < dim[1]; j0 += SIDE)                                       \
                 for (int64_t i = i0; i < MIN(i0 + SIDE, dim[0]); i++)                           \
                     for (int64_t j = j0; j < MIN(j0 + SIDE, dim[1]); j++)                       \
