@@ -1,5 +1,5 @@
-/* Programs over rax.h that the compiler's authors did not have in mind, small. Each runs by the interpreter and by the compiler,
- * which must agree; gradients are held against finite differences in f64, other results against plain C. */
+/* Programs over rax.h that the compiler's authors did not have in mind, small. Each runs by the interpreter and by the
+ * compiler, which must agree; gradients are held against finite differences in f64, other results against plain C. */
 #include "tests/tracer_support.h"
 
 static rax_dtype D;                                 /* of the parameters in the program that runs now */
@@ -69,8 +69,11 @@ static rax_tensor rnn_loss(rax_tree params, rax_tensor ids)
 /* A Llama block: RMS norms, rotary embedding, two query heads a key head, a gated SiLU. B=2, T=4, C=8, H=4, head 2. */
 static void llama_params(rax_tree params)
 {
-    static const struct { const char *name; int from, to; } matrices[] = { { "q", 8, 8 }, { "k", 8, 4 }, { "v", 8, 4 }, { "o", 8, 8 },
-                                                                            { "gate", 8, 12 }, { "up", 8, 12 }, { "down", 12, 8 }, { "head", 8, 5 } };
+    static const struct {
+        const char *name;
+        int from, to;
+    } matrices[] = { { "q", 8, 8 },     { "k", 8, 4 },   { "v", 8, 4 },     { "o", 8, 8 },
+                     { "gate", 8, 12 }, { "up", 8, 12 }, { "down", 12, 8 }, { "head", 8, 5 } };
     rax_tree_add(params, random_tensor(RAX_SHAPE(5, 8), 1), "wte");
     for (size_t i = 0; i < COUNT(matrices); i++)
         rax_tree_add(params, random_tensor(RAX_SHAPE(matrices[i].from, matrices[i].to), 0.6), "%s", matrices[i].name);
@@ -93,7 +96,8 @@ static rax_tensor heads(rax_tensor x, int64_t n)    /* [B,T,n*2] -> [B,n,T,2] */
 static rax_tensor shared_heads(rax_tensor x)        /* each key head serves two query heads */
 {
     rax_tensor h = rax_reshape(heads(x, 2), RAX_SHAPE(rax_dim(x, 0), 2, 1, rax_dim(x, 1), 2));
-    return rax_reshape(rax_broadcast(h, RAX_SHAPE(rax_dim(x, 0), 2, 2, rax_dim(x, 1), 2)), RAX_SHAPE(rax_dim(x, 0), 4, rax_dim(x, 1), 2));
+    return rax_reshape(rax_broadcast(h, RAX_SHAPE(rax_dim(x, 0), 2, 2, rax_dim(x, 1), 2)),
+                       RAX_SHAPE(rax_dim(x, 0), 4, rax_dim(x, 1), 2));
 }
 static rax_tensor llama_loss(rax_tree params, rax_tensor ids)
 {
@@ -139,7 +143,9 @@ static rax_tensor shared_loss(rax_tree params, rax_tensor ids)
     rax_tensor table = W(params, "table"), e = rax_gather(table, ids, 0);
     rax_tensor pooled = rax_reduce_max(rax_silu(e), RAX_AXES(1));
     rax_tensor target = rax_rem(rax_slice(ids, 1, 0, 1), rax_constant(RAX_I32, RAX_SCALAR, 3));
-    rax_tensor first = rax_mean(rax_cross_entropy(linear(pooled, params, "classes"), rax_reshape(target, RAX_SHAPE(3))), RAX_ALL_AXES);
+    rax_tensor first = rax_mean(rax_cross_entropy(linear(pooled, params, "classes"),
+                                                  rax_reshape(target, RAX_SHAPE(3))),
+                                RAX_ALL_AXES);
     rax_tensor back = rax_matmul(rax_mean(e, RAX_AXES(1)), rax_swap(table, 0, 1));
     rax_tensor second = rax_mean(rax_sum(rax_softmax(back, -1), RAX_AXES(0)), RAX_ALL_AXES);
     rax_tensor pull = rax_sub(e, rax_stop_gradient(rax_mean_keep(e, RAX_AXES(1))));
@@ -157,13 +163,14 @@ static rax_tensor conv_loss(rax_tree params, rax_tensor ids)
 {
     rax_tensor x = rax_pad(rax_gather(W(params, "pixels"), ids, 0), 1, 1, 1, 0), sum = W(params, "bias");
     for (int tap = 0; tap < 3; tap++)
-        sum = rax_add(sum, rax_matmul(rax_slice(x, 1, tap, 6), rax_reshape(rax_slice(W(params, "taps"), 0, tap, 1), RAX_SHAPE(2, 3))));
+        sum = rax_add(sum, rax_matmul(rax_slice(x, 1, tap, 6),
+                                      rax_reshape(rax_slice(W(params, "taps"), 0, tap, 1), RAX_SHAPE(2, 3))));
     rax_tensor pooled = rax_reduce_max(rax_reshape(rax_tanh(sum), RAX_SHAPE(3, 3, 2, 3)), RAX_AXES(2));
     return rax_mean(rax_pow(rax_abs(rax_shift(pooled, 0.1)), rax_constant(D, RAX_SCALAR, 1.7)), RAX_ALL_AXES);
 }
 
-/* Logistic regression, its loss log(1 + e^z) - y z in a form that cannot overflow, with a gradient of its own, which looks at a
- * value from outside. */
+/* Logistic regression, its loss log(1 + e^z) - y z in a form that cannot overflow, with a gradient of its own, which
+ * looks at a value from outside. */
 static void logistic_params(rax_tree params)
 {
     rax_tree_add(params, random_tensor(RAX_SHAPE(6, 1), 1), "w");
@@ -179,7 +186,9 @@ static rax_tensor logistic_loss(rax_tree params, rax_tensor ids)
     rax_tensor x = rax_scale(rax_cast(ids, D), 0.3);
     rax_tensor label = rax_cast(rax_gt(rax_sum_keep(ids, RAX_AXES(1)), rax_constant(RAX_I32, RAX_SCALAR, 17)), D);
     rax_tensor z = linear(x, params, "w");
-    rax_tensor value = rax_sub(rax_add(rax_max(z, rax_scale(z, 0)), rax_log(rax_shift(rax_exp(rax_neg(rax_abs(z))), 1))), rax_mul(label, z));
+    rax_tensor value = rax_sub(rax_add(rax_max(z, rax_scale(z, 0)),
+                                       rax_log(rax_shift(rax_exp(rax_neg(rax_abs(z))), 1))),
+                               rax_mul(label, z));
     return rax_mean(rax_custom_gradient(value, 1, &z, logistic_vjp, &label), RAX_ALL_AXES);
 }
 
@@ -223,12 +232,17 @@ static rax_tensor cache_loss(rax_tree params, rax_tensor ids)
     rax_tensor at = rax_reshape(rax_slice(rax_slice(ids, 0, 0, 1), 1, 0, 1), RAX_SCALAR);
     rax_tensor written = rax_update_slice(W(params, "base"), rax_exp(W(params, "update")), 1, at);
     rax_tensor read = rax_dynamic_slice(written, 1, rax_sub(at, rax_constant(RAX_I32, RAX_SCALAR, 1)), 3);
-    rax_tensor spread = rax_scatter_add(rax_mul(W(params, "base"), W(params, "base")), rax_reshape(rax_slice(ids, 1, 0, 1), RAX_SHAPE(3)),
+    rax_tensor spread = rax_scatter_add(rax_mul(W(params, "base"), W(params, "base")),
+                                        rax_reshape(rax_slice(ids, 1, 0, 1), RAX_SHAPE(3)),
                                         rax_slice(written, 1, 0, 3), 1);
     return rax_add(rax_mean(rax_mul(read, read), RAX_ALL_AXES), rax_mean(rax_tanh(spread), RAX_ALL_AXES));
 }
 
-static const struct program { const char *name; void (*params)(rax_tree); rax_tensor (*loss)(rax_tree, rax_tensor ids); } programs[] = {
+static const struct program {
+    const char *name;
+    void (*params)(rax_tree);
+    rax_tensor (*loss)(rax_tree, rax_tensor ids);
+} programs[] = {
     { "character RNN", rnn_params, rnn_loss },
     { "Llama block", llama_params, llama_loss },
     { "gradient penalty", penalty_params, penalty_loss },
@@ -300,7 +314,8 @@ static void test_gradients_against_finite_differences(void **state)
                 set_item(leaf, j, value);
                 double expected = (loss[1] - loss[0]) / (2 * step);
                 if (!(fabs(got - expected) <= tolerance * (1 + fabs(expected))))
-                    fail_msg("%s: %s[%d]: gradient %.12g, finite difference %.12g", program->name, rax_leaf_name(params, i), (int)j, got, expected);
+                    fail_msg("%s: %s[%d]: gradient %.12g, finite difference %.12g", program->name,
+                             rax_leaf_name(params, i), (int)j, got, expected);
             }
         assert_int_equal(rax_stats(fn).compilations, 1);
         rax_function_free(fn);
@@ -330,7 +345,9 @@ static rax_tree descended(bool no_jit, int steps, double *losses)
     assert_true(rax_configure(&(rax_settings){ .quiet = true, .no_jit = no_jit, .threads = 2 }));
     rax_tree params = program_params();
     rax_tensor ids = program_ids(), loss = RAX_NO_TENSOR;
-    rax_fn *fn = rax_function(descend, "descend", D == RAX_F64 ? "params: tree, ids: i32[B,T], lr: f64" : "params: tree, ids: i32[B,T], lr: f32");
+    rax_fn *fn = rax_function(descend, "descend",
+                              D == RAX_F64 ? "params: tree, ids: i32[B,T], lr: f64"
+                                           : "params: tree, ids: i32[B,T], lr: f32");
     for (int i = 0; i < steps; i++) {
         rax_value args[] = { rax_pass_tree(params), rax_pass_tensor(ids), rax_pass_number(0.05) };
         rax_into results[] = { rax_into_tree(&params), rax_into_tensor(&loss) };
@@ -348,7 +365,8 @@ static rax_tree descended(bool no_jit, int steps, double *losses)
 static void expect_near(double got, double expected, double tolerance, const char *what, int64_t at)
 {
     if (!(fabs(got - expected) <= tolerance * (1 + fabs(expected))))
-        fail_msg("%s (%s): %s, element %d: compiled %.9g, interpreted %.9g", program->name, rax_dtype_name(D), what, (int)at, got, expected);
+        fail_msg("%s (%s): %s, element %d: compiled %.9g, interpreted %.9g", program->name, rax_dtype_name(D), what,
+                 (int)at, got, expected);
 }
 
 static void test_compiled_like_interpreted(void **state)
@@ -365,7 +383,8 @@ static void test_compiled_like_interpreted(void **state)
             expect_near(compiled[i], interpreted[i], tolerance, "loss", i);
         for (int i = 0; i < rax_tree_size(expected); i++)
             for (int64_t j = 0; j < rax_count(rax_leaf(expected, i)); j++)
-                expect_near(rax_item(rax_leaf(got, i), j), rax_item(rax_leaf(expected, i), j), tolerance, rax_leaf_name(expected, i), j);
+                expect_near(rax_item(rax_leaf(got, i), j), rax_item(rax_leaf(expected, i), j), tolerance,
+                            rax_leaf_name(expected, i), j);
         rax_tree_free(expected);
         rax_tree_free(got);
     }
@@ -452,7 +471,8 @@ static void test_gradients_taken_inside_a_scan(void **state)
     for (int no_jit = 0; no_jit < 2; no_jit++) {
         assert_true(rax_configure(&(rax_settings){ .quiet = true, .no_jit = no_jit }));
         rax_tree params = rax_tree_new();
-        assert_true(rax_tree_add(params, random_tensor(RAX_SHAPE(6), 0.4), "w") && rax_tree_add(params, random_tensor(RAX_SHAPE(2), 1), "bias"));
+        assert_true(rax_tree_add(params, random_tensor(RAX_SHAPE(6), 0.4), "w") &&
+                    rax_tree_add(params, random_tensor(RAX_SHAPE(2), 1), "bias"));
         rax_tensor x = random_tensor(RAX_SHAPE(5, 4, 3), 1), result[5] = { { 0 } };
         rax_fn *fn = rax_function(accumulate_step, "accumulate", "params: tree, x: f64[A,B,C]");
         rax_value args[] = { rax_pass_tree(params), rax_pass_tensor(x) };
@@ -463,7 +483,8 @@ static void test_gradients_taken_inside_a_scan(void **state)
         for (int i = 0; i < 2; i++)
             for (int64_t j = 0; j < rax_count(result[i]); j++) {
                 if (!(fabs(rax_item(result[i], j) - rax_item(result[2 + i], j)) < 1e-12))
-                    fail_msg("gradient %d[%d]: in the loop %.12g, of the whole %.12g", i, (int)j, rax_item(result[i], j), rax_item(result[2 + i], j));
+                    fail_msg("gradient %d[%d]: in the loop %.12g, of the whole %.12g", i, (int)j,
+                             rax_item(result[i], j), rax_item(result[2 + i], j));
                 assert_true(fabs(rax_item(result[i], j)) > 1e-6);                   /* it did flow */
             }
         rax_function_free(fn);
@@ -474,7 +495,8 @@ static void test_gradients_taken_inside_a_scan(void **state)
     }
 }
 
-/* The same two loops deep: what lies between the parameter and the loss was computed partly before, partly in the outer loop. */
+/* The same two loops deep: what lies between the parameter and the loss was computed partly before, partly in the
+ * outer loop. */
 typedef struct { rax_tensor w, before, between; } depths;
 
 static void deep_inner(void *context, const rax_tensor *carry, const rax_tensor *x, rax_tensor *next, rax_tensor *y)
@@ -510,7 +532,8 @@ static void test_gradients_taken_two_scans_deep(void **state)
     for (int no_jit = 0; no_jit < 2; no_jit++) {
         assert_true(rax_configure(&(rax_settings){ .quiet = true, .no_jit = no_jit }));
         state_of_noise = 21;
-        rax_tensor w = random_tensor(RAX_SHAPE(4), 1), x = random_tensor(RAX_SHAPE(2, 3), 1), sum = RAX_NO_TENSOR, direct = RAX_NO_TENSOR;
+        rax_tensor w = random_tensor(RAX_SHAPE(4), 1), x = random_tensor(RAX_SHAPE(2, 3), 1), sum = RAX_NO_TENSOR,
+                   direct = RAX_NO_TENSOR;
         rax_fn *fn = rax_function(deep_step, "deep", "w: f64[N], x: f64[A,B]");
         rax_value args[] = { rax_pass_tensor(w), rax_pass_tensor(x) };
         rax_into results[] = { rax_into_tensor(&sum), rax_into_tensor(&direct) };
@@ -693,7 +716,8 @@ static void test_matmul_broadcasts_leading_axes(void **state)
     for (size_t i = 0; i < COUNT(rows); i++) {
         lhs_shape = rows[i].a;
         rhs_shape = rows[i].b;
-        rax_tensor a = random_tensor(RAX_SHAPE(count_of(lhs_shape)), 1), b = random_tensor(RAX_SHAPE(count_of(rhs_shape)), 1), c = RAX_NO_TENSOR;
+        rax_tensor a = random_tensor(RAX_SHAPE(count_of(lhs_shape)), 1),
+                   b = random_tensor(RAX_SHAPE(count_of(rhs_shape)), 1), c = RAX_NO_TENSOR;
         rax_fn *fn = rax_function(matmul_step, "matmul", "a: f64[_], b: f64[_]");
         rax_value args[] = { rax_pass_tensor(a), rax_pass_tensor(b) };
         rax_into results[] = { rax_into_tensor(&c) };

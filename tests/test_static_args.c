@@ -1,14 +1,17 @@
-/* Static arguments, by use and by observation; the compile cache. Each test states how often the step is to be compiled and
- * traced, and checks every result. */
+/* Static arguments, by use and by observation; the compile cache. Each test states how often the step is to be
+ * compiled and traced, and checks every result. */
 #include "tests/tracer_support.h"
 
 typedef struct { int n_layer; float scale; double decay; bool twice; const char *activation; int64_t step; int unused; } settings;
 static const rax_field fields[] = {
-    RAX_FIELD(settings, n_layer, INT), RAX_FIELD(settings, scale, FLOAT), RAX_FIELD(settings, decay, DOUBLE), RAX_FIELD(settings, twice, BOOL),
-    RAX_FIELD(settings, activation, TEXT), RAX_FIELD(settings, step, INT64), RAX_FIELD(settings, unused, INT),
+    RAX_FIELD(settings, n_layer, INT), RAX_FIELD(settings, scale, FLOAT),     RAX_FIELD(settings, decay, DOUBLE),
+    RAX_FIELD(settings, twice, BOOL),  RAX_FIELD(settings, activation, TEXT), RAX_FIELD(settings, step, INT64),
+    RAX_FIELD(settings, unused, INT),
 };
 static const rax_record_type record_type = RAX_RECORD(settings, fields);
-static const settings plain = { .n_layer = 2, .scale = 3, .decay = 0.5, .twice = false, .activation = "none", .step = 1, .unused = 9 };
+static const settings plain = {
+    .n_layer = 2, .scale = 3, .decay = 0.5, .twice = false, .activation = "none", .step = 1, .unused = 9
+};
 
 /* One function under test: x is f32[2] {1, 2}, its result's first element is looked at. */
 typedef struct { rax_fn *fn; rax_tensor x, y; } bench;
@@ -106,6 +109,23 @@ static void test_a_field_that_nothing_depends_on(void **state)
     config.unused = 0;
     config.n_layer = 2;
     with_record(&b, config, 9);
+    assert_int_equal(rax_stats(b.fn).compilations, 2);
+    bench_free(&b);
+}
+
+static void test_a_field_that_is_always_new_pushes_nothing_out(void **state)
+{
+    (void)state;
+    bench b = bench_new(loop_step, "x: f32[N], config: record");
+    settings config = plain;
+    config.n_layer = 1;
+    with_record(&b, config, 3);
+    config.n_layer = 2;
+    for (config.unused = 0; config.unused < 200; config.unused++)
+        with_record(&b, config, 9);
+    config = plain;
+    config.n_layer = 1;
+    with_record(&b, config, 3);
     assert_int_equal(rax_stats(b.fn).compilations, 2);
     bench_free(&b);
 }
@@ -262,14 +282,21 @@ static void test_a_field_that_changes_back_and_forth(void **state)
     bench_free(&read);
 }
 
-static void text_step(rax_args *in, rax_results *out) { rax_return_tensor(out, 0, rax_mul(rax_arg_tensor(in, 0), rax_arg_field(in, 1, "activation"))); }
-static void no_field_step(rax_args *in, rax_results *out) { rax_return_tensor(out, 0, rax_mul(rax_arg_tensor(in, 0), rax_arg_field(in, 1, "scales"))); }
+static void text_step(rax_args *in, rax_results *out)
+{
+    rax_return_tensor(out, 0, rax_mul(rax_arg_tensor(in, 0), rax_arg_field(in, 1, "activation")));
+}
+static void no_field_step(rax_args *in, rax_results *out)
+{
+    rax_return_tensor(out, 0, rax_mul(rax_arg_tensor(in, 0), rax_arg_field(in, 1, "scales")));
+}
 
 static void test_fields_that_make_no_tensor(void **state)
 {
     (void)state;
     rax_step *steps[] = { text_step, no_field_step };
-    const char *messages[] = { "rax_arg_field: config.activation is text, and no tensor can be made of it", "rax_arg_field: settings has no field scales" };
+    const char *messages[] = { "rax_arg_field: config.activation is text, and no tensor can be made of it",
+                               "rax_arg_field: settings has no field scales" };
     for (int i = 0; i < 2; i++) {
         bench b = bench_new(steps[i], "x: f32[N], config: record");
         settings config = plain;
@@ -283,14 +310,21 @@ static void test_fields_that_make_no_tensor(void **state)
 
 /* -- scalars ------------------------------------------------------------------------------------------------------------------ */
 
-static void dynamic_scalar_step(rax_args *in, rax_results *out) { rax_return_tensor(out, 0, rax_mul(rax_arg_tensor(in, 0), rax_arg_tensor(in, 1))); }
-static void static_scalar_step(rax_args *in, rax_results *out) { rax_return_tensor(out, 0, rax_scale(rax_arg_tensor(in, 0), rax_arg_number(in, 1))); }
+static void dynamic_scalar_step(rax_args *in, rax_results *out)
+{
+    rax_return_tensor(out, 0, rax_mul(rax_arg_tensor(in, 0), rax_arg_tensor(in, 1)));
+}
+static void static_scalar_step(rax_args *in, rax_results *out)
+{
+    rax_return_tensor(out, 0, rax_scale(rax_arg_tensor(in, 0), rax_arg_number(in, 1)));
+}
 static void unused_scalar_step(rax_args *in, rax_results *out) { rax_return_tensor(out, 0, rax_arg_tensor(in, 0)); }
 
 static void test_scalars(void **state)
 {
     (void)state;
-    bench dynamic = bench_new(dynamic_scalar_step, "x: f32[N], lr: f32"), fixed = bench_new(static_scalar_step, "x: f32[N], n: i32"),
+    bench dynamic = bench_new(dynamic_scalar_step, "x: f32[N], lr: f32"),
+          fixed = bench_new(static_scalar_step, "x: f32[N], n: i32"),
           unused = bench_new(unused_scalar_step, "x: f32[N], n: f64");
     for (int i = 0; i < 6; i++) {
         with_number(&dynamic, 0.5 * i, 0.5 * i);
@@ -336,13 +370,17 @@ static void test_another_shape_and_back(void **state)
     rax_tensor_free(sum);
 }
 
-static void tree_step(rax_args *in, rax_results *out) { rax_return_tensor(out, 0, rax_sum(rax_get(rax_arg_tree(in, 0), "w"), RAX_AXES(0))); }
+static void tree_step(rax_args *in, rax_results *out)
+{
+    rax_return_tensor(out, 0, rax_sum(rax_get(rax_arg_tree(in, 0), "w"), RAX_AXES(0)));
+}
 
 static void test_trees_that_differ(void **state)
 {
     (void)state;
     rax_tree one = rax_tree_new(), two = rax_tree_new(), other = rax_tree_new();
-    assert_true(rax_tree_add(one, F32(1), "w") && rax_tree_add(two, F32(2), "w") && rax_tree_add(two, F32(5), "b") && rax_tree_add(other, F32(3, 4), "w"));
+    assert_true(rax_tree_add(one, F32(1), "w") && rax_tree_add(two, F32(2), "w") && rax_tree_add(two, F32(5), "b") &&
+                rax_tree_add(other, F32(3, 4), "w"));
     rax_tree order[] = { one, two, other, one, two, other };
     const double sums[] = { 1, 2, 7, 1, 2, 7 };
     const char *misses[] = { "", "arg 0 params: 1 → 2 leaves", "arg 0 params.w: f32[1] → f32[2]" };
@@ -395,13 +433,20 @@ static void test_the_line_a_compiled_function(void **state)
     rax_tree params = rax_tree_new(), moments = rax_tree_new();
     rax_tensor x = F32(1, 2), y = F32(3), z = RAX_NO_TENSOR;
     settings model = plain, optimizer = plain;
-    rax_fn *fn = rax_function(train_like_step, "train_step", "params: tree, opt_state: tree, x: f32[B], y: f32[_], step: f32, model_config: record, optimizer: record");
+    rax_fn *fn = rax_function(
+        train_like_step, "train_step",
+        "params: tree, opt_state: tree, x: f32[B], y: f32[_], step: f32, model_config: record, optimizer: record");
     rax_into results[] = { rax_into_tensor(&z) };
     assert_true(rax_configure(NULL));
     capture_stderr();
     for (int i = 0; i < 5; i++) {
-        rax_value args[] = { rax_pass_tree(params), rax_pass_tree(moments), rax_pass_tensor(x), rax_pass_tensor(y), rax_pass_number(i),
-                             rax_pass_record(&model, &record_type), rax_pass_record(&optimizer, &record_type) };
+        rax_value args[] = { rax_pass_tree(params),
+                             rax_pass_tree(moments),
+                             rax_pass_tensor(x),
+                             rax_pass_tensor(y),
+                             rax_pass_number(i),
+                             rax_pass_record(&model, &record_type),
+                             rax_pass_record(&optimizer, &record_type) };
         model.n_layer = 2 + i / 4;
         if (!rax_call(fn, args, results))
             fprintf(stderr, "%s\n", rax_error());
@@ -428,7 +473,9 @@ static void test_one_warning_of_a_leaf_that_varies(void **state)
     for (config.n_layer = 1; config.n_layer < 9; config.n_layer++)
         with_record(&b, config, pow(3, config.n_layer));
     char *said = captured();
-    const char *warning = strstr(said, "[RAX] warning: 'step' was compiled 3 more times because config.n_layer varies: it is read as a C value at ");
+    const char *warning = strstr(
+        said,
+        "[RAX] warning: 'step' was compiled 3 more times because config.n_layer varies: it is read as a C value at ");
     assert_non_null(warning);
     assert_non_null(strstr(warning, "tests/test_static_args.c:"));
     assert_null(strstr(warning + strlen("[RAX] warning"), "warning"));
@@ -481,6 +528,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_a_record_that_decides_a_loop),
         TEST(test_a_field_that_nothing_depends_on),
+        TEST(test_a_field_that_is_always_new_pushes_nothing_out),
         TEST(test_a_field_read_through_a_threshold),
         TEST(test_a_field_taken_as_a_tensor),
         TEST(test_a_record_that_is_never_handed_out),

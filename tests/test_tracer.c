@@ -6,46 +6,46 @@
 static int line;                                   /* of the op that is wrong */
 #define AT line = __LINE__,
 
-static rax_tensor wrong_matmul(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; return AT rax_matmul(x, w); }
-static rax_tensor wrong_lhs(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; return AT rax_matmul(rax_slice(x, 2, 0, 3), rax_reshape(w, RAX_SHAPE(4, 6))); }
-static rax_tensor vector_matmul(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; return AT rax_matmul(x, rax_reshape(w, RAX_SHAPE(-1))); }
-static rax_tensor wrong_add(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; return AT rax_add(x, w); }
-static rax_tensor wrong_dtype(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; (void)w; return AT rax_mul(x, rax_iota(RAX_I32, RAX_SHAPE(4), 0)); }
-static rax_tensor wrong_select(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; (void)w; return AT rax_select(x, x, x); }
-static rax_tensor wrong_axis(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; (void)w; return AT rax_sum(x, RAX_AXES(3)); }
-static rax_tensor double_axis(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; (void)w; return AT rax_sum(x, RAX_AXES(1, -2)); }
-static rax_tensor wrong_reshape(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; (void)w; return AT rax_reshape(x, RAX_SHAPE(5, -1)); }
-static rax_tensor wrong_slice(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; (void)w; return AT rax_slice(x, -1, 2, 3); }
-static rax_tensor no_leaf(rax_tensor x, rax_tensor w, rax_tree params) { (void)x; (void)w; return AT rax_get(params, "h.%d.wieght", 0); }
-static rax_tensor vector_loss(rax_tensor x, rax_tensor w, rax_tree params) { (void)w; AT rax_grad(x, params); return x; }
-static rax_tensor array_operand(rax_tensor x, rax_tensor w, rax_tree params)
+/* x: f32[B=2,T=3,C=4], w: f32[6,C=4], params: a tree with h.0.weight and scale. */
+typedef struct { rax_tensor x, w; rax_tree params; } given;
+
+static rax_tensor wrong_matmul(given g) { return AT rax_matmul(g.x, g.w); }
+static rax_tensor wrong_lhs(given g) { return AT rax_matmul(rax_slice(g.x, 2, 0, 3), rax_reshape(g.w, RAX_SHAPE(4, 6))); }
+static rax_tensor vector_matmul(given g) { return AT rax_matmul(g.x, rax_reshape(g.w, RAX_SHAPE(-1))); }
+static rax_tensor wrong_add(given g) { return AT rax_add(g.x, g.w); }
+static rax_tensor wrong_dtype(given g) { return AT rax_mul(g.x, rax_iota(RAX_I32, RAX_SHAPE(4), 0)); }
+static rax_tensor wrong_select(given g) { return AT rax_select(g.x, g.x, g.x); }
+static rax_tensor wrong_axis(given g) { return AT rax_sum(g.x, RAX_AXES(3)); }
+static rax_tensor double_axis(given g) { return AT rax_sum(g.x, RAX_AXES(1, -2)); }
+static rax_tensor wrong_reshape(given g) { return AT rax_reshape(g.x, RAX_SHAPE(5, -1)); }
+static rax_tensor wrong_slice(given g) { return AT rax_slice(g.x, -1, 2, 3); }
+static rax_tensor no_leaf(given g) { return AT rax_get(g.params, "h.%d.wieght", 0); }
+static rax_tensor vector_loss(given g) { AT rax_grad(g.x, g.params); return g.x; }
+static rax_tensor array_operand(given g)
 {
-    (void)w; (void)params;
     rax_tensor array = F32(1);
-    rax_tensor result = (AT rax_add(x, array));
+    rax_tensor result = (AT rax_add(g.x, array));
     rax_tensor_free(array);
     return result;
 }
-static rax_tensor no_tensor(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; (void)w; return AT rax_add(x, RAX_NO_TENSOR); }
-static rax_tensor wrong_gather(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; return AT rax_gather(x, w, 0); }
-static rax_tensor wrong_dropout(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; (void)w; return AT rax_dropout((rax_random){ 0 }, x, 1.0); }
-static rax_tensor wrong_batch(rax_tensor x, rax_tensor w, rax_tree params)
+static rax_tensor no_tensor(given g) { return AT rax_add(g.x, RAX_NO_TENSOR); }
+static rax_tensor wrong_gather(given g) { return AT rax_gather(g.x, g.w, 0); }
+static rax_tensor wrong_dropout(given g) { return AT rax_dropout((rax_random){ 0 }, g.x, 1.0); }
+static rax_tensor wrong_batch(given g)
 {
-    (void)params; (void)w;
-    return AT rax_matmul(x, rax_constant(RAX_F32, RAX_SHAPE(3, 4, 5), 0));
+    return AT rax_matmul(g.x, rax_constant(RAX_F32, RAX_SHAPE(3, 4, 5), 0));
 }
-static rax_tensor wrong_norm(rax_tensor x, rax_tensor w, rax_tree params) { (void)params; return AT rax_layer_norm(x, rax_sum(w, RAX_AXES(1)), RAX_NO_TENSOR, 1e-5); }
+static rax_tensor wrong_norm(given g) { return AT rax_layer_norm(g.x, rax_sum(g.w, RAX_AXES(1)), RAX_NO_TENSOR, 1e-5); }
 static void widen(void *context, const rax_tensor *carry, const rax_tensor *x, rax_tensor *next, rax_tensor *y)
 {
     (void)context; (void)x; (void)y;
     next[0] = rax_concatenate(2, ((rax_tensor[]){ carry[0], carry[0] }), 0);
 }
-static rax_tensor wrong_carry(rax_tensor x, rax_tensor w, rax_tree params)
+static rax_tensor wrong_carry(given g)
 {
-    (void)params;
-    rax_tensor carry = w;
+    rax_tensor carry = g.w;
     AT rax_scan(widen, NULL, 2, 1, &carry, 0, NULL, 0, NULL);
-    return rax_add(x, rax_sum(carry, RAX_ALL_AXES));
+    return rax_add(g.x, rax_sum(carry, RAX_ALL_AXES));
 }
 static rax_tensor leaked;
 static void leak(void *context, const rax_tensor *carry, const rax_tensor *x, rax_tensor *next, rax_tensor *y)
@@ -53,29 +53,27 @@ static void leak(void *context, const rax_tensor *carry, const rax_tensor *x, ra
     (void)context; (void)x; (void)y;
     next[0] = leaked = rax_scale(carry[0], 2);
 }
-static rax_tensor leaked_value(rax_tensor x, rax_tensor w, rax_tree params)
+static rax_tensor leaked_value(given g)
 {
-    (void)params;
-    rax_tensor carry = w;
+    rax_tensor carry = g.w;
     rax_scan(leak, NULL, 2, 1, &carry, 0, NULL, 0, NULL);
-    return AT rax_add(x, rax_sum(leaked, RAX_ALL_AXES));
+    return AT rax_add(g.x, rax_sum(leaked, RAX_ALL_AXES));
 }
-static rax_tensor second_error(rax_tensor x, rax_tensor w, rax_tree params)
+static rax_tensor second_error(given g)
 {
-    (void)params;
-    rax_tensor bad = (AT rax_add(x, w));
+    rax_tensor bad = (AT rax_add(g.x, g.w));
     int first = line;
-    rax_tensor worse = rax_matmul(bad, rax_add(w, RAX_NO_TENSOR));
+    rax_tensor worse = rax_matmul(bad, rax_add(g.w, RAX_NO_TENSOR));
     line = first;
-    return rax_dim(worse, 2) == 1 ? worse : x;     /* a poisoned tensor answers, and nothing ends */
+    return rax_dim(worse, 2) == 1 ? worse : g.x;     /* a poisoned tensor answers, and nothing ends */
 }
 
-static const struct { const char *name; rax_tensor (*body)(rax_tensor x, rax_tensor w, rax_tree params); const char *message; } mistakes[] = {
+static const struct { const char *name; rax_tensor (*body)(given g); const char *message; } mistakes[] = {
     { "matmul", wrong_matmul, "matmul: lhs f32[B=2,T=3,C=4] has C=4 on axis 2, rhs f32[6,C=4] has 6 on axis 0\n"
                               "rhs has C=4 on axis 1: rax_transpose(rhs, 1, 0) would fit" },
     { "matmul, lhs", wrong_lhs, "matmul: lhs f32[B=2,T=3,3] has 3 on axis 2, rhs f32[4,6] has 4 on axis 0" },
     { "matmul by a vector", vector_matmul, "matmul: rhs f32[24] has rank 1, expected at least 2" },
-    { "matmul, leading axes", wrong_batch, "matmul: lhs f32[B=2] has B=2 on axis 0, rhs f32[3] has 3 on axis 0" },
+    { "matmul, leading axes", wrong_batch, "matmul: lhs f32[B=2,T=3,C=4] has B=2 on axis 0, rhs f32[3,4,5] has 3 on axis 0" },
     { "add", wrong_add, "add: lhs f32[B=2,T=3,C=4] has T=3 on axis 1, rhs f32[6,C=4] has 6 on axis 0" },
     { "dtypes", wrong_dtype, "mul: lhs f32[B=2,T=3,C=4] is f32, rhs i32[4] is i32\nrax_cast(rhs, RAX_F32) would fit" },
     { "select", wrong_select, "select: condition f32[B=2,T=3,C=4] is f32, expected bool" },
@@ -98,7 +96,7 @@ static const struct { const char *name; rax_tensor (*body)(rax_tensor x, rax_ten
 static int mistake;
 static void mistaken_step(rax_args *in, rax_results *out)
 {
-    rax_tensor y = mistakes[mistake].body(rax_arg_tensor(in, 0), rax_arg_tensor(in, 1), rax_arg_tree(in, 2));
+    rax_tensor y = mistakes[mistake].body((given){ rax_arg_tensor(in, 0), rax_arg_tensor(in, 1), rax_arg_tree(in, 2) });
     rax_return_tensor(out, 0, y);
 }
 
@@ -200,7 +198,9 @@ static void sum_step(rax_args *in, rax_results *out)
 {
     rax_tree params = rax_arg_tree(in, 0);
     rax_tensor x = rax_arg_tensor(in, 1), y = rax_arg_tensor(in, 2);
-    rax_return_tensor(out, 0, rax_add(rax_add(rax_sum(x, RAX_ALL_AXES), rax_sum(y, RAX_ALL_AXES)), rax_sum(rax_leaf(params, 0), RAX_ALL_AXES)));
+    rax_return_tensor(out, 0,
+                      rax_add(rax_add(rax_sum(x, RAX_ALL_AXES), rax_sum(y, RAX_ALL_AXES)),
+                              rax_sum(rax_leaf(params, 0), RAX_ALL_AXES)));
 }
 
 static void expect_refused(rax_fn *step, rax_tree params, rax_tensor x, rax_tensor y, const char *message)
@@ -220,8 +220,8 @@ static void test_named_dims(void **state)
     (void)state;
     rax_tree params = rax_tree_new();
     assert_true(rax_tree_add(params, rax_tensor_new(RAX_F32, RAX_SHAPE(5, 3)), "wte"));
-    rax_tensor x = rax_tensor_new(RAX_F32, RAX_SHAPE(2, 3)), y = rax_tensor_new(RAX_F32, RAX_SHAPE(2, 4)), z = rax_tensor_new(RAX_F32, RAX_SHAPE(9, 2, 3)),
-               i = rax_tensor_new(RAX_I32, RAX_SHAPE(2, 3));
+    rax_tensor x = rax_tensor_new(RAX_F32, RAX_SHAPE(2, 3)), y = rax_tensor_new(RAX_F32, RAX_SHAPE(2, 4)),
+               z = rax_tensor_new(RAX_F32, RAX_SHAPE(9, 2, 3)), i = rax_tensor_new(RAX_I32, RAX_SHAPE(2, 3));
     rax_fn *step = rax_function(sum_step, "sum", "params: tree{wte: f32[V,C]}, x: f32[B,C], y: f32[...,B,_]");
     rax_tensor sum = RAX_NO_TENSOR;
     rax_value args[] = { rax_pass_tree(params), rax_pass_tensor(x), rax_pass_tensor(y) };
@@ -229,7 +229,8 @@ static void test_named_dims(void **state)
     CALL(step, args, results);
     args[2] = rax_pass_tensor(z);
     CALL(step, args, results);
-    expect_refused(step, params, y, y, "sum: arg 1 x: f32[2,4] has C=4 on axis 1, where arg 0 params.wte: f32[5,3] has C=3 on axis 1");
+    expect_refused(step, params, y, y,
+                   "sum: arg 1 x: f32[2,4] has C=4 on axis 1, where arg 0 params.wte: f32[5,3] has C=3 on axis 1");
     expect_refused(step, params, i, y, "sum: arg 1 x: expected f32[B,C], got i32[2,3]");
     expect_refused(step, params, z, y, "sum: arg 1 x: expected f32[B,C], got f32[9,2,3]: rank 3, not 2");
     rax_function_free(step);
@@ -276,17 +277,22 @@ static void test_donation_is_in_place_and_old_handles_go_out_of_date(void **stat
     assert_ptr_equal(rax_data(rax_get(params, "w")), at);
     assert_float_equal(at[2], 6, 0);
     assert_null(rax_data(old_w));
-    snprintf(message, sizeof message, "rax_data: the tensor is out of date: the call at %s:%d has taken over its memory", __FILE__, donated_at);
+    snprintf(message, sizeof message,
+             "rax_data: the tensor is out of date: the call at %s:%d has taken over its memory", __FILE__,
+             donated_at);
     assert_string_equal(rax_error(), message);
     assert_int_equal(rax_tree_size(old), 0);
-    snprintf(message, sizeof message, "rax_tree_size: the tree is out of date: the call at %s:%d has taken over its memory", __FILE__, donated_at);
+    snprintf(message, sizeof message,
+             "rax_tree_size: the tree is out of date: the call at %s:%d has taken over its memory", __FILE__,
+             donated_at);
     assert_string_equal(rax_error(), message);
 
     int again_at = __LINE__ + 1;
     bool called = rax_call(step, args, results);   /* args has the old handle */
     assert_false(called);
-    snprintf(message, sizeof message, "%s:%d: double: arg 0 params is out of date: the call at %s:%d has taken over its memory", __FILE__, again_at,
-             __FILE__, donated_at);
+    snprintf(message, sizeof message,
+             "%s:%d: double: arg 0 params is out of date: the call at %s:%d has taken over its memory", __FILE__,
+             again_at, __FILE__, donated_at);
     assert_string_equal(rax_error(), message);
     assert_float_equal(at[2], 6, 0);               /* nothing has changed */
 
@@ -331,7 +337,9 @@ static void test_memory_that_two_would_write_is_refused(void **state)
     rax_value twice[] = { rax_pass_tensor(a), rax_pass_tensor(a) }, args[] = { rax_pass_tensor(a), rax_pass_tensor(b) };
     rax_into over[] = { rax_into_tensor(&a), rax_into_tensor(&none) }, same[] = { rax_into_tensor(&a), rax_into_tensor(&a) };
     assert_false(rax_call(step, twice, over));
-    assert_non_null(strstr(rax_error(), "swap: arg 1 b shares memory with where a result goes, and is not the argument whose memory is taken over"));
+    assert_non_null(strstr(
+        rax_error(),
+        "swap: arg 1 b shares memory with where a result goes, and is not the argument whose memory is taken over"));
     assert_false(rax_call(step, args, same));
     assert_non_null(strstr(rax_error(), "swap: result 1 has the destination of an earlier one"));
     assert_float_equal(rax_item(a, 0), 1, 0);
@@ -374,7 +382,8 @@ static void test_calls_with_the_wrong_arguments(void **state)
     rax_tensor a = F32(1), b = RAX_NO_TENSOR, to = RAX_NO_TENSOR, too = RAX_NO_TENSOR;
     rax_fn *step = rax_function(swap_step, "swap", "a: f32[N], b: f32[N]");
     rax_into results[] = { rax_into_tensor(&to), rax_into_tensor(&too) };
-    rax_value one[] = { rax_pass_tensor(a) }, number[] = { rax_pass_tensor(a), rax_pass_number(1) }, none[] = { rax_pass_tensor(a), rax_pass_tensor(b) };
+    rax_value one[] = { rax_pass_tensor(a) }, number[] = { rax_pass_tensor(a), rax_pass_number(1) },
+              none[] = { rax_pass_tensor(a), rax_pass_tensor(b) };
     assert_false(rax_call(step, one, results));
     assert_non_null(strstr(rax_error(), "swap: expected 2 arguments, got 1"));
     assert_false(rax_call(step, number, results));
@@ -468,8 +477,11 @@ static void test_refused_memory_changes_nothing(void **state)
 /* -- the cost of a call ------------------------------------------------------------------------------------------------------ */
 
 typedef struct { int n_layer, n_head, n_embd; float lr, decay; const char *dtype; } model_config;
-static const rax_field model_fields[] = { RAX_FIELD(model_config, n_layer, INT), RAX_FIELD(model_config, n_head, INT), RAX_FIELD(model_config, n_embd, INT),
-                                          RAX_FIELD(model_config, lr, FLOAT), RAX_FIELD(model_config, decay, FLOAT), RAX_FIELD(model_config, dtype, TEXT) };
+static const rax_field model_fields[] = {
+    RAX_FIELD(model_config, n_layer, INT), RAX_FIELD(model_config, n_head, INT),
+    RAX_FIELD(model_config, n_embd, INT),  RAX_FIELD(model_config, lr, FLOAT),
+    RAX_FIELD(model_config, decay, FLOAT), RAX_FIELD(model_config, dtype, TEXT)
+};
 static const rax_record_type model_record = RAX_RECORD(model_config, model_fields);
 
 static void three_trees_step(rax_args *in, rax_results *out)
@@ -498,7 +510,8 @@ static void test_checking_a_cached_call_takes_microseconds(void **state)
     }
     rax_fn *step = rax_function(three_trees_step, "step", "params: tree, m: tree, v: tree, step: f32, config: record");
     for (int i = 0; i < CALLS; i++) {
-        rax_value args[] = { rax_pass_tree(tree[0]), rax_pass_tree(tree[1]), rax_pass_tree(tree[2]), rax_pass_number(i), rax_pass_record(&config, &model_record) };
+        rax_value args[] = { rax_pass_tree(tree[0]), rax_pass_tree(tree[1]), rax_pass_tree(tree[2]),
+                             rax_pass_number(i), rax_pass_record(&config, &model_record) };
         rax_into results[] = { rax_into_tree(&tree[0]), rax_into_tree(&tree[1]), rax_into_tree(&tree[2]) };
         CALL(step, args, results);
     }

@@ -1,7 +1,7 @@
 /* Which backends there are, and the settings of the process. The only file of the tracer that knows a backend by name.
  *
- * What the environment says (RAX_NO_JIT, RAX_NUM_THREADS; the CPU backend reads RAX_ISA and RAX_CACHE_DIR) holds where the program
- * does not say otherwise. */
+ * What the environment says (RAX_NO_JIT, RAX_NUM_THREADS; the CPU backend reads RAX_ISA and RAX_CACHE_DIR) holds where
+ * the program does not say otherwise. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -32,7 +32,8 @@ rax_fn *rax_function(rax_step *step, const char *name, const char *signature)
         return NULL;
     }
     rax_fn *fn = base_alloc(sizeof *fn);
-    *fn = (rax_fn){ .arena = arena, .name = base_arena_text(arena, "%s", name), .step = step, .signature = parsed, .n_results = -1 };
+    *fn = (rax_fn){ .arena = arena, .name = base_arena_text(arena, "%s", name), .step = step, .signature = parsed,
+                    .n_results = -1 };
     return fn;
 }
 
@@ -75,20 +76,26 @@ typedef struct { rax_place place; rax_fn *fn; const rax_value *args; const rax_i
 
 static bool refuse(const call *c, int arg, const char *what)
 {
-    return rax_fail(RAX_MISTAKE, "%s:%d: %s: arg %d %s %s", c->place.file, c->place.line, c->fn->name, arg, c->fn->signature->args[arg].name, what);
+    return rax_fail(RAX_MISTAKE, "%s:%d: %s: arg %d %s %s", c->place.file, c->place.line, c->fn->name, arg,
+                    c->fn->signature->args[arg].name, what);
 }
 
 /* Why an argument is none: not on a hit's way. */
 static bool refuse_argument(const call *c, int i)
 {
-    static const char *const passed[] = { [RAX_PASS_TREE] = "a tree", [RAX_PASS_TENSOR] = "a tensor", [RAX_PASS_NUMBER] = "a number",
+    static const char *const passed[] = { [RAX_PASS_TREE] = "a tree",
+                                          [RAX_PASS_TENSOR] = "a tensor",
+                                          [RAX_PASS_NUMBER] = "a number",
                                           [RAX_PASS_RECORD] = "a record" };
-    static const char *const wanted[] = { [ARG_TREE] = "a tree", [ARG_TENSOR] = "a tensor", [ARG_SCALAR] = "a number", [ARG_RECORD] = "a record" };
+    static const char *const wanted[] = {
+        [ARG_TREE] = "a tree", [ARG_TENSOR] = "a tensor", [ARG_SCALAR] = "a number", [ARG_RECORD] = "a record"
+    };
     const rax_value *value = &c->args[i];
     trace_arg_kind kind = c->fn->signature->args[i].kind;
     base_text why = {0};
     if ((int)value->kind < 0 || value->kind > RAX_PASS_RECORD || strcmp(passed[value->kind], wanted[kind]) != 0)
-        base_text_add(&why, "is to be %s, got %s", wanted[kind], (int)value->kind >= 0 && value->kind <= RAX_PASS_RECORD ? passed[value->kind] : "nothing");
+        base_text_add(&why, "is to be %s, got %s", wanted[kind],
+                      (int)value->kind >= 0 && value->kind <= RAX_PASS_RECORD ? passed[value->kind] : "nothing");
     else if (kind == ARG_RECORD)
         base_text_add(&why, "is no record (NULL)");
     else if (kind == ARG_TREE ? trace_tree(value->tree, &why) != NULL : trace_body(value->tensor, &why) != NULL)
@@ -190,7 +197,8 @@ static bool destination_key(const call *c, int i, trace_key *key)
     key->donor = donor_of(c, into);
     for (int j = 0; j < c->fn->signature->n; j++)
         if (j != key->donor && touches(into, &c->args[j]))
-            return refuse(c, j, "shares memory with where a result goes, and is not the argument whose memory is taken over");
+            return refuse(c, j, "shares memory with where a result goes, and is not the argument whose memory is "
+                                "taken over");
     return true;
 }
 
@@ -213,12 +221,14 @@ static bool destination(const call *c, int i, const trace_program *program, made
     const rax_into *into = &c->results[i];
     fresh->tree = NULL;
     if (into->tree ? !program->result_trees[i] : !program->result_types[i])
-        return refuse_result(c, i, into->tree ? "is a tensor, and is to go to a tree" : "is a tree, and is to go to a tensor");
+        return refuse_result(c, i, into->tree ? "is a tensor, and is to go to a tree"
+                                              : "is a tree, and is to go to a tensor");
     if (into->tree && !into->tree->at)
         return (fresh->tree = trace_tree_of_arrays(program->result_trees[i])) != NULL;
     if (into->tensor && !into->tensor->at)
         return (fresh->tensor = trace_array_new(program->result_types[i])) != NULL;
-    if (into->tree ? trace_tree_type_of(into->tree->at) == program->result_trees[i] : into->tensor->at->type == program->result_types[i])
+    if (into->tree ? trace_tree_type_of(into->tree->at) == program->result_trees[i]
+                   : into->tensor->at->type == program->result_types[i])
         return true;
     base_text text = {0};
     if (into->tensor) {
@@ -313,14 +323,15 @@ static bool check(const call *c, int n_args, int n_results)
 {
     rax_fn *fn = c->fn;
     if (n_args != fn->signature->n)
-        return rax_fail(RAX_MISTAKE, "%s:%d: %s: expected %d arguments, got %d", c->place.file, c->place.line, fn->name, fn->signature->n, n_args);
+        return rax_fail(RAX_MISTAKE, "%s:%d: %s: expected %d arguments, got %d", c->place.file, c->place.line,
+                        fn->name, fn->signature->n, n_args);
     if (fn->n_results < 0) {
         fn->n_results = n_results;
         fn->key = base_alloc(sizeof *fn->key * (size_t)(n_args + n_results));
     }
     if (n_results != fn->n_results)
-        return rax_fail(RAX_MISTAKE, "%s:%d: %s: expected %d results as at the first call, got %d", c->place.file, c->place.line, fn->name,
-                        fn->n_results, n_results);
+        return rax_fail(RAX_MISTAKE, "%s:%d: %s: expected %d results as at the first call, got %d", c->place.file,
+                        c->place.line, fn->name, fn->n_results, n_results);
     for (int i = 0; i < n_args; i++)
         if (!argument_key(c, i, &fn->key[i]))
             return false;
@@ -366,9 +377,10 @@ bool rax_call_at(rax_place place, rax_fn *fn, int n_args, const rax_value *args,
     call c = { place, fn, args, results };
     bool hit;
     if (!fn)
-        return *rax_error() ? false : rax_fail(RAX_MISTAKE, "%s:%d: rax_call: there is no function (NULL)", place.file, place.line);
+        return !*rax_error() && rax_fail(RAX_MISTAKE, "%s:%d: rax_call: there is no function (NULL)", place.file, place.line);
     if (trace_current)
-        return trace_error(place, "rax_call", "a step cannot call '%s', which runs at once\nCall its C function instead", fn->name);
+        return trace_error(place, "rax_call",
+                           "a step cannot call '%s', which runs at once\nCall its C function instead", fn->name);
     fn->stats.calls++;
     if (!check(&c, n_args, n_results))
         return false;

@@ -1,9 +1,9 @@
-/* A miss: the step is traced, what it depends on is found out, and unless that graph is compiled already it goes through the
- * passes and to the backend.
+/* A miss: the step is traced, what it depends on is found out, and unless that graph is compiled already it goes
+ * through the passes and to the backend.
  *
  *     signature → trace → guards (by use, by experiment) → same graph as an entry's? its program
  *                                                        → passes → backend → a program
- */
+ * / */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -106,8 +106,9 @@ static bool keep_types(rax_place place, rax_fn *fn, const trace *t, const trace_
             type = program->result_types[i] = trace_intern_type(r->tensor->type);
         }
         if (donor >= 0 && key[donor].type != type)
-            return rax_fail(RAX_MISTAKE, "%s:%d: %s: result %d is to take the place of arg %d %s, and is of another %s", place.file, place.line,
-                            fn->name, i, (int)donor, fn->signature->args[donor].name,
+            return rax_fail(RAX_MISTAKE,
+                            "%s:%d: %s: result %d is to take the place of arg %d %s, and is of another %s",
+                            place.file, place.line, fn->name, i, (int)donor, fn->signature->args[donor].name,
                             r->is_tree == (fn->signature->args[donor].kind == ARG_TREE) ? "type" : "kind");
     }
     return true;
@@ -138,7 +139,8 @@ static trace_program *program_new(const trace *t)
     program->params = base_alloc(sizeof *program->params * (size_t)program->n_params);
     program->results = base_alloc(sizeof *program->results * (size_t)program->n_results);
     program->n_dynamic = t->n_dynamic;
-    program->dynamic = memcpy(base_alloc(sizeof(int) * (size_t)t->n_dynamic), t->dynamic, sizeof(int) * (size_t)t->n_dynamic);
+    program->dynamic = memcpy(base_alloc(sizeof(int) * (size_t)t->n_dynamic), t->dynamic,
+                              sizeof(int) * (size_t)t->n_dynamic);
     program->scalars = base_alloc(sizeof *program->scalars * (size_t)t->n_dynamic);
     return program;
 }
@@ -169,7 +171,8 @@ static const char *save_recorded(void)
     static char told[512];
     const char *temporary = getenv("TMPDIR");
     char *text = ir_to_text(recorded);
-    int len = snprintf(told, sizeof told, "graph in %s/bug-%s-%d.rax", temporary && *temporary ? temporary : "/tmp", recorded->name, (int)getpid());
+    int len = snprintf(told, sizeof told, "graph in %s/bug-%s-%d.rax", temporary && *temporary ? temporary : "/tmp",
+                       recorded->name, (int)getpid());
     FILE *file = len < (int)sizeof told ? fopen(told + strlen("graph in "), "w") : NULL;
     bool saved = file && fputs(text, file) >= 0;
     saved = file && fclose(file) == 0 && saved;
@@ -244,7 +247,8 @@ static void notice_varying(rax_fn *fn)
         trace_leaf *leaf = &fn->statics.leaves[i];
         if (leaf->field >= 0 && leaf->was_taken && leaf->changes > 0 && !leaf->varies) {
             leaf->varies = true;
-            trace_say(1, "%s: arg %d %s varies and is taken as a tensor: it is dynamic from now on", fn->name, leaf->arg, leaf->name);
+            trace_say(1, "%s: arg %d %s varies and is taken as a tensor: it is dynamic from now on", fn->name,
+                      leaf->arg, leaf->name);
         }
     }
 }
@@ -290,8 +294,8 @@ static void blame(rax_fn *fn, const trace_entry *nearest, const trace_key *key, 
     }
 }
 
-static trace_entry *compile_traced(rax_place place, rax_fn *fn, const trace_key *key, const rax_value *args, trace *t, double trace_ms,
-                                   const trace_entry *nearest, const ir_backend *backend)
+static trace_entry *compile_traced(rax_place place, rax_fn *fn, const trace_key *key, const rax_value *args, trace *t,
+                                   double trace_ms, const trace_entry *nearest, const ir_backend *backend)
 {
     uint64_t hash = ir_graph_hash(t->graph);
     bool *guarded = base_alloc((size_t)fn->statics.n);
@@ -320,7 +324,8 @@ static trace_entry *compile_traced(rax_place place, rax_fn *fn, const trace_key 
         if (compiled)
             program = fresh;
     } else if (program) {
-        trace_say(1, "%s: %s: traced again in %.1f ms; it is the same program, and nothing is compiled", fn->name, fn->last_miss, trace_ms);
+        trace_say(1, "%s: %s: traced again in %.1f ms; it is the same program, and nothing is compiled", fn->name,
+                  fn->last_miss, trace_ms);
     }
     if (program) {
         blame(fn, nearest, key, guarded, compiled);

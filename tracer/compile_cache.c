@@ -1,8 +1,10 @@
 /* The compile cache of a function: which calls run which program.
  *
- * An entry is a guard row: a key (types of the arguments, who takes over whose memory), values of the guarded leaves, and the
- * program for them. Several entries may share a program, where values differ that the trace did not need. Entries stand in
- * the order of their last use; beyond MAX_ENTRIES the last one goes, and its program with the last entry that had it.
+ * An entry is a guard row: a key (types of the arguments, who takes over whose memory), values of the guarded leaves,
+ * and the program for them. Several entries may share a program, where values differ that the trace did not need.
+ * Entries stand in the order of their last use; beyond MAX_ENTRIES the last one goes, and its program with the last
+ * entry that had it. A program has at most MAX_ROWS of them, so that a leaf with a new value at each call does not
+ * push out other shapes.
  *
  * Why a call found nothing is told by comparing it with the entry it differs least from. */
 #include <string.h>
@@ -73,13 +75,16 @@ static void free_entry(rax_fn *fn, trace_entry *entry)
     fn->n_entries--;
 }
 
-static void drop_least_recent(rax_fn *fn)
+/* Of this program, or of any where it is NULL. */
+static void drop_least_recent(rax_fn *fn, const trace_program *program)
 {
-    trace_entry **at = &fn->entries;
-    while ((*at)->next)
-        at = &(*at)->next;
-    free_entry(fn, *at);
-    *at = NULL;
+    trace_entry **last = NULL;
+    for (trace_entry **at = &fn->entries; *at; at = &(*at)->next)
+        if (!program || (*at)->program == program)
+            last = at;
+    trace_entry *dropped = *last;
+    *last = dropped->next;
+    free_entry(fn, dropped);
 }
 
 trace_entry *trace_cache_add(rax_fn *fn, const trace_key *key, int n_guards, const int *guards, trace_program *program)
@@ -99,8 +104,10 @@ trace_entry *trace_cache_add(rax_fn *fn, const trace_key *key, int n_guards, con
     program->references++;
     entry->next = fn->entries;
     fn->entries = entry;
+    if (program->references > MAX_ROWS)
+        drop_least_recent(fn, program);
     if (++fn->n_entries > MAX_ENTRIES)
-        drop_least_recent(fn);
+        drop_least_recent(fn, NULL);
     return entry;
 }
 
@@ -127,7 +134,10 @@ static void print_change(base_text *text, const ir_type *before, const ir_type *
     trace_type_print(text, after);
 }
 
-static bool tensor_differs(const miss *m, int i) { return m->fn->signature->args[i].kind == ARG_TENSOR && arg_differs(m, i); }
+static bool tensor_differs(const miss *m, int i)
+{
+    return m->fn->signature->args[i].kind == ARG_TENSOR && arg_differs(m, i);
+}
 
 static void print_tensor(const miss *m, int i, base_text *text)
 {

@@ -76,8 +76,8 @@ static bool run_passes(ir_graph *graph, const ir_backend *backend, FILE *out)
     ir_run_passes(graph, &passes);
     bool good = print_stages(folder.at, out);
     for (int i = 0; i < passes.n_reports; i++)
-        fprintf(out, "; %-12s %4d → %4d ops  %s\n", passes.reports[i].name, passes.reports[i].nodes_before, passes.reports[i].nodes_after,
-                passes.reports[i].note);
+        fprintf(out, "; %-12s %4d → %4d ops  %s\n", passes.reports[i].name, passes.reports[i].nodes_before,
+                passes.reports[i].nodes_after, passes.reports[i].note);
     ir_pass_reports_free(&passes);
     rmdir(folder.at);
     base_text_free(&folder);

@@ -1,7 +1,7 @@
 /* One copy of each name, type and list of types, so that a call compares pointers and not what they point to.
  *
- * Three sets over one table: open addressing, doubled when half full. What is in them stays until rax_shutdown; there are as
- * many as a program has kinds of tensors. Tensors may be made on any thread, hence the lock. */
+ * Three sets over one table: open addressing, doubled when half full. What is in them stays until rax_shutdown; there
+ * are as many as a program has kinds of tensors. Tensors may be made on any thread, hence the lock. */
 #include <pthread.h>
 #include <string.h>
 

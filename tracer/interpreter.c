@@ -1,5 +1,5 @@
-/* The interpreter as a backend. Results are computed beside the parameters and copied at the end, so that a parameter whose
- * memory a result takes over is read as it was, and a run that fails has changed nothing. */
+/* The interpreter as a backend. Results are computed beside the parameters and copied at the end, so that a parameter
+ * whose memory a result takes over is read as it was, and a run that fails has changed nothing. */
 #include <string.h>
 
 #include "tracer/tracer.h"

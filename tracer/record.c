@@ -1,12 +1,12 @@
-/* A trace: what a step does, as a graph. Each public op checks its operands, adds nodes to the graph being recorded, and
- * returns a handle of the last one. The ops themselves are in record_*.c.
+/* A trace: what a step does, as a graph. Each public op checks its operands, adds nodes to the graph being recorded,
+ * and returns a handle of the last one. The ops themselves are in record_*.c.
  *
- * Scopes. The body of a scan is recorded into a graph of its own while the step goes on calling ops. A value of an outer graph
- * that is used inside becomes a parameter of the body (trace_lift), once, level by level; the op that has the body takes the
- * outer node as an operand. Constants are copied in instead: inside they can be folded.
+ * Scopes. The body of a scan is recorded into a graph of its own while the step goes on calling ops. A value of an
+ * outer graph that is used inside becomes a parameter of the body (trace_lift), once, level by level; the op that has
+ * the body takes the outer node as an operand. Constants are copied in instead: inside they can be folded.
  *
- * Errors. The first one is kept, with the user's place; its op returns a poisoned handle (no node), and whatever is computed from
- * that is poisoned in silence. */
+ * Errors. The first one is kept, with the user's place; its op returns a poisoned handle (no node), and whatever is
+ * computed from that is poisoned in silence. */
 #include <string.h>
 
 #include "tracer/tracer.h"
@@ -161,7 +161,8 @@ ir_node *trace_operand(rax_place place, const char *op, const char *name, rax_te
     return NULL;
 }
 
-ir_node *trace_add(rax_place place, const char *op, ir_op what, int n, ir_node *const *args, const ir_attr *attr, const ir_type *stated)
+ir_node *trace_add(rax_place place, const char *op, ir_op what, int n, ir_node *const *args, const ir_attr *attr,
+                   const ir_type *stated)
 {
     for (int i = 0; i < n; i++)
         if (!args[i])
@@ -183,7 +184,8 @@ ir_node *trace_scalar(ir_graph *graph, ir_dtype dtype, double value) { return ir
 
 /* -- dtypes, axes, broadcasting ------------------------------------------------------------------------------------------------ */
 
-bool trace_same_dtype(rax_place place, const char *op, const ir_node *lhs, const ir_node *rhs, const char *lhs_name, const char *rhs_name)
+bool trace_same_dtype(rax_place place, const char *op, const ir_node *lhs, const ir_node *rhs, const char *lhs_name,
+                      const char *rhs_name)
 {
     if (lhs->type.dtype == rhs->type.dtype)
         return true;
@@ -193,8 +195,9 @@ bool trace_same_dtype(rax_place place, const char *op, const ir_node *lhs, const
     ir_dtype to = ir_dtype_is_float(lhs->type.dtype) ? lhs->type.dtype : rhs->type.dtype;
     const char *turned = to == lhs->type.dtype ? rhs_name : lhs_name;
     static const char *const constants[] = { "RAX_F32", "RAX_F64", "RAX_BF16", "RAX_I32", "RAX_BOOL" };
-    trace_error(place, op, "%s %s is %s, %s %s is %s\nrax_cast(%s, %s) would fit", lhs_name, left.at, ir_dtype_name(lhs->type.dtype),
-                rhs_name, right.at, ir_dtype_name(rhs->type.dtype), turned, constants[to]);
+    trace_error(place, op, "%s %s is %s, %s %s is %s\nrax_cast(%s, %s) would fit", lhs_name, left.at,
+                ir_dtype_name(lhs->type.dtype), rhs_name, right.at, ir_dtype_name(rhs->type.dtype), turned,
+                constants[to]);
     base_text_free(&left);
     base_text_free(&right);
     return false;
@@ -235,46 +238,48 @@ void trace_dim_print(base_text *text, const ir_type *type, int axis)
     base_text_add(text, "%lld on axis %d", (long long)type->dim[axis], axis);
 }
 
-/* Joins node's dims to type, which are those of the nodes before it; by[] says from which node each is. */
-static bool join_shape(rax_place place, const char *op, int which, ir_node *const *nodes, const char *const *names, ir_type *type, int *by)
+/* "lhs f32[B=8,64] has B=8 on axis 0, rhs f32[7,64] has 7 on axis 0" */
+static void refuse_dims(rax_place place, const char *op, const char *lhs_name, const ir_type *lhs, int lhs_axis,
+                        const char *rhs_name, const ir_type *rhs, int rhs_axis)
 {
-    const ir_type *next = &nodes[which]->type;
-    for (int i = 0; i < next->rank; i++) {
-        int axis = type->rank - 1 - i, own = next->rank - 1 - i;
-        if (next->dim[own] == 1 || (type->dim[axis] == next->dim[own] && type->dim_name[axis]))
-            continue;
-        if (type->dim[axis] != 1 && type->dim[axis] != next->dim[own]) {
-            const ir_node *first = nodes[by[axis]];
-            base_text text = {0};
-            base_text_add(&text, "%s ", names[by[axis]]);
-            ir_type_print(&text, &first->type);
-            base_text_add(&text, " has ");
-            trace_dim_print(&text, &first->type, first->type.rank - 1 - i);
-            base_text_add(&text, ", %s ", names[which]);
-            ir_type_print(&text, next);
-            base_text_add(&text, " has ");
-            trace_dim_print(&text, next, own);
-            trace_error(place, op, "%s", text.at);
-            base_text_free(&text);
-            return false;
-        }
-        type->dim[axis] = next->dim[own];
-        type->dim_name[axis] = next->dim_name[own];
-        by[axis] = which;
-    }
-    return true;
+    base_text text = {0};
+    base_text_add(&text, "%s ", lhs_name);
+    ir_type_print(&text, lhs);
+    base_text_add(&text, " has ");
+    trace_dim_print(&text, lhs, lhs_axis);
+    base_text_add(&text, ", %s ", rhs_name);
+    ir_type_print(&text, rhs);
+    base_text_add(&text, " has ");
+    trace_dim_print(&text, rhs, rhs_axis);
+    trace_error(place, op, "%s", text.at);
+    base_text_free(&text);
 }
 
-bool trace_common_shape(rax_place place, const char *op, int n, ir_node *const *nodes, const char *const *names, ir_type *type)
+bool trace_common_shape(rax_place place, const char *op, int n, ir_node *const *nodes, const char *const *names, int apart,
+                        ir_type *type)
 {
-    int by[IR_MAX_RANK] = {0};
+    int by[IR_MAX_RANK] = {0};                             /* which node an axis has its dim from */
     *type = (ir_type){ .dtype = nodes[0]->type.dtype };
     for (int i = 0; i < n; i++)
-        type->rank = MAX(type->rank, nodes[i]->type.rank);
-    for (int i = 0; i < type->rank; i++)
-        type->dim[i] = 1;
-    for (int i = 0; i < n; i++)
-        if (!join_shape(place, op, i, nodes, names, type, by))
-            return false;
+        type->rank = MAX(type->rank, nodes[i]->type.rank - apart);
+    for (int axis = 0; axis < type->rank; axis++)
+        type->dim[axis] = 1;
+    for (int i = 0; i < n; i++) {
+        const ir_type *next = &nodes[i]->type;
+        int before = type->rank - (next->rank - apart);    /* axes that it lacks */
+        for (int own = next->rank - apart - 1; own >= 0; own--) {
+            int axis = before + own;
+            const ir_type *first = &nodes[by[axis]]->type;
+            if (next->dim[own] == 1 || (type->dim[axis] == next->dim[own] && type->dim_name[axis]))
+                continue;
+            if (type->dim[axis] != 1 && type->dim[axis] != next->dim[own]) {
+                refuse_dims(place, op, names[by[axis]], first, axis - (type->rank - (first->rank - apart)), names[i], next, own);
+                return false;
+            }
+            type->dim[axis] = next->dim[own];
+            type->dim_name[axis] = next->dim_name[own];
+            by[axis] = i;
+        }
+    }
     return true;
 }

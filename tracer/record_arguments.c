@@ -1,5 +1,5 @@
-/* What a step asks of its arguments, and what it returns. Trees and tensors are parameters from the start; a scalar or a field
- * becomes one when the step asks for it as a tensor. How each leaf was used is noted for statics.c. */
+/* What a step asks of its arguments, and what it returns. Trees and tensors are parameters from the start; a scalar or
+ * a field becomes one when the step asks for it as a tensor. How each leaf was used is noted for statics.c. */
 #include <string.h>
 
 #include "tracer/tracer.h"
@@ -56,7 +56,9 @@ void trace_arguments_begin(trace *t)
 /* The argument, or NULL and an error where it is of another kind. */
 static const trace_arg *argument(rax_place place, const char *function, trace *t, int index, unsigned kinds)
 {
-    static const char *const names[] = { [ARG_TREE] = "a tree", [ARG_TENSOR] = "a tensor", [ARG_SCALAR] = "a scalar", [ARG_RECORD] = "a record" };
+    static const char *const names[] = {
+        [ARG_TREE] = "a tree", [ARG_TENSOR] = "a tensor", [ARG_SCALAR] = "a scalar", [ARG_RECORD] = "a record"
+    };
     const trace_signature *signature = t->fn->signature;
     if (index < 0 || index >= signature->n) {
         trace_error(place, function, "there is no arg %d: %s has %d", index, t->fn->name, signature->n);
@@ -72,7 +74,8 @@ static const trace_arg *argument(rax_place place, const char *function, trace *t
 rax_tree rax_arg_tree_at(rax_place place, rax_args *in, int index)
 {
     trace *t = in->t;
-    return argument(place, "rax_arg_tree", t, index, 1u << ARG_TREE) ? trace_tree_handle(t->arg_trees[index]) : rax_tree_new();
+    return argument(place, "rax_arg_tree", t, index, 1u << ARG_TREE) ? trace_tree_handle(t->arg_trees[index])
+                                                                     : rax_tree_new();
 }
 
 /* The leaf as a tensor: its parameter where it is dynamic, else a constant. */
@@ -111,7 +114,8 @@ rax_tensor rax_arg_tensor_at(rax_place place, rax_args *in, int index)
     const trace_arg *arg = argument(place, "rax_arg_tensor", t, index, 1u << ARG_TENSOR | 1u << ARG_SCALAR);
     if (!arg)
         return trace_value(NULL);
-    return arg->kind == ARG_TENSOR ? trace_handle(t->arg_tensors[index]) : leaf_tensor(place, "rax_arg_tensor", t, t->fn->statics.first[index]);
+    return arg->kind == ARG_TENSOR ? trace_handle(t->arg_tensors[index])
+                                   : leaf_tensor(place, "rax_arg_tensor", t, t->fn->statics.first[index]);
 }
 
 double rax_arg_number_at(rax_place place, rax_args *in, int index)
@@ -125,8 +129,8 @@ double rax_arg_number_at(rax_place place, rax_args *in, int index)
     return trace_number_value(&t->fn->statics.leaves[leaf], t->numbers[leaf]);
 }
 
-/* A copy, in which experiments may have put other values (compile.c). Where the argument is none, zeros: a step that reads them goes
- * on to its end and to the error. */
+/* A copy, in which experiments may have put other values (compile.c). Where the argument is none, zeros: a step that
+ * reads them goes on to its end and to the error. */
 const void *rax_arg_record_at(rax_place place, rax_args *in, int index)
 {
     enum { ENOUGH_BYTES = 4096 };

@@ -20,7 +20,8 @@ rax_tensor rax_along_at(rax_place place, const char *name, rax_tensor x, int axi
 rax_tensor rax_layer_norm_at(rax_place place, rax_tensor x, rax_tensor weight, rax_tensor bias, double epsilon)
 {
     int n = rax_is_tensor(bias) ? 3 : 2;
-    ir_node *operands[3] = { trace_operand(place, "layer_norm", "x", x), trace_operand(place, "layer_norm", "weight", weight) };
+    ir_node *operands[3] = { trace_operand(place, "layer_norm", "x", x),
+                             trace_operand(place, "layer_norm", "weight", weight) };
     if (n == 3)
         operands[2] = trace_operand(place, "layer_norm", "bias", bias);
     return trace_value(trace_add(place, "layer_norm", OP_layer_norm, n, operands, &(ir_attr){ .epsilon = epsilon }, NULL));
@@ -36,14 +37,16 @@ rax_tensor rax_rms_norm_at(rax_place place, rax_tensor x, rax_tensor weight, dou
 
 rax_tensor rax_cross_entropy_at(rax_place place, rax_tensor logits, rax_tensor targets)
 {
-    ir_node *operands[] = { trace_operand(place, "cross_entropy", "logits", logits), trace_operand(place, "cross_entropy", "targets", targets) };
+    ir_node *operands[] = { trace_operand(place, "cross_entropy", "logits", logits),
+                            trace_operand(place, "cross_entropy", "targets", targets) };
     return trace_value(trace_add(place, "cross_entropy", OP_cross_entropy, 2, operands, NULL, NULL));
 }
 
 rax_tensor rax_linear_cross_entropy_at(rax_place place, rax_tensor x, rax_tensor weight, rax_tensor targets)
 {
     const char *name = "linear_cross_entropy";
-    ir_node *operands[] = { trace_operand(place, name, "x", x), trace_operand(place, name, "weight", weight), trace_operand(place, name, "targets", targets) };
+    ir_node *operands[] = { trace_operand(place, name, "x", x), trace_operand(place, name, "weight", weight),
+                            trace_operand(place, name, "targets", targets) };
     return trace_value(trace_add(place, name, OP_linear_cross_entropy, 3, operands, NULL, NULL));
 }
 
@@ -73,8 +76,8 @@ rax_tensor rax_attention_at(rax_place place, rax_tensor q, rax_tensor k, rax_ten
 void rax_adamw_at(rax_place place, rax_tensor *w, rax_tensor *m, rax_tensor *v, rax_tensor g, rax_adamw_options options)
 {
     const char *name = "adamw";
-    ir_node *operands[11] = { trace_operand(place, name, "w", *w), trace_operand(place, name, "m", *m), trace_operand(place, name, "v", *v),
-                              trace_operand(place, name, "g", g) };
+    ir_node *operands[11] = { trace_operand(place, name, "w", *w), trace_operand(place, name, "m", *m),
+                              trace_operand(place, name, "v", *v), trace_operand(place, name, "g", g) };
     ir_node *both = NULL;
     ir_node *lr = trace_operand(place, name, "lr", options.lr);
     ir_node *correction1 = trace_operand(place, name, "correction1", options.correction1);

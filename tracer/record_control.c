@@ -5,7 +5,8 @@
 
 /* -- scopes ----------------------------------------------------------------------------------------------------------- */
 
-/* In the graph's arena: the handles of a body remember their scope, and another one must never stand at the same address. */
+/* In the graph's arena: the handles of a body remember their scope, and another one must never stand at the same
+ * address. */
 trace_scope *trace_scope_open(const char *name)
 {
     trace *t = trace_current;
@@ -52,8 +53,9 @@ static bool scan_operands(scan *s, const rax_tensor *carry, const rax_tensor *xs
 {
     bool whole = true;
     if (s->count < 0 || s->n_carry < 0 || s->n_xs < 0 || s->n_ys < 0 || s->n_carry + s->n_ys == 0)
-        return trace_error(s->place, "scan", "%lld iterations of %d carries, %d xs and %d ys: expected at least one carry or y", (long long)s->count,
-                           s->n_carry, s->n_xs, s->n_ys);
+        return trace_error(s->place, "scan",
+                           "%lld iterations of %d carries, %d xs and %d ys: expected at least one carry or y",
+                           (long long)s->count, s->n_carry, s->n_xs, s->n_ys);
     for (int i = 0; i < s->n_carry; i++)
         whole = (s->operands[i] = trace_operand(s->place, "scan", "a carry", carry[i])) && whole;
     for (int i = 0; i < s->n_xs; i++) {
@@ -62,7 +64,8 @@ static bool scan_operands(scan *s, const rax_tensor *carry, const rax_tensor *xs
         if (x && (x->type.rank < 1 || x->type.dim[0] != s->count)) {
             base_text type = {0};
             ir_type_print(&type, &x->type);
-            trace_error(s->place, "scan", "x %d %s is to have %lld on axis 0, one slice an iteration", i, type.at, (long long)s->count);
+            trace_error(s->place, "scan", "x %d %s is to have %lld on axis 0, one slice an iteration", i, type.at,
+                        (long long)s->count);
             base_text_free(&type);
             whole = false;
         }
@@ -149,8 +152,9 @@ void rax_scan_at(rax_place place, rax_scan_body *body, void *context, int64_t co
 
 /* -- custom gradients -------------------------------------------------------------------------------------------------- */
 
-/* The op has no constants: what the user's vjp took from outside becomes further xs, whose cotangents are zero. Its body's
- * parameters are xs, y, dy in this order, so the recorded body is copied into one with the captured values in their place. */
+/* The op has no constants: what the user's vjp took from outside becomes further xs, whose cotangents are zero. Its
+ * body's parameters are xs, y, dy in this order, so the recorded body is copied into one with the captured values in
+ * their place. */
 static ir_graph *body_with_captured(const trace_scope *scope, int n, ir_node *const *results)
 {
     ir_graph *recorded = scope->graph, *body = ir_graph_new_body(recorded, "vjp");
@@ -205,7 +209,8 @@ rax_tensor rax_custom_gradient_at(rax_place place, rax_tensor y, int n, const ra
 {
     const char *name = "custom_gradient";
     n = MAX(n, 0);
-    ir_node **operands = base_alloc(sizeof *operands * (size_t)(n + 1)), **results = base_alloc(sizeof *results * (size_t)n), *node = NULL;
+    ir_node **operands = base_alloc(sizeof *operands * (size_t)(n + 1)),
+            **results = base_alloc(sizeof *results * (size_t)n), *node = NULL;
     bool whole = (operands[0] = trace_operand(place, name, "y", y)) != NULL;
     for (int i = 0; i < n; i++)
         whole = (operands[1 + i] = trace_operand(place, name, "an x", xs[i])) && whole;
@@ -230,9 +235,9 @@ rax_tensor rax_custom_gradient_at(rax_place place, rax_tensor y, int n, const ra
 
 /* -- gradients -------------------------------------------------------------------------------------------------------- */
 
-/* Inside a body, with respect to a tensor of the step around it. The body sees outer values as parameters, so a value that
- * was computed outside from that tensor (weights cast once, before the loop over micro-batches) would hide the way to it.
- * What lies between the two is computed again inside, and the body's parameter for it is redirected there. */
+/* Inside a body, with respect to a tensor of the step around it. The body sees outer values as parameters, so a value
+ * that was computed outside from that tensor (weights cast once, before the loop over micro-batches) would hide the
+ * way to it. What lies between the two is computed again inside, and the body's parameter for it is redirected there. */
 typedef struct {
     trace_scope *scope;
     bool *active;                        /* by id in the outer graph: depends on wrt */
@@ -357,7 +362,8 @@ static bool is_scalar_float(rax_place place, const ir_node *loss)
 }
 
 /* names: of the xs, or NULL. */
-static void checked_gradients(rax_place place, rax_tensor loss, int n, const rax_tensor *xs, const char *const *names, rax_tensor *dxs)
+static void checked_gradients(rax_place place, rax_tensor loss, int n, const rax_tensor *xs, const char *const *names,
+                              rax_tensor *dxs)
 {
     ir_node *at = trace_operand(place, "grad", "loss", loss);
     bool whole = at && is_scalar_float(place, at);
@@ -390,7 +396,8 @@ rax_tree rax_grad_at(rax_place place, rax_tensor loss, rax_tree tree)
     rax_tree_body *body = trace_tree(tree, &why);
     bool whole = body && body->is_value && trace_current;
     if (!whole)
-        trace_error(place, "grad", "the tree %s", body ? "is of arrays of the caller\nPass it as an argument: rax_arg_tree" : why.at);
+        trace_error(place, "grad", "the tree %s",
+                    body ? "is of arrays of the caller\nPass it as an argument: rax_arg_tree" : why.at);
     base_text_free(&why);
     if (!trace_current)
         return RAX_NO_TREE;

@@ -1,5 +1,5 @@
-/* Constants, elementwise ops, reductions. Binary ops align shapes at their last axes: a `broadcast` goes before the operand
- * that is smaller, so that in the graph both have one shape. */
+/* Constants, elementwise ops, reductions. Binary ops align shapes at their last axes: a `broadcast` goes before the
+ * operand that is smaller, so that in the graph both have one shape. */
 #include <string.h>
 
 #include "tracer/tracer.h"
@@ -88,7 +88,7 @@ rax_tensor rax_binary_at(rax_place place, const char *name, rax_tensor lhs, rax_
     ir_node *nodes[] = { trace_operand(place, name, "lhs", lhs), trace_operand(place, name, "rhs", rhs) };
     ir_type type;
     if (!nodes[0] || !nodes[1] || !trace_same_dtype(place, name, nodes[0], nodes[1], "lhs", "rhs") ||
-        !trace_common_shape(place, name, 2, nodes, names, &type))
+        !trace_common_shape(place, name, 2, nodes, names, 0, &type))
         return trace_value(NULL);
     ir_graph *graph = trace_graph(place);
     for (int i = 0; i < 2; i++)
@@ -112,8 +112,14 @@ static rax_tensor with_number(rax_place place, const char *name, ir_op op, rax_t
     return trace_value(trace_add(place, name, op, 2, (ir_node *[]){ node, constant }, NULL, NULL));
 }
 
-rax_tensor rax_scale_at(rax_place place, rax_tensor x, double factor) { return with_number(place, "scale", OP_mul, x, factor); }
-rax_tensor rax_shift_at(rax_place place, rax_tensor x, double addend) { return with_number(place, "shift", OP_add, x, addend); }
+rax_tensor rax_scale_at(rax_place place, rax_tensor x, double factor)
+{
+    return with_number(place, "scale", OP_mul, x, factor);
+}
+rax_tensor rax_shift_at(rax_place place, rax_tensor x, double addend)
+{
+    return with_number(place, "shift", OP_add, x, addend);
+}
 
 rax_tensor rax_select_at(rax_place place, rax_tensor condition, rax_tensor yes, rax_tensor no)
 {
@@ -122,7 +128,7 @@ rax_tensor rax_select_at(rax_place place, rax_tensor condition, rax_tensor yes, 
                          trace_operand(place, "select", "no", no) };
     ir_type type;
     if (!nodes[0] || !nodes[1] || !nodes[2] || !trace_same_dtype(place, "select", nodes[1], nodes[2], "yes", "no") ||
-        !trace_common_shape(place, "select", 3, nodes, names, &type))
+        !trace_common_shape(place, "select", 3, nodes, names, 0, &type))
         return trace_value(NULL);
     trace_graph(place);
     for (int i = 0; i < 3; i++)
@@ -174,7 +180,8 @@ rax_tensor rax_reduce_at(rax_place place, const char *kind, rax_tensor x, rax_ax
     }
     ir_node *result = trace_add(place, name, is_max ? OP_reduce_max : OP_reduce_sum, 1, &node, &attr, NULL);
     if (result && is_mean && count != 1)
-        result = ir_binary(trace_graph(place), OP_mul, result, ir_constant_like(trace_graph(place), result, 1.0 / (double)count));
+        result = ir_binary(trace_graph(place), OP_mul, result,
+                           ir_constant_like(trace_graph(place), result, 1.0 / (double)count));
     if (result && keep)
         result = ir_reshape(trace_graph(place), result, kept);
     return trace_value(result);

@@ -39,8 +39,8 @@ static ir_type joined(const ir_type *x, int first, int n)
     return type;
 }
 
-/* A matrix on the right serves all leading axes of the left at once: they and M are the rows of one product. Broadcasting the
- * matrix would copy the weights, and sum their gradients over the copies. */
+/* A matrix on the right serves all leading axes of the left at once: they and M are the rows of one product.
+ * Broadcasting the matrix would copy the weights, and sum their gradients over the copies. */
 static ir_node *product_of_rows(ir_graph *graph, ir_node *lhs, ir_node *rhs, ir_dtype dtype)
 {
     int rank = lhs->type.rank;
@@ -56,20 +56,15 @@ static ir_node *product_of_rows(ir_graph *graph, ir_node *lhs, ir_node *rhs, ir_
 static ir_node *batched_product(rax_place place, ir_node **nodes, ir_dtype dtype)
 {
     static const char *const names[] = { "lhs", "rhs" };
-    ir_node *whole[] = { nodes[0], nodes[1] };
-    ir_type batch[2], common;
-    for (int i = 0; i < 2; i++) {                     /* stand-ins of the leading axes alone, for the message too */
-        batch[i] = nodes[i]->type;
-        batch[i].rank -= 2;
-    }
-    ir_node stand_in[2] = { { .type = batch[0] }, { .type = batch[1] } };
-    if (!trace_common_shape(place, "matmul", 2, (ir_node *[]){ &stand_in[0], &stand_in[1] }, names, &common))
+    ir_node *whole[2];
+    ir_type batch;
+    if (!trace_common_shape(place, "matmul", 2, nodes, names, 2, &batch))
         return NULL;
     for (int i = 0; i < 2; i++) {
-        ir_type type = common;
-        for (int j = 0; j < 2; j++) {
-            type.dim_name[type.rank] = nodes[i]->type.dim_name[batch[i].rank + j];
-            type.dim[type.rank++] = nodes[i]->type.dim[batch[i].rank + j];
+        ir_type type = batch;
+        for (int from = nodes[i]->type.rank - 2; from < nodes[i]->type.rank; from++) {
+            type.dim_name[type.rank] = nodes[i]->type.dim_name[from];
+            type.dim[type.rank++] = nodes[i]->type.dim[from];
         }
         whole[i] = trace_broadcast(nodes[i], &type);
     }
@@ -105,7 +100,8 @@ rax_tensor rax_matmul_at(rax_place place, rax_tensor a, rax_tensor b, bool resul
         rhs = &nodes[1]->type;
     }
     if (rhs->rank == 2)
-        return trace_value(lhs->rank == 2 ? ir_matmul(graph, nodes[0], nodes[1], dtype) : product_of_rows(graph, nodes[0], nodes[1], dtype));
+        return trace_value(lhs->rank == 2 ? ir_matmul(graph, nodes[0], nodes[1], dtype)
+                                          : product_of_rows(graph, nodes[0], nodes[1], dtype));
     return trace_value(batched_product(place, nodes, dtype));
 }
 
@@ -209,7 +205,8 @@ rax_tensor rax_slice_at(rax_place place, rax_tensor x, int axis, int64_t start, 
         ir_type_print(&text, &type);
         base_text_add(&text, " has ");
         trace_dim_print(&text, &type, axis);
-        trace_error(place, "slice", "x %s, there is no part of %lld from %lld", text.at, (long long)length, (long long)start);
+        trace_error(place, "slice", "x %s, there is no part of %lld from %lld", text.at, (long long)length,
+                    (long long)start);
         base_text_free(&text);
         return trace_value(NULL);
     }
@@ -228,7 +225,8 @@ rax_tensor rax_pad_at(rax_place place, rax_tensor x, int axis, int64_t before, i
     if (!node || !trace_axis(place, "pad", node, &axis))
         return trace_value(NULL);
     if (before < 0 || after < 0 || before > INT32_MAX || after > INT32_MAX) {
-        trace_error(place, "pad", "%lld before and %lld after: expected 0 to 2^31-1 (rax_slice takes away)", (long long)before, (long long)after);
+        trace_error(place, "pad", "%lld before and %lld after: expected 0 to 2^31-1 (rax_slice takes away)",
+                    (long long)before, (long long)after);
         return trace_value(NULL);
     }
     ir_attr attr = { .value = value };
@@ -249,7 +247,8 @@ rax_tensor rax_concatenate_at(rax_place place, int n, const rax_tensor *xs, int 
     if (n <= 0)
         trace_error(place, "concatenate", "expected at least one tensor, got %d", n);
     else if (whole && trace_axis(place, "concatenate", nodes[0], &axis))
-        result = n == 1 ? nodes[0] : trace_add(place, "concatenate", OP_concatenate, n, nodes, &(ir_attr){ .axis = axis }, NULL);
+        result = n == 1 ? nodes[0]
+                        : trace_add(place, "concatenate", OP_concatenate, n, nodes, &(ir_attr){ .axis = axis }, NULL);
     base_free(nodes);
     return trace_value(result);
 }
@@ -315,7 +314,8 @@ rax_tensor rax_gather_at(rax_place place, rax_tensor x, rax_tensor indices, int 
 
 rax_tensor rax_scatter_add_at(rax_place place, rax_tensor base, rax_tensor indices, rax_tensor updates, int axis)
 {
-    ir_node *operands[] = { trace_operand(place, "scatter_add", "base", base), trace_operand(place, "scatter_add", "indices", indices),
+    ir_node *operands[] = { trace_operand(place, "scatter_add", "base", base),
+                            trace_operand(place, "scatter_add", "indices", indices),
                             trace_operand(place, "scatter_add", "updates", updates) };
     if (!operands[0] || !operands[1] || !operands[2] || !trace_axis(place, "scatter_add", operands[0], &axis))
         return trace_value(NULL);
@@ -351,7 +351,8 @@ rax_tensor rax_random_at(rax_place place, const char *name, rax_random random, r
     ir_type type;
     CHECK(ir_op_parse(name, strlen(name), &op) && op != OP_random_bits && ir_op_table[op].attributes & ATTR_SITE,
           "rax_random_at: expected a random op, got %s", name);
-    ir_node *operands[] = { trace_operand(place, name, "seed", random.seed), trace_operand(place, name, "counter", random.counter) };
+    ir_node *operands[] = { trace_operand(place, name, "seed", random.seed),
+                            trace_operand(place, name, "counter", random.counter) };
     if (!operands[0] || !operands[1] || !sound(place, name, op == OP_bernoulli ? RAX_BOOL : RAX_F32, shape, &type))
         return trace_value(NULL);
     ir_attr attr = { .site = trace_current->next_site++, .value = op == OP_bernoulli ? p_false : 0 };

@@ -171,8 +171,8 @@ void trace_report_passes(const ir_pass_options *passes)
 {
     for (int i = 0; i < passes->n_reports; i++) {
         const ir_pass_report *report = &passes->reports[i];
-        trace_say(1, "  %-12s %9.2f ms, %d → %d ops%s%s", report->name, report->ms, report->nodes_before, report->nodes_after,
-                  report->note && *report->note ? ": " : "", report->note ? report->note : "");
+        trace_say(1, "  %-12s %9.2f ms, %d → %d ops%s%s", report->name, report->ms, report->nodes_before,
+                  report->nodes_after, report->note && *report->note ? ": " : "", report->note ? report->note : "");
     }
 }
 
@@ -183,9 +183,9 @@ void trace_report_function(rax_fn *fn)
     if (trace_verbose() < 1 || !fn->stats.calls)
         return;
     rax_fn_stats stats = rax_stats(fn);
-    trace_say(1, "%s: %lld calls, %lld hits, %lld compilations, %lld traces (%.1f ms tracing, %.1f ms compiling)", fn->name,
-              (long long)stats.calls, (long long)stats.hits, (long long)stats.compilations, (long long)stats.traces, stats.trace_ms,
-              stats.compile_ms);
+    trace_say(1, "%s: %lld calls, %lld hits, %lld compilations, %lld traces (%.1f ms tracing, %.1f ms compiling)",
+              fn->name, (long long)stats.calls, (long long)stats.hits, (long long)stats.compilations,
+              (long long)stats.traces, stats.trace_ms, stats.compile_ms);
     if (stats.hits)
         trace_say(1, "%s: checking took %.1f us a call, %.3f%% of the time of cached calls", fn->name, stats.check_us,
                   100 * fn->checked_ms / MAX(fn->called_ms, 1e-9));

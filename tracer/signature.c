@@ -1,7 +1,8 @@
 /* Signatures: "params: tree{wte: f32[V,C]}, x: i32[B,T], step: i32, config: record".
  *
- * Parsing is by recursive descent, a function a rule, over a cursor that remembers where it stands for the message. Checking
- * binds each named dim where it is first met, in the order of the arguments, and names both places where a later one differs. */
+ * Parsing is by recursive descent, a function a rule, over a cursor that remembers where it stands for the message.
+ * Checking binds each named dim where it is first met, in the order of the arguments, and names both places where a
+ * later one differs. */
 #include <ctype.h>
 #include <string.h>
 
@@ -26,8 +27,8 @@ static bool expected(cursor *c, const char *what)
 {
     if (!c->failed) {
         blanks(c);
-        rax_fail(RAX_MISTAKE, "%s: signature: expected %s at \"%.24s\", column %d", c->function, what, *c->at ? c->at : "the end",
-                 (int)(c->at - c->text) + 1);
+        rax_fail(RAX_MISTAKE, "%s: signature: expected %s at \"%.24s\", column %d", c->function, what,
+                 *c->at ? c->at : "the end", (int)(c->at - c->text) + 1);
     }
     c->failed = true;
     return false;
@@ -245,8 +246,8 @@ static bool bind(const trace_signature *signature, bindings *known, binding fres
     return true;
 }
 
-static bool match(const trace_signature *signature, const trace_pattern *pattern, const ir_type *type, int arg, const char *leaf,
-                  bindings *known, base_text *why)
+static bool match(const trace_signature *signature, const trace_pattern *pattern, const ir_type *type, int arg,
+                  const char *leaf, bindings *known, base_text *why)
 {
     int skipped = type->rank - pattern->rank;
     bool fits = type->dtype == pattern->dtype && skipped >= 0 && (pattern->open || skipped == 0);
@@ -271,7 +272,8 @@ static bool match(const trace_signature *signature, const trace_pattern *pattern
     }
     for (int i = 0; i < pattern->rank; i++)
         if (pattern->dims[i].name && !is_any(&pattern->dims[i]) &&
-            !bind(signature, known, (binding){ pattern->dims[i].name, type->dim[skipped + i], arg, leaf, type, skipped + i }, why))
+            !bind(signature, known,
+                  (binding){ pattern->dims[i].name, type->dim[skipped + i], arg, leaf, type, skipped + i }, why))
             return false;
     return true;
 }

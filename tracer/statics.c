@@ -8,15 +8,16 @@
  *   observation    every call compares each leaf with the call before. A field that is TAKEN and has changed is a parameter in
  *                  every trace from then on (varies).
  *
- * What was READ is guarded: another value is a miss. A miss traces again; if the graph is the same as one that is compiled,
- * the value was not needed, and the program is used again without a compilation. So a field that nothing depends on costs a
- * trace at each new value, never a compilation, and never a wrong result.
+ * What was READ is guarded: another value is a miss. A miss traces again; if the graph is the same as one that is
+ * compiled, the value was not needed, and the program is used again without a compilation. So a field that nothing
+ * depends on costs a trace at each new value, never a compilation, and never a wrong result.
  *
  * A field that varies and lies in a record that was handed out may be READ as well. Whether it is, is found out by
- * experiment (compile.c): the step is traced again with other values in the struct, the field as a tensor remaining a parameter.
- * If every graph is the same, nobody looks at the value, and it is not guarded: its changes cost nothing. The values tried are
- * the one before, and for floats 0, the negative and the double, since `if (config->decay > 0)` tells only those apart. Whole
- * numbers get no invented values: they are sizes and indices, which the step's C code must be able to trust. */
+ * experiment (compile.c): the step is traced again with other values in the struct, the field as a tensor remaining a
+ * parameter. If every graph is the same, nobody looks at the value, and it is not guarded: its changes cost nothing.
+ * The values tried are the one before, and for floats 0, the negative and the double, since `if (config->decay > 0)`
+ * tells only those apart. Whole numbers get no invented values: they are sizes and indices, which the step's C code
+ * must be able to trust. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +27,10 @@
 
 /* -- numbers ---------------------------------------------------------------------------------------------------------- */
 
-bool trace_number_is_float(const trace_leaf *leaf) { return leaf->type == RAX_FIELD_FLOAT || leaf->type == RAX_FIELD_DOUBLE; }
+bool trace_number_is_float(const trace_leaf *leaf)
+{
+    return leaf->type == RAX_FIELD_FLOAT || leaf->type == RAX_FIELD_DOUBLE;
+}
 
 bool trace_number_equal(const trace_leaf *leaf, trace_number a, trace_number b)
 {
@@ -185,12 +189,13 @@ static void make_leaves(rax_fn *fn, const rax_value *args)
         const trace_arg *arg = &signature->args[i];
         trace_leaf *leaf = &statics->leaves[statics->first[i]];
         if (arg->kind == ARG_SCALAR)
-            *leaf = (trace_leaf){ .arg = i, .field = -1, .name = arg->name, .type = scalar_field_type(arg->pattern.dtype), .dtype = arg->pattern.dtype };
+            *leaf = (trace_leaf){ .arg = i, .field = -1, .name = arg->name, .type = scalar_field_type(arg->pattern.dtype),
+                                  .dtype = arg->pattern.dtype };
         statics->records[i] = arg->kind == ARG_RECORD ? args[i].record_type : NULL;
         for (int j = 0; arg->kind == ARG_RECORD && j < args[i].record_type->n_fields; j++) {
             const rax_field *field = &args[i].record_type->fields[j];
-            leaf[j] = (trace_leaf){ .arg = i, .field = j, .name = base_arena_text(fn->arena, "%s.%s", arg->name, field->name),
-                                    .type = field->type, .dtype = field_dtype(field->type) };
+            leaf[j] = (trace_leaf){ .arg = i, .field = j, .type = field->type, .dtype = field_dtype(field->type),
+                                    .name = base_arena_text(fn->arena, "%s.%s", arg->name, field->name) };
         }
     }
     statics->known = true;
@@ -230,8 +235,8 @@ bool trace_statics_observe(rax_fn *fn, const rax_value *args)
     bool first = !statics->known;
     for (int i = 0; !first && i < fn->signature->n; i++)
         if (statics->records[i] && !same_record_type(statics->records[i], args[i].record_type))
-            return rax_fail(RAX_MISTAKE, "%s: arg %d %s: a %s, where it was a %s at the first call", fn->name, i, fn->signature->args[i].name,
-                            args[i].record_type->name, statics->records[i]->name);
+            return rax_fail(RAX_MISTAKE, "%s: arg %d %s: a %s, where it was a %s at the first call", fn->name, i,
+                            fn->signature->args[i].name, args[i].record_type->name, statics->records[i]->name);
     if (first)
         make_leaves(fn, args);
     for (int i = 0; i < statics->n; i++) {

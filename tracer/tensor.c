@@ -1,8 +1,8 @@
-/* Handles. A handle is a body and the generation that it is good for: what frees a tensor, or takes over its memory, counts
- * the generation up, and every copy of the old handle is out of date from then on.
+/* Handles. A handle is a body and the generation that it is good for: what frees a tensor, or takes over its memory,
+ * counts the generation up, and every copy of the old handle is out of date from then on.
  *
- * Bodies come from blocks that are kept until rax_shutdown, so that looking at an old handle is never a read of memory that
- * is gone. The elements of arrays are memory of their own, given back at once. */
+ * Bodies come from blocks that are kept until rax_shutdown, so that looking at an old handle is never a read of memory
+ * that is gone. The elements of arrays are memory of their own, given back at once. */
 #include <pthread.h>
 #include <string.h>
 
@@ -216,7 +216,8 @@ double rax_item(rax_tensor tensor, int64_t index)
     if (!body)
         return 0;
     if (index < 0 || index >= ir_type_count(body->type)) {
-        rax_fail(RAX_MISTAKE, "rax_item: index %lld is not among %lld elements", (long long)index, (long long)ir_type_count(body->type));
+        rax_fail(RAX_MISTAKE, "rax_item: index %lld is not among %lld elements", (long long)index,
+                 (long long)ir_type_count(body->type));
         return 0;
     }
     switch (body->type->dtype) {

@@ -234,16 +234,19 @@ rax_tensor trace_value(ir_node *node);
 /* The graph being recorded; nodes are born at place from now on. */
 ir_graph *trace_graph(rax_place place);
 /* ir_add for what a user may get wrong. op is what it is called in the message. NULL after an error. */
-ir_node *trace_add(rax_place place, const char *op, ir_op what, int n, ir_node *const *args, const ir_attr *attr, const ir_type *stated);
+ir_node *trace_add(rax_place place, const char *op, ir_op what, int n, ir_node *const *args, const ir_attr *attr,
+                   const ir_type *stated);
 /* False and an error, with the cast that would help, where the dtypes differ. */
-bool trace_same_dtype(rax_place place, const char *op, const ir_node *lhs, const ir_node *rhs, const char *lhs_name, const char *rhs_name);
+bool trace_same_dtype(rax_place place, const char *op, const ir_node *lhs, const ir_node *rhs, const char *lhs_name,
+                      const char *rhs_name);
 void trace_dim_print(base_text *text, const ir_type *type, int axis);               /* "C=4 on axis 2" */
 /* Axis -1 is the last. False and an error where there is no such axis. */
 bool trace_axis(rax_place place, const char *op, const ir_node *x, int *axis);
 /* x repeated to the shape of type (dtype: x's), which it must fit. */
 ir_node *trace_broadcast(ir_node *x, const ir_type *type);
-/* The shape that n nodes broadcast to. False and an error where they do not. */
-bool trace_common_shape(rax_place place, const char *op, int n, ir_node *const *nodes, const char *const *names, ir_type *type);
+/* The shape that n nodes broadcast to, leaving their last `apart` axes aside. False and an error where they do not. */
+bool trace_common_shape(rax_place place, const char *op, int n, ir_node *const *nodes, const char *const *names, int apart,
+                        ir_type *type);
 ir_node *trace_scalar(ir_graph *graph, ir_dtype dtype, double value);
 
 void trace_begin(trace *t, rax_fn *fn, const rax_value *args);
@@ -291,7 +294,7 @@ typedef struct trace_entry {
     trace_program *program;
 } trace_entry;
 
-enum { MAX_ENTRIES = 64 };
+enum { MAX_ENTRIES = 64, MAX_ROWS = 8 };
 trace_entry *trace_cache_find(rax_fn *fn, const trace_key *key);
 trace_entry *trace_cache_add(rax_fn *fn, const trace_key *key, int n_guards, const int *guards, trace_program *program);
 trace_program *trace_cache_program(rax_fn *fn, const trace_key *key, uint64_t hash);

@@ -1,8 +1,8 @@
-/* Trees: ordered lists of named tensors. A tree of arrays keeps their data pointers side by side, for a call to copy, and its
- * type interned, for a call to compare. Inside a step a tree holds values of the trace, and belongs to it.
+/* Trees: ordered lists of named tensors. A tree of arrays keeps their data pointers side by side, for a call to copy,
+ * and its type interned, for a call to compare. Inside a step a tree holds values of the trace, and belongs to it.
  *
- * Bodies are kept like those of tensors (tensor.c), for the same reason. A leaf's generation counts its tree's donations in, so
- * that one addition makes a handle of every leaf out of date. */
+ * Bodies are kept like those of tensors (tensor.c), for the same reason. A leaf's generation counts its tree's
+ * donations in, so that one addition makes a handle of every leaf out of date. */
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -82,7 +82,8 @@ rax_tree_body *trace_tree(rax_tree tree, base_text *why)
         return body;
     switch (body->lost) {
     case LOST_DONATED:
-        base_text_add(why, "is out of date: the call at %s:%d has taken over its memory", body->lost_at.file, body->lost_at.line);
+        base_text_add(why, "is out of date: the call at %s:%d has taken over its memory", body->lost_at.file,
+                      body->lost_at.line);
         break;
     case LOST_FREED:
         base_text_add(why, "is out of date: it was freed");
@@ -210,7 +211,8 @@ bool rax_tree_add(rax_tree tree, rax_tensor tensor, const char *name, ...)
     if (!leaf)
         base_text_add(&message, "%s %s", full, why.at);
     else if ((leaf->kind == TENSOR_VALUE) != body->is_value)
-        base_text_add(&message, "%s is %s, and the tree was made %s", full, leaf->kind == TENSOR_VALUE ? "a value of a step" : "an array",
+        base_text_add(&message, "%s is %s, and the tree was made %s", full,
+                      leaf->kind == TENSOR_VALUE ? "a value of a step" : "an array",
                       body->is_value ? "inside a step" : "outside of any step");
     else if (leaf->tree)
         base_text_add(&message, "%s belongs to a tree already", full);
