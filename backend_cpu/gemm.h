@@ -1,0 +1,216 @@
+/* Products of matrices, with what stands before and after them fused in:
+ *
+ *     C[batch, m, n] = epilogue( sum over k of a(A[batch, m, k]) * b(B[batch, k, n]) )
+ *
+ * The compiler generates four small pieces of code, each a function, and a driver in C walks blocks and calls them:
+ *
+ *   gemm_micro.c      the micro-kernels: a tile of C in registers, over one block of K; the same for every product of a dtype
+ *   gemm_pack.c       packing: copies a block of A or B for the micro-kernel, with a prologue of the caller's on the way
+ *   gemm_epilogue.c   what becomes of a finished tile, by a callback of the caller's
+ *   gemm.c            the plan of blocks, and the driver; calls no LLVM, so that a start without compilation does without
+ *
+ * Shapes, strides and pointers are arguments at run time: one compiled piece serves all shapes. What is compiled in is the
+ * ISA, the dtypes, which axis of an operand lies side by side in memory, and the callbacks.
+ *
+ * dtype f32: products and sums by fused multiply-add in f32. bf16: operands are rounded to bf16, sums are f32 (dpbf16ps where
+ * there is one, which takes k in pairs; else widened to f32 while packing). f64: plain, for tests.
+ *
+ * Determinism: an element of C is one chain of multiply-adds with k ascending from 0, whatever the blocks, tiles and threads;
+ * where K is cut, the partial sum is kept in f32 and continued. How work is cut into tasks follows from shape and machine. */
+#ifndef CPU_GEMM_H
+#define CPU_GEMM_H
+
+#include <llvm-c/Types.h>
+
+#include "backend_cpu/runtime.h"
+#include "backend_cpu/vector_math.h"
+#include "ir/ir.h"
+
+enum { CPU_GEMM_BATCH_AXES = 12, CPU_GEMM_SUMS = 4, CPU_GEMM_TOUCHED = 6, CPU_GEMM_HEIGHTS = 5, CPU_GEMM_PHASES = 3 };
+
+/* -- the pieces, as they are called ---------------------------------------------------------------------------------- */
+
+/* The element type of panels, and how many steps of k go in one unit of it: pairs for bf16 with dpbf16ps. */
+typedef struct { int bytes, k_per_unit; } cpu_gemm_unit;
+cpu_gemm_unit cpu_gemm_unit_of(cpu_isa isa, ir_dtype dtype);
+
+/* The register tile: columns are two vectors; heights[0] rows is the full tile, smaller ones end a block. */
+typedef struct { int lanes, columns, heights[CPU_GEMM_HEIGHTS], n_heights; } cpu_gemm_tile_shape;
+cpu_gemm_tile_shape cpu_gemm_tile_of(cpu_isa isa, ir_dtype dtype);
+int cpu_gemm_a_panel(cpu_isa isa, ir_dtype dtype);      /* rows of a panel of A: whole tiles and whole vectors */
+
+/* tile[row][column] (+)= the sum over units units of K. tile has the full number of columns a row, also for the kernel of
+ * one vector. Strides in bytes: A's from row to row and from unit to unit, B's from unit to unit. resume: tile holds a sum
+ * to go on from. units >= 1. */
+typedef void cpu_gemm_micro(int64_t units, const void *a, int64_t a_row, int64_t a_unit, const void *b, int64_t b_unit,
+                            void *tile, int64_t resume, const void *soon, int64_t soon_step);
+
+/* A block of an operand to be packed. A line is a row of A or a column of B.
+ *   rows:   to[line][unit], lines to_stride bytes apart
+ *   panels: to[line / width][unit][line % width]; panels to_stride bytes apart; width is the tile's columns, of A cpu_gemm_a_panel */
+typedef struct {
+    const void *source;                          /* the element of line 0, k 0 of this batch, for plain loads */
+    int64_t line_stride, k_stride;               /* in elements */
+    void *user;
+    int64_t batch, line, lines, k, depth;        /* lines line..line+lines-1, k..k+depth-1 */
+    void *to;
+    int64_t to_stride;
+} cpu_gemm_block;
+typedef void cpu_gemm_pack(const cpu_gemm_block *block);
+
+/* A finished tile. */
+typedef struct {
+    const void *sums;                            /* [rows][columns of the full tile], f32 or f64 */
+    void *user;
+    int64_t batch, row, column, rows, columns;   /* where in C it lies */
+    void *partial;                               /* column sums of this block of rows: [number of the sum][partial_stride] */
+    int64_t partial_stride;                      /* in elements */
+    int64_t first;                               /* the block's first tile: partial holds nothing yet */
+} cpu_gemm_tile;
+typedef void cpu_gemm_epilogue(const cpu_gemm_tile *tile);
+
+/* -- generating them: gemm_micro.c, gemm_pack.c, gemm_epilogue.c ----------------------------------------------------- */
+
+/* All micro-kernels of a dtype, under the names that cpu_gemm_micro_name gives. */
+void cpu_gemm_emit_micro(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype);
+const char *cpu_gemm_micro_name(char name[32], ir_dtype dtype, int height, int vectors);
+
+/* Where a prologue is: lanes are elements along k, or along lines, from (line, k) on. */
+typedef struct {
+    const cpu_vector_env *vector;
+    LLVMValueRef user, source, line_stride, k_stride, batch, line, k;      /* the fields of cpu_gemm_block */
+    bool along_k;
+    LLVMValueRef count, mask;                    /* lanes that exist; count an i64; mask NULL where all do */
+    ir_dtype source_dtype;
+    bool unit_stride;
+} cpu_gemm_source;
+
+/* The operand at this place: a vector of f32 (f64 for f64), or i16 lanes of bf16 as they are. Lanes beyond count may be
+ * anything. May add blocks. NULL for a plain load. */
+typedef struct { void *context; LLVMValueRef (*load)(void *context, const cpu_gemm_source *at); } cpu_gemm_prologue;
+LLVMValueRef cpu_gemm_load_plain(void *context, const cpu_gemm_source *at);     /* source[line*line_stride + k*k_stride], unconverted */
+
+typedef enum { CPU_GEMM_A, CPU_GEMM_B } cpu_gemm_side;
+typedef struct {
+    cpu_isa isa;
+    ir_dtype dtype;                              /* of the product's operands */
+    cpu_gemm_side side;
+    bool along_k;                                /* the axis that lies side by side in memory: K, or rows of A, columns of B */
+    bool unit_stride;                            /* false: neither does, and elements are gathered */
+    ir_dtype source;                             /* in memory, for plain loads */
+    const cpu_gemm_prologue *prologue;           /* NULL: plain */
+} cpu_gemm_pack_class;
+LLVMValueRef cpu_gemm_emit_pack(LLVMModuleRef module, const cpu_gemm_pack_class *class, const char *name);
+
+/* Where an epilogue is: lanes are columns from column on, of one row. */
+typedef struct {
+    const cpu_vector_env *vector;
+    LLVMValueRef user, batch, row, column;       /* the fields of cpu_gemm_tile; row of this row, column of lane 0 */
+    LLVMValueRef mask;                           /* columns that exist; NULL where all do */
+} cpu_gemm_place;
+
+typedef struct {
+    void *context;
+    int column_sums;                             /* how many column sums it makes; at most CPU_GEMM_SUMS */
+    int row_sums;                                /* how many row sums; at most CPU_GEMM_SUMS */
+    /* Stores what is to be stored of one row's vector, and sets columns[i] and rows[i] to the terms of the sums. sum is f32,
+     * or f64 for f64. */
+    void (*element)(void *context, const cpu_gemm_place *at, LLVMValueRef sum, LLVMValueRef *columns, LLVMValueRef *rows);
+    /* The sums over this row's columns of one tile, scalars; tile: i64, which of the row's tiles. NULL without row_sums. */
+    void (*row_end)(void *context, const cpu_gemm_place *at, LLVMValueRef tile, LLVMValueRef *sums);
+} cpu_gemm_finish;
+LLVMValueRef cpu_gemm_emit_epilogue(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, const cpu_gemm_finish *finish, const char *name);
+
+/* The plain epilogue: C = sum, or C += sum. user points to a cpu_gemm_c; context to a cpu_gemm_store_class. */
+typedef struct { void *at; int64_t row_stride, batch_stride; } cpu_gemm_c;      /* in elements; columns side by side */
+typedef struct { ir_dtype dtype; bool accumulate; } cpu_gemm_store_class;
+void cpu_gemm_store_plain(void *context, const cpu_gemm_place *at, LLVMValueRef sum, LLVMValueRef *columns, LLVMValueRef *rows);
+
+/* -- running them: gemm.c -------------------------------------------------------------------------------------------- */
+
+/* How the micro-kernel comes to an operand. */
+typedef enum {
+    CPU_GEMM_DIRECT,     /* reads it where it lies */
+    CPU_GEMM_LOCAL,      /* each task packs its block into scratch */
+    CPU_GEMM_SHARED      /* a phase before packs all of it into workspace; B only */
+} cpu_gemm_way;
+
+/* What the plan must know of an operand. */
+typedef struct {
+    bool plain;          /* no prologue, and memory has the dtype of the product */
+    bool along_k, unit_stride;
+} cpu_gemm_layout;
+
+typedef struct {
+    cpu_isa isa;
+    ir_dtype dtype;
+    cpu_gemm_layout a, b;
+    int column_sums;
+    int64_t batch, m, n, k;                      /* batch: the number of products */
+} cpu_gemm_shape;
+
+/* Blocks, and what memory they take. Follows from shape, ISA and caches alone. */
+typedef struct {
+    cpu_gemm_shape shape;
+    cpu_gemm_way a_way, b_way;
+    int64_t task_rows, task_columns;             /* of C, a task */
+    int64_t block_rows, block_depth;             /* of A, that stay in the second-level cache */
+    int64_t row_tasks, column_tasks, depth_blocks;
+    size_t workspace_bytes;                      /* of the product, 64-byte aligned: shared panels, then */
+    size_t partial_bytes;                        /* the partial column sums */
+    size_t scratch_bytes;                        /* of each thread, likewise */
+    int phases;                                  /* with a barrier after each */
+    int64_t tasks[CPU_GEMM_PHASES];
+    int first_phase;                             /* 0 where there is packing to be shared, else 1 */
+} cpu_gemm_plan;
+
+/* What the plan is made by. Tests shrink it; any values give the same bits. */
+typedef struct {
+    int64_t depth;                               /* units of K in a block */
+    int64_t tasks, task_flops;                   /* tasks that are wanted, and how large each should at least be */
+    int64_t local_rows;                          /* rows of a task that packs its own B, at most */
+    int64_t small_bytes;                         /* a B that is read where it lies */
+    bool pack_a, share_b;                        /* A LOCAL, B SHARED, whatever the shape */
+} cpu_gemm_tuning;
+extern const cpu_gemm_tuning cpu_gemm_default_tuning;
+cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine *machine, const cpu_gemm_tuning *tuning);
+
+typedef struct {
+    cpu_gemm_micro *micro[CPU_GEMM_HEIGHTS][2];  /* by height and vectors less one */
+    cpu_gemm_pack *pack_a, *pack_b;              /* NULL where the operand is never packed */
+    cpu_gemm_epilogue *epilogue;
+} cpu_gemm_code;
+/* The micro-kernels out of loaded code. */
+void cpu_gemm_find_micro(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa isa, ir_dtype dtype);
+
+typedef struct {
+    const void *at;
+    int64_t line_stride, k_stride;               /* in elements; lines: rows of A, columns of B */
+    int64_t batch_stride[CPU_GEMM_BATCH_AXES];
+    int element_bytes;                           /* in memory */
+    void *user;                                  /* for the prologue */
+} cpu_gemm_operand;
+
+/* A column sum: to[column * stride] = (accumulate: += ) its sum over all rows of all batches, blocks of rows in order; where
+ * all is set, to[0] = the sum of these over the columns. f32, or f64 for f64. */
+typedef struct { void *to; int64_t stride; bool accumulate, all; } cpu_gemm_sum;
+
+typedef struct {
+    cpu_gemm_plan plan;
+    cpu_gemm_code code;
+    cpu_gemm_operand a, b;
+    int batch_axes;
+    int64_t batch[CPU_GEMM_BATCH_AXES];          /* extents, row-major */
+    void *user;                                  /* for the epilogue */
+    cpu_gemm_sum sums[CPU_GEMM_SUMS];
+    void *workspace;
+    /* What the epilogue reads and writes at each element of C, columns side by side and line_stride from row to row: fetched
+     * while the tile is computed. Where rows are a multiple of 1024 floats apart this is worth a fifth of the time. */
+    int n_touched;
+    cpu_gemm_operand touched[CPU_GEMM_TOUCHED];
+} cpu_gemm;
+
+/* Task task of phase phase, 0 <= phase < plan.phases. Phases are run in order, all tasks of one before the next. */
+void cpu_gemm_run(const cpu_gemm *gemm, int phase, int64_t task, void *scratch);
+
+#endif

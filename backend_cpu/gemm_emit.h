@@ -1,0 +1,102 @@
+/* What the three generators of gemm.h's pieces share. */
+#ifndef CPU_GEMM_EMIT_H
+#define CPU_GEMM_EMIT_H
+
+#include <llvm-c/Core.h>
+
+#include "backend_cpu/gemm.h"
+
+typedef LLVMValueRef value;
+typedef LLVMBasicBlockRef block;
+
+/* One function under construction. */
+typedef struct {
+    cpu_vector_env v;
+    LLVMTypeRef i8, i16, i32, i64, pointer;
+    LLVMTypeRef sum;                             /* of a lane of the accumulators: f32 or f64 */
+    value function;
+} emitter;
+
+static inline value constant(const emitter *e, int64_t x) { return LLVMConstInt(e->i64, (uint64_t)x, 1); }
+static inline value iadd(const emitter *e, value a, value b) { return LLVMBuildAdd(e->v.builder, a, b, ""); }
+static inline value isub(const emitter *e, value a, value b) { return LLVMBuildSub(e->v.builder, a, b, ""); }
+static inline value imul(const emitter *e, value a, value b) { return LLVMBuildMul(e->v.builder, a, b, ""); }
+static inline value iadd_constant(const emitter *e, value a, int64_t b) { return iadd(e, a, constant(e, b)); }
+static inline value imul_constant(const emitter *e, value a, int64_t b) { return imul(e, a, constant(e, b)); }
+static inline value is_less(const emitter *e, value a, value b) { return LLVMBuildICmp(e->v.builder, LLVMIntSLT, a, b, ""); }
+static inline value lesser(const emitter *e, value a, value b) { return LLVMBuildSelect(e->v.builder, is_less(e, a, b), a, b, ""); }
+
+/* pointer + bytes */
+static inline value advance(const emitter *e, value pointer, value bytes)
+{
+    return LLVMBuildGEP2(e->v.builder, e->i8, pointer, &bytes, 1, "");
+}
+
+static inline value load_field(const emitter *e, value record, size_t offset, LLVMTypeRef type)
+{
+    return LLVMBuildLoad2(e->v.builder, type, advance(e, record, constant(e, (int64_t)offset)), "");
+}
+#define FIELD(e, record, type, member) load_field((e), (record), offsetof(type, member), (e)->i64)
+#define POINTER_FIELD(e, record, type, member) load_field((e), (record), offsetof(type, member), (e)->pointer)
+
+/* Into the second-level cache. */
+static inline void prefetch(const emitter *e, value pointer)
+{
+    static const char name[] = "llvm.prefetch";
+    LLVMTypeRef type = e->pointer;
+    value function = LLVMGetIntrinsicDeclaration(e->v.module, LLVMLookupIntrinsicID(name, sizeof name - 1), &type, 1);
+    value args[] = {pointer, LLVMConstInt(e->i32, 0, 0), LLVMConstInt(e->i32, 2, 0), LLVMConstInt(e->i32, 1, 0)};
+    LLVMBuildCall2(e->v.builder, LLVMGlobalGetValueType(function), function, args, 4, "");
+}
+
+static inline block new_block(const emitter *e) { return LLVMAppendBasicBlockInContext(e->v.context, e->function, ""); }
+static inline void go_on_at(const emitter *e, block b) { LLVMPositionBuilderAtEnd(e->v.builder, b); }
+
+static inline emitter begin_function(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, const char *name,
+                                     const char *parameters)     /* 'p' a pointer, 'i' an i64 */
+{
+    LLVMContextRef context = LLVMGetModuleContext(module);
+    emitter e = {.v = {context, module, LLVMCreateBuilderInContext(context), isa, cpu_gemm_tile_of(isa, dtype).lanes}};
+    e.i8 = LLVMInt8TypeInContext(context), e.i16 = LLVMInt16TypeInContext(context);
+    e.i32 = LLVMInt32TypeInContext(context), e.i64 = LLVMInt64TypeInContext(context);
+    e.pointer = LLVMPointerTypeInContext(context, 0);
+    e.sum = dtype == IR_F64 ? LLVMDoubleTypeInContext(context) : LLVMFloatTypeInContext(context);
+    LLVMTypeRef types[16];
+    unsigned n = 0;
+    for (; parameters[n]; n++)
+        types[n] = parameters[n] == 'p' ? e.pointer : e.i64;
+    e.function = LLVMAddFunction(module, name, LLVMFunctionType(LLVMVoidTypeInContext(context), types, n, 0));
+    go_on_at(&e, new_block(&e));
+    return e;
+}
+
+static inline void end_function(emitter *e)
+{
+    LLVMBuildRetVoid(e->v.builder);
+    LLVMDisposeBuilder(e->v.builder);
+}
+
+/* for (i = from; i < to; i += step) { ... }, begun and ended by these two; i is the loop's value. */
+typedef struct { value i, to; int64_t step; block body, after; } counted_loop;
+
+static inline counted_loop begin_loop(const emitter *e, value from, value to, int64_t step)
+{
+    counted_loop loop = {.to = to, .step = step, .body = new_block(e), .after = new_block(e)};
+    block before = LLVMGetInsertBlock(e->v.builder);
+    LLVMBuildCondBr(e->v.builder, is_less(e, from, to), loop.body, loop.after);
+    go_on_at(e, loop.body);
+    loop.i = LLVMBuildPhi(e->v.builder, e->i64, "");
+    LLVMAddIncoming(loop.i, &from, &before, 1);
+    return loop;
+}
+
+static inline void end_loop(const emitter *e, counted_loop *loop)
+{
+    value next = iadd_constant(e, loop->i, loop->step);
+    block last = LLVMGetInsertBlock(e->v.builder);
+    LLVMAddIncoming(loop->i, &next, &last, 1);
+    LLVMBuildCondBr(e->v.builder, is_less(e, next, loop->to), loop->body, loop->after);
+    go_on_at(e, loop->after);
+}
+
+#endif
