@@ -223,10 +223,11 @@ static node_cluster *new_cluster(clustering *c, ir_node *node)
     cluster->nodes = ARENA_NEW(state->arena, ir_node *, cluster->cap_nodes);
     cluster->nodes[cluster->n_nodes++] = node;
     cluster->total = ir_type_count(full_type(node));
+    cluster->alone = INFO(state, node)->never_inline;
     if (is_reduce(node)) {
         reduce_kind kind = kind_of_reduce(node);
         int64_t kept = ir_type_count(&node->type);
-        cluster->alone = kind == REDUCE_MIDDLE;
+        cluster->alone |= kind == REDUCE_MIDDLE;
         if (kind == REDUCE_TRAILING)
             cluster->inner = kept ? cluster->total / kept : 0;
         if (kind == REDUCE_LEADING)

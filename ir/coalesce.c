@@ -5,57 +5,65 @@
  *
  * A copy of a whole temporary is dropped and the temporary takes the target's name, where no one can tell:
  *
- *   - the temporary is whole, row-major on both sides, and lives in the copy's own list of kernels (not around it in an outer one);
- *   - from the temporary's first write to the copy no kernel reads or writes the target's memory, but for loops that
- *     read it by the very view by which they write the temporary, element by element;
- *   - after the copy the target is not written while the temporary is still read.
+ *   - the temporary is row-major on both sides, and lives in the copy's own list of kernels, not around it in an outer one;
+ *   - from the temporary's first write to the copy no kernel reads or writes the target's memory, but for a loop that
+ *     reads it by the very view by which it writes the temporary, element by element;
+ *   - after the copy, when both hold one value, neither is written: not the target while the temporary is still read, and not
+ *     the temporary at all.
  *
- * The memory of a result that was donated is a parameter's: both count as one. A copy of a parameter to the result that
- * took over its memory is dropped where nothing reads the parameter after it. */
+ * What happens inside a repeat happens at all times of it: positions are those of the list's own kernels.
+ *
+ * The memory of a result that was donated is a parameter's: both count as one, and a copy of the parameter to that result is none. */
 #include "ir/kernels.h"
 
 #include <string.h>
 
-/* Positions are kernel ids: a repeat comes before its body, and ends before the next kernel in its list. */
+enum { NONE = -1 };
+
+/* Accesses in the order of kernels, chained by memory. */
+typedef struct { kl_kernel *kernel; kl_view *view; const kl_loop *loop; bool write, whole; int next; } access;
 typedef struct {
     kl_program *program;
-    int n_accesses, cap_accesses;
-    struct access { int kernel, buffer; bool write; const kl_view *view; const kl_loop *loop; } *accesses;
-    int now;
+    int n, cap;
+    access *list;
+    int *first, *last;         /* by memory: of its chain */
+    int *donor;                /* by parameter's index: its buffer */
+    kl_kernel *kernel;         /* now */
 } survey;
 
-static void record(void *context, const kl_access *access)
+/* What memory a buffer is: buffers of one memory have one number. */
+static int memory_of(const survey *s, int buffer)
+{
+    buffer = kl_root_buffer(s->program, buffer);
+    const kl_buffer *b = &s->program->buffers[buffer];
+    return b->kind == KL_RESULT && b->donated >= 0 ? s->donor[b->donated] : buffer;
+}
+
+static void record(void *context, const kl_access *a)
 {
     survey *s = context;
-    if (s->n_accesses == s->cap_accesses) {
-        int cap = MAX(256, 2 * s->cap_accesses);
-        s->accesses = base_realloc(s->accesses, sizeof(struct access) * (size_t)s->n_accesses, sizeof(struct access) * (size_t)cap);
-        s->cap_accesses = cap;
+    if (s->n == s->cap) {
+        int cap = MAX(256, 2 * s->cap);
+        s->list = base_realloc(s->list, sizeof(access) * (size_t)s->cap, sizeof(access) * (size_t)cap);
+        s->cap = cap;
     }
-    s->accesses[s->n_accesses++] = (struct access){ s->now, access->view->buffer, access->write, access->view, access->loop };
+    int memory = memory_of(s, a->view->buffer);
+    s->list[s->n] = (access){ s->kernel, a->view, a->loop, a->write, a->write && !a->accumulate, NONE };
+    *(s->first[memory] == NONE ? &s->first[memory] : &s->list[s->last[memory]].next) = s->n;
+    s->last[memory] = s->n++;
 }
 
 static void survey_list(survey *s, kl_kernel **kernels, int n)
 {
     for (int i = 0; i < n; i++) {
-        s->now = kernels[i]->id;
+        s->kernel = kernels[i];
         kl_visit(kernels[i], record, s);
         if (kernels[i]->kind == KL_REPEAT)
             survey_list(s, kernels[i]->repeat.body, kernels[i]->repeat.n_body);
     }
 }
 
-/* What memory a buffer is: buffers of one memory have one number. */
-static int memory_of(const kl_program *program, int buffer)
-{
-    buffer = kl_root_buffer(program, buffer);
-    const kl_buffer *b = &program->buffers[buffer];
-    if (b->kind == KL_RESULT && b->donated >= 0)
-        for (int i = 0; i < program->n_buffers; i++)
-            if (program->buffers[i].kind == KL_PARAM && program->buffers[i].index == b->donated)
-                return i;
-    return buffer;
-}
+/* -- what may be dropped ------------------------------------------------------------------------------------------------ */
 
 static bool is_row_major(const kl_loop *loop, const kl_view *view, int64_t count)
 {
@@ -86,135 +94,135 @@ static bool is_copy(const kl_program *program, const kl_kernel *kernel, int *fro
            is_row_major(&kernel->loop, &output->view, target->count);
 }
 
-/* Whether all that kernel `at` does with the memory is loads whose view is that of its one store to `from`. */
-static bool in_place(const survey *s, int at, int from, int memory)
+typedef struct { kl_kernel **at; int n; } kernel_list;
+
+/* Which kernel of the list it is, or is in the body of; -1: none. Ids ascend. */
+static int position_in(const kernel_list *list, const kl_kernel *kernel)
+{
+    int low = 0, high = list->n;
+    if (kernel->id < list->at[0]->id || kernel->id > kl_last_id(list->at[list->n - 1]))
+        return NONE;
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        *(list->at[middle]->id <= kernel->id ? &low : &high) = middle;
+    }
+    return low;
+}
+
+/* Whether all that the loop does with the memory is loads whose view is that of its one store to `from`. */
+static bool works_in_place(const survey *s, const kl_kernel *kernel, int from, int memory)
 {
     const kl_view *store = NULL;
-    for (int i = 0; i < s->n_accesses; i++) {
-        const struct access *a = &s->accesses[i];
-        if (a->kernel != at || a->buffer != from || !a->write)
-            continue;
-        if (store || !a->loop)
-            return false;
-        store = a->view;
-    }
-    if (!store)
-        return false;
-    for (int i = 0; i < s->n_accesses; i++) {
-        const struct access *a = &s->accesses[i];
-        if (a->kernel != at || memory_of(s->program, a->buffer) != memory)
-            continue;
-        if (a->write || !a->loop || !kl_same_view(a->view, store))
-            return false;
-    }
-    return true;
-}
-
-static bool stores_elementwise(const kl_program *program, const kl_kernel *kernel, int buffer)
-{
-    (void)program;
     if (kernel->kind != KL_LOOP)
         return false;
-    for (int i = 0; i < kernel->loop.n_outputs; i++)
-        if (kernel->loop.outputs[i].view.buffer == buffer && kernel->loop.outputs[i].kind != KL_STORE)
-            return false;
-    return true;
-}
-
-/* list[at] copies temporary `from` to `to`. */
-static bool may_rename(survey *s, kl_kernel **list, int n, int at, int from, int to)
-{
-    kl_program *program = s->program;
-    const kl_buffer *source = &program->buffers[from];
-    if (source->kind != KL_TEMP || program->buffers[to].kind == KL_PARAM || program->buffers[to].kind == KL_CONST)
-        return false;
-    int copy = list[at]->id, first_id = list[0]->id, end_id = kl_last_id(list[n - 1]), memory = memory_of(program, to);
-
-    int first = INT32_MAX, last_read = -1;
-    for (int i = 0; i < s->n_accesses; i++) {
-        const struct access *a = &s->accesses[i];
-        if (kl_root_buffer(program, a->buffer) != from)
-            continue;
-        if (a->kernel < first_id || a->kernel > end_id)
-            return false;                                 /* lives around this list */
-        first = MIN(first, a->kernel);
-        last_read = MAX(last_read, a->kernel);
-    }
-    /* A moving view of the temporary would have to move over the target. */
-    for (int i = 0; i < program->n_buffers; i++)
-        if (program->buffers[i].kind == KL_MOVING && program->buffers[i].base == from && program->buffers[to].kind == KL_MOVING)
-            return false;
-    for (int i = 0; i < s->n_accesses; i++) {
-        const struct access *a = &s->accesses[i];
-        if (memory_of(program, a->buffer) != memory || a->kernel == copy)
-            continue;
-        if (a->kernel > first && a->kernel < copy)
-            return false;
-        if (a->kernel == first) {
-            const kl_kernel *writer = NULL;
-            for (int j = 0; j < n; j++)
-                if (list[j]->id == first)
-                    writer = list[j];
-            if (!writer || !stores_elementwise(program, writer, from) || !in_place(s, first, from, memory))
+    for (int i = 0; i < kernel->loop.n_outputs; i++) {
+        const kl_output *output = &kernel->loop.outputs[i];
+        if (output->view.buffer == from) {
+            if (store || output->kind != KL_STORE)
                 return false;
+            store = &output->view;
         }
-        if (a->kernel > copy && a->kernel <= last_read && a->write)
+    }
+    for (int i = s->first[memory]; i != NONE && store; i = s->list[i].next) {
+        const access *a = &s->list[i];
+        if (a->kernel == kernel && (a->write || !kl_same_view(a->view, store)))
             return false;
     }
-    return true;
+    return store;
 }
 
-static void rename_buffer(void *context, const kl_access *access)
+/* Kernel `at` of the list copies all of `from` to `to`. */
+static bool may_rename(const survey *s, const kernel_list *list, int at, int from, int to)
 {
-    const int *names = context;
-    if (access->view->buffer == names[0])
-        access->view->buffer = names[1];
-}
-
-static void rename_in(kl_kernel **kernels, int n, int *names)
-{
-    for (int i = 0; i < n; i++) {
-        kl_visit(kernels[i], rename_buffer, names);
-        if (kernels[i]->kind == KL_REPEAT)
-            rename_in(kernels[i]->repeat.body, kernels[i]->repeat.n_body, names);
-    }
-}
-
-/* A parameter copied to the result that has its memory: nothing to do, if no one needs the old value later. */
-static bool is_no_copy(survey *s, const kl_kernel *copy, int from, int to)
-{
-    kl_program *program = s->program;
-    if (program->buffers[from].kind != KL_PARAM || memory_of(program, to) != memory_of(program, from))
+    const kl_program *program = s->program;
+    const kl_buffer *source = &program->buffers[from], *target = &program->buffers[to];
+    int memory = memory_of(s, to), first = list->n, last_read = at;
+    if (source->kind != KL_TEMP || target->kind == KL_PARAM || target->kind == KL_CONST || memory == from)
         return false;
-    for (int i = 0; i < s->n_accesses; i++)
-        if (s->accesses[i].buffer != to && memory_of(program, s->accesses[i].buffer) == memory_of(program, from) && s->accesses[i].kernel > copy->id)
+    for (int i = s->first[from]; i != NONE; i = s->list[i].next) {
+        const access *a = &s->list[i];
+        int where = position_in(list, a->kernel);
+        if (where == NONE || (where > at && a->write))
+            return false;                                 /* lives around this list; is written after the copy */
+        if (where < first && !a->whole)
+            return false;                                 /* is not made here */
+        first = MIN(first, where);
+        last_read = MAX(last_read, where);
+    }
+    for (int i = 0; i < program->n_buffers && target->kind == KL_MOVING; i++)
+        if (program->buffers[i].kind == KL_MOVING && program->buffers[i].base == from)
+            return false;                                 /* a moving view of what moves */
+    for (int i = s->first[memory]; i != NONE; i = s->list[i].next) {
+        const access *a = &s->list[i];
+        int where = position_in(list, a->kernel);
+        if (where == NONE || a->kernel == list->at[at])
+            continue;
+        if (where == first ? !works_in_place(s, list->at[first], from, memory) : where > first && where < at)
             return false;
-    return true;
+        if (where > at && where <= last_read && a->write)
+            return false;
+    }
+    return first < at;
 }
 
-static bool coalesce_list(survey *s, kl_kernel **list, int *n)
+/* -- dropping ----------------------------------------------------------------------------------------------------------- */
+
+/* Of a kernel that is gone. */
+static void forget(survey *s, int memory, const kl_kernel *kernel)
+{
+    int previous = NONE;
+    for (int i = s->first[memory]; i != NONE; i = s->list[i].next) {
+        if (s->list[i].kernel != kernel) {
+            previous = i;
+            continue;
+        }
+        *(previous == NONE ? &s->first[memory] : &s->list[previous].next) = s->list[i].next;
+        if (s->last[memory] == i)
+            s->last[memory] = previous;
+    }
+}
+
+static void rename_buffer(survey *s, int from, int to)
 {
     kl_program *program = s->program;
+    int memory = memory_of(s, to);
+    for (int i = s->first[from]; i != NONE; i = s->list[i].next)
+        if (s->list[i].view->buffer == from)
+            s->list[i].view->buffer = to;
+    for (int i = 0; i < program->n_buffers; i++)
+        if (program->buffers[i].kind == KL_MOVING && program->buffers[i].base == from)
+            program->buffers[i].base = to;
+    if (s->first[from] == NONE)
+        return;
+    *(s->first[memory] == NONE ? &s->first[memory] : &s->list[s->last[memory]].next) = s->first[from];
+    s->last[memory] = s->last[from];
+    s->first[from] = s->last[from] = NONE;
+}
+
+static bool coalesce_list(survey *s, kl_kernel **kernels, int *n)
+{
+    bool changed = false;
     for (int i = 0; i < *n; i++) {
-        if (list[i]->kind == KL_REPEAT && coalesce_list(s, list[i]->repeat.body, &list[i]->repeat.n_body))
-            return true;
+        kl_kernel *kernel = kernels[i];
+        kernel_list list = { kernels, *n };
         int from, to;
-        if (!is_copy(program, list[i], &from, &to) || from == to)
+        if (kernel->kind == KL_REPEAT)
+            changed |= coalesce_list(s, kernel->repeat.body, &kernel->repeat.n_body);
+        if (!is_copy(s->program, kernel, &from, &to))
             continue;
-        bool rename = may_rename(s, list, *n, i, from, to);
-        if (!rename && !is_no_copy(s, list[i], from, to))
+        bool rename = may_rename(s, &list, i, from, to);
+        if (!rename && (memory_of(s, from) != memory_of(s, to) || s->program->buffers[from].kind == KL_MOVING || s->program->buffers[to].kind == KL_MOVING))
             continue;
-        memmove(&list[i], &list[i + 1], sizeof(*list) * (size_t)(*n - i - 1));
+        forget(s, memory_of(s, from), kernel);
+        forget(s, memory_of(s, to), kernel);
+        if (rename)
+            rename_buffer(s, from, to);
+        memmove(&kernels[i], &kernels[i + 1], sizeof(*kernels) * (size_t)(*n - i - 1));
         --*n;
-        if (rename) {
-            rename_in(program->kernels, program->n_kernels, (int[]){ from, to });
-            for (int j = 0; j < program->n_buffers; j++)
-                if (program->buffers[j].kind == KL_MOVING && program->buffers[j].base == from)
-                    program->buffers[j].base = to;
-        }
-        return true;
+        --i;
+        changed = true;
     }
-    return false;
+    return changed;
 }
 
 /* -- tidying ------------------------------------------------------------------------------------------------------------ */
@@ -271,16 +279,25 @@ static void tidy(kl_program *program)
     base_free(repeat);
 }
 
-/* Quadratic in the copies that can be dropped, which are few hundreds: results and carries. */
 void kl_coalesce(kl_program *program)
 {
-    bool changed = true;
-    while (changed) {
-        kl_renumber(program);
-        survey s = { .program = program };
-        survey_list(&s, program->kernels, program->n_kernels);
-        changed = coalesce_list(&s, program->kernels, &program->n_kernels);
-        base_free(s.accesses);
+    survey s = { .program = program };
+    size_t bytes = sizeof(int) * (size_t)program->n_buffers;
+    kl_renumber(program);
+    s.first = base_alloc(bytes);
+    s.last = base_alloc(bytes);
+    s.donor = base_alloc(sizeof(int) * (size_t)program->n_params);
+    for (int i = 0; i < program->n_buffers; i++) {
+        s.first[i] = s.last[i] = NONE;
+        if (program->buffers[i].kind == KL_PARAM)
+            s.donor[program->buffers[i].index] = i;
     }
+    survey_list(&s, program->kernels, program->n_kernels);
+    while (coalesce_list(&s, program->kernels, &program->n_kernels))
+        ;
+    base_free(s.list);
+    base_free(s.first);
+    base_free(s.last);
+    base_free(s.donor);
     tidy(program);
 }

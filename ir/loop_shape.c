@@ -48,14 +48,23 @@ static bool has_rows(const kl_loop *loop)
     return false;
 }
 
+/* A row value may be stored, and is summed, once a row. */
+static bool is_once_a_row(const kl_loop *loop, const kl_output *output)
+{
+    bool rows_have_more = false;
+    for (int i = loop->n_outer; i < loop->n_axes; i++) {
+        if (output->view.stride[i] != 0)
+            return false;
+        rows_have_more |= loop->extent[i] != 1;
+    }
+    return rows_have_more && loop->exprs[output->expr].row;
+}
+
 void kl_merge_axes(kl_loop *loop)
 {
     bool rows = has_rows(loop);
-    /* A row value is stored, and summed, once a row: such loops keep their split too. */
     for (int i = 0; i < loop->n_outputs; i++)
-        if (loop->exprs[loop->outputs[i].expr].row && loop->n_outer > 0)
-            for (int a = loop->n_outer; a < loop->n_axes; a++)
-                rows |= loop->extent[a] != 1;
+        rows |= is_once_a_row(loop, &loop->outputs[i]);
     for (int axis = loop->n_axes - 1; axis >= 0; axis--) {
         int inner = loop->n_axes - loop->n_outer;
         if (loop->extent[axis] == 1 && loop->n_axes > 1 && (axis < loop->n_outer || inner > 1 || !rows))

@@ -27,7 +27,7 @@ typedef struct {
     lower_state *state;
     int n_units, cap_units;
     unit *units;
-    bool again;                   /* a node was found that must be stored */
+    bool again, progress;         /* a node was found that must be stored; something new is known of it */
     bool *forced, *forced_dense, *forced_apart;       /* by mark, over the rounds */
 } lowering;
 
@@ -58,12 +58,23 @@ static kl_kernel *new_kernel(lowering *l, kernel_list *list, kl_kind kind, const
     return kernel;
 }
 
+static void force(lowering *l, bool *flag)
+{
+    l->progress |= !*flag;
+    *flag = true;
+}
+
+/* In the next round node has memory of its own, row-major where dense; what has that already and is still asked for is computed apart
+ * from all others. */
 static void must_store(lowering *l, const ir_node *node, bool dense)
 {
-    node_info *info = INFO(l->state, node);
-    l->forced[node->mark] = true;
-    l->forced_dense[node->mark] |= dense;
-    l->forced_apart[node->mark] |= info->stored && (!dense || info->keep_dense);       /* that alone was not enough */
+    const node_info *info = INFO(l->state, node);
+    bool not_enough = info->stored && (!dense || info->keep_dense);
+    force(l, &l->forced[node->mark]);
+    if (dense)
+        force(l, &l->forced_dense[node->mark]);
+    if (not_enough)
+        force(l, &l->forced_apart[node->mark]);
     l->again = true;
 }
 
@@ -82,6 +93,7 @@ typedef struct {
     evaluated *done;
     bool failed, refine;
     form_refinement how;
+    const ir_node *behind;             /* of refine: what is read at forms that need another axis */
 } builder;
 
 static bool expr_equal(const kl_expr *a, const kl_expr *b)
@@ -187,6 +199,15 @@ static int fail(builder *b, ir_node *node, bool dense)
     return -1;
 }
 
+/* The loop is to be built again with another axis. */
+static int refine(builder *b, const ir_node *behind, const form_refinement *how)
+{
+    b->failed = b->refine = true;
+    b->how = *how;
+    b->behind = behind;
+    return -1;
+}
+
 static int load(builder *b, ir_node *node, const index_form *where)
 {
     kl_expr expr = { .kind = KL_LOAD, .dtype = node->type.dtype };
@@ -221,9 +242,7 @@ static int eval_view(builder *b, ir_node *node, const index_form *where)
     case FORM_OK:
         return eval(b, x, below);
     case FORM_REFINE:
-        b->failed = b->refine = true;
-        b->how = how;
-        return -1;
+        return refine(b, x, &how);
     case FORM_NONE:
         break;
     }
@@ -234,19 +253,20 @@ static int eval_view(builder *b, ir_node *node, const index_form *where)
 static bool add_dynamic(builder *b, index_form *form, ir_node *start, const index_form *where, int64_t limit)
 {
     int expr = eval(b, start, where);
-    if (expr < 0 || form->n_dynamic == KL_MAX_DYNAMIC) {
-        if (expr >= 0)
-            fail(b, start, false);
-        return false;
-    }
-    form->dynamic[form->n_dynamic++] = (kl_dynamic){ expr, 1, limit };
-    return true;
+    if (expr >= 0)
+        form->dynamic[form->n_dynamic++] = (kl_dynamic){ expr, 1, limit };
+    return expr >= 0;
 }
 
 static int eval_indexed(builder *b, ir_node *node, const index_form *where)
 {
     ir_node *x = node->args[0];
     index_form below[IR_MAX_RANK];
+    int n_dynamic = x->type.rank;                         /* what the load may come to have */
+    for (int i = 0; i < node->type.rank; i++)
+        n_dynamic += where[i].n_dynamic;
+    if (n_dynamic > KL_MAX_DYNAMIC)
+        return fail(b, node, false);
     if (node->op == OP_gather) {
         int axis = node->attr.axis, more = node->args[1]->type.rank;
         for (int i = 0; i < x->type.rank; i++)
@@ -323,9 +343,7 @@ static int eval_reduce(builder *b, ir_node *node, const index_form *where)
     index_form linear = form_linear(&b->space, b->space.n_outer, b->space.n_axes);
     switch (form_split(&b->space, &linear, dim, n, part, &how)) {
     case FORM_REFINE:
-        b->failed = b->refine = true;
-        b->how = how;
-        return -1;
+        return refine(b, node, &how);
     case FORM_NONE:
         return fail(b, node, false);
     case FORM_OK:
@@ -404,11 +422,12 @@ static void add_output(builder *b, kl_output_kind kind, int expr, kl_view view)
 static bool spread(builder *b, const ir_node *node, const ir_type *type, int from, int to, index_form *where)
 {
     index_form linear = form_linear(&b->space, from, to);
-    switch (form_split(&b->space, &linear, type->dim, type->rank, where, &b->how)) {
+    form_refinement how;
+    switch (form_split(&b->space, &linear, type->dim, type->rank, where, &how)) {
     case FORM_OK:
         return true;
     case FORM_REFINE:
-        b->failed = b->refine = true;
+        refine(b, node, &how);
         return false;
     case FORM_NONE:
         break;
@@ -466,12 +485,32 @@ static void output(builder *b, ir_node *node)
     add_output(b, kind, expr, view);
 }
 
-/* Starts the builder over with the axis split that it asked for. False where there is no room for another axis. */
+/* No room for another axis. Memory that is row-major is read at any linear index, without axes; where it is this loop itself that
+ * computes what is read, its nodes are computed one by one. */
+static void too_many_axes(builder *b)
+{
+    lowering *l = b->l;
+    if (!is_computed_here(b, b->behind)) {
+        must_store(l, b->behind, true);
+        return;
+    }
+    for (int i = 0; b->cluster >= 0 && i < l->state->clusters[b->cluster]->n_nodes; i++) {
+        const ir_node *node = l->state->clusters[b->cluster]->nodes[i];
+        must_store(l, node, true);
+        force(l, &l->forced_apart[node->mark]);
+    }
+}
+
+/* Starts the builder over with the axis split that it asked for. False where it asked for none, or there is no room for it. */
 static bool retry_refined(builder *b)
 {
     builder fresh = { .l = b->l, .space = b->space, .cluster = b->cluster, .root = b->root };
-    if (!b->failed || !b->refine || !space_refine(&fresh.space, &b->how))
+    if (!b->failed || !b->refine)
         return false;
+    if (!space_refine(&fresh.space, &b->how)) {
+        too_many_axes(b);
+        return false;
+    }
     *b = fresh;
     return true;
 }
@@ -491,6 +530,8 @@ static void fill(lowering *l, kernel_list *list, ir_node *node, const node_place
     builder b = { .l = l, .cluster = -1 };
     index_form where[IR_MAX_RANK];
     kl_view view;
+    if (ir_type_count(&node->type) == 0)
+        return;
     b.space.n_axes = MAX(1, node->type.rank);
     b.space.n_outer = b.space.n_axes - 1;
     b.space.extent[0] = 1;
@@ -525,8 +566,6 @@ static void copy_to(lowering *l, kernel_list *list, ir_node *node, const node_pl
             }
         }
     } while (retry_refined(&b));
-    if (b.refine)
-        must_store(l, node->n_args ? node->args[0] : node, true);
     if (!b.failed)
         finish_loop(&b, &new_kernel(l, list, KL_LOOP, node, name)->loop);
 }
@@ -623,11 +662,6 @@ static void lower_cluster(lowering *l, const node_cluster *cluster)
             if (INFO(l->state, cluster->nodes[i])->stored)
                 output(&b, cluster->nodes[i]);
     } while (retry_refined(&b));
-    if (b.refine)                                         /* too many axes: take the cluster apart */
-        for (int i = 0; i < cluster->n_nodes; i++) {
-            must_store(l, cluster->nodes[i], true);
-            l->forced_apart[cluster->nodes[i]->mark] = true;
-        }
     if (!b.failed)
         finish_loop(&b, &new_kernel(l, &u->kernels, KL_LOOP, last, name_of(l, cluster))->loop);
 }
@@ -866,8 +900,6 @@ static void lower_update_slice(lowering *l, kernel_list *list, ir_node *node)
         }
         add_output(&b, KL_STORE, expr, view);
     } while (retry_refined(&b));
-    if (b.refine)
-        must_store(l, update, true);
     if (!b.failed)
         finish_loop(&b, &new_kernel(l, list, KL_LOOP, node, "update_slice")->loop);
 }
@@ -1127,11 +1159,13 @@ static void order_units(lowering *l, kernel_list *out)
     for (int i = 0; i < n; i++) {
         for (int j = 0; j < touches[i].n[0]; j++) {
             const int_list *from = &writers[touches[i].at[0][j]];
+            bool writes_too = false;      /* then it reads its own part of a concatenation: nobody but its maker reads a part */
             for (int k = 0; k < from->n; k++)
-                if (from->at[k] != i) {
-                    append(arena, &users[from->at[k]], i);
-                    waits_for[i]++;
-                }
+                writes_too |= from->at[k] == i;
+            for (int k = 0; k < from->n && !writes_too; k++) {
+                append(arena, &users[from->at[k]], i);
+                waits_for[i]++;
+            }
         }
         if (waits_for[i] == 0 && l->units[i].key != LAST)
             push(&ready, i);
@@ -1168,6 +1202,17 @@ static lower_state *new_state(const ir_graph *graph, base_arena *arena)
     return state;
 }
 
+/* A body's parameter may be a view of memory outside; here it is needed row by row. */
+static void copy_parameter(lowering *l, ir_node *node)
+{
+    node_info *info = INFO(l->state, node);
+    node_place place = new_place(l, node);
+    unit *u = new_unit(l, -1);
+    info->stored = true;
+    copy_to(l, &u->kernels, node, &place, false, "copy");
+    info->place = place;
+}
+
 /* finish adds the units that take the graph's results to where they belong. */
 static void lower_graph(kl_program *program, const ir_graph *graph, const node_place *params, base_arena *scratch,
                         void (*finish)(lowering *l, void *context), void *context, kernel_list *out)
@@ -1177,14 +1222,13 @@ static void lower_graph(kl_program *program, const ir_graph *graph, const node_p
     l.forced = ARENA_NEW(scratch, bool, n_nodes);
     l.forced_dense = ARENA_NEW(scratch, bool, n_nodes);
     l.forced_apart = ARENA_NEW(scratch, bool, n_nodes);
-    for (int round = 0;; round++) {
-        CHECK(round <= 3 * n_nodes + 1, "graph %s: expected lowering to end", graph->name);
+    for (;;) {
         program->n_buffers = n_buffers;
         program->n_repeats = n_repeats;
         lower_state *state = l.state = new_state(graph, scratch);
         l.n_units = l.cap_units = 0;
         l.units = NULL;
-        l.again = false;
+        l.again = l.progress = false;
         for (int i = 0; i < n_nodes; i++) {
             node_info *info = &state->infos[i];
             info->stored = l.forced[i];
@@ -1192,6 +1236,8 @@ static void lower_graph(kl_program *program, const ir_graph *graph, const node_p
             info->keep_dense = l.forced_dense[i] || info->node->op == OP_scatter_add;
             if (info->node->op == OP_parameter)
                 info->place = params[info->node->attr.index];
+            if (info->node->op == OP_parameter && l.forced_dense[i] && !info->place.dense)
+                copy_parameter(&l, info->node);
             if (info->node->op == OP_literal) {
                 int64_t bytes = ir_type_bytes(&info->node->type);
                 void *data = base_arena_alloc(program->arena, (size_t)bytes);
@@ -1214,6 +1260,7 @@ static void lower_graph(kl_program *program, const ir_graph *graph, const node_p
         finish(&l, context);
         if (!l.again)
             break;
+        CHECK(l.progress, "graph %s: expected each round of the lowering to store a node more", graph->name);
     }
     order_units(&l, out);
 }

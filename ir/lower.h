@@ -6,7 +6,7 @@
 
 /* -- affine.c --------------------------------------------------------------------------------------------------------- */
 
-enum { KL_MAX_DYNAMIC = 4 };
+enum { KL_MAX_DYNAMIC = 12 };            /* a view's dynamic terms: a start an axis, and some indices besides */
 
 /* An index as a function of a kernel's axes: offset + sum of axis index * coef, plus dynamic terms. Never negative. */
 typedef struct {
@@ -57,7 +57,7 @@ typedef struct {
     int64_t total, inner;
     int n_nodes, cap_nodes;
     ir_node **nodes;
-    bool alone;              /* a reduction over middle axes: nothing joins it */
+    bool alone;              /* a reduction over middle axes, or what lowering asks to be apart: nothing joins it */
     int n_cuts;              /* ascending products of trailing dims of all shapes: each divides the next */
     int64_t cuts[2 * KL_MAX_AXES];
 } node_cluster;

@@ -20,6 +20,8 @@ static node_place row_major_place(const ir_type *type)
  * False where the axes do not go together. */
 static bool place_through_reshape(const ir_type *from, const ir_type *to, const node_place *as, node_place *place)
 {
+    if (ir_type_count(from) == 0)
+        return false;
     *place = (node_place){ .placed = true, .offset = as->offset, .buffer = as->buffer };
     /* Walk both shapes from the last axis. An axis of `from` is a run of axes of `to`, or an even part of one. */
     int j = to->rank - 1;

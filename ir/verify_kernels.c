@@ -124,7 +124,7 @@ static bool may_touch(verifier *v, int buffer, bool write, bool read)
     kl_buffer_kind kind = program->buffers[root].kind;
     if (write && (kind == KL_PARAM || kind == KL_CONST))
         return wrong(v, "b%d: cannot be written", buffer);
-    if (read && kind == KL_TEMP && !v->written[root])
+    if (read && kind == KL_TEMP && program->buffers[root].count > 0 && !v->written[root])
         return wrong(v, "b%d: is read before anything is written to it", buffer);
     return true;
 }
@@ -175,11 +175,13 @@ static bool dynamic_fits(verifier *v, const kl_loop *loop, const kl_view *view, 
     return true;
 }
 
-/* Each index its own element: by ascending strides, each step is beyond all that the smaller ones reach. Axes of `free` may stand still. */
+/* Each index its own element: by ascending strides, each step is beyond all that the smaller ones reach. */
 static bool is_injective(const kl_view *view, int n_axes, const int64_t *extent)
 {
     bool used[KL_MAX_AXES] = { false };
     int64_t reach = 0;
+    if (is_empty(n_axes, extent))
+        return true;
     for (int round = 0; round < n_axes; round++) {
         int next = -1;
         for (int i = 0; i < n_axes; i++)
