@@ -1,0 +1,162 @@
+/* Attention and its gradient, a tile at a time, as in FlashAttention (arXiv:2205.14135, arXiv:2307.08691).
+ *
+ *   attention.c             the plan: blocks, tasks, scratch, the code that is asked for
+ *   attention_blocks.c      operands and products of a block
+ *   attention_tiles.c       generates the pieces that are not products: softmax, its gradient, dropout, stores
+ *   attention_forward.c     walks the blocks: out, lse
+ *   attention_backward.c    walks the blocks: dq, dk, dv
+ *
+ * All products are the micro-kernels of gemm.h. Queries are taken a panel at a time: as many as the micro-kernel has columns (W),
+ * lying across, with keys going down:
+ *
+ *     scores^T[key][query] = k[key] . q[query]        A: k as it lies    B: q, transposed
+ *     out[query][:] += p^T[key][query] v[key][:]      A: p^T, read along columns; the micro-kernel takes any strides    B: v
+ *
+ * So a row of scores^T is one key for W queries: softmax is vectors over queries and needs no sum or maximum across lanes, its
+ * running maximum and sum are vectors too, and four keys of W queries are what one round of Philox gives in W lanes.
+ *
+ * A result depends on shapes alone: every element is a chain over key blocks (of dk, dv: over panels) in order. */
+#ifndef CPU_ATTENTION_H
+#define CPU_ATTENTION_H
+
+#include "backend_cpu/backend.h"
+#include "backend_cpu/gemm.h"
+
+/* -- pieces of generated code: attention_tiles.c ---------------------------------------------------------------------- */
+
+/* What the code of a piece depends on, beside the ISA. */
+typedef struct { ir_dtype dtype, stored; bool dropout; } cpu_attention_class;
+
+/* A panel's scores against a block of keys, [keys][W] in the type of sums (s below). Lane i sees keys up to i + diagonal. */
+typedef struct {
+    void *scores;               /* in: scores^T. out: probabilities, dropped out but not scaled for it, as operand A of a product over
+                                   keys (softmax) or over queries (gradient) */
+    void *gradients;            /* gradient. in: the gradient of dropped-out probabilities. out: of scores, as operand A over queries, */
+    void *pairs;                /* and over keys, where that looks different: bf16 in pairs */
+    const uint16_t *keep;       /* dropout: [keys][2 vectors], a bit a lane */
+    int64_t keys, diagonal;
+    double scale, keep_scale;   /* of scores; 1/(1-p) */
+    void *most, *sum;           /* softmax: s[W], the greatest score so far, and the sum of exp(score - most) */
+    void *outputs, *factors;    /* softmax: s[panels][W][W], what was summed up so far, and room for s[W] */
+    int64_t panels, panel_bytes, first;
+    const void *lse, *delta;    /* gradient: s[W] */
+} cpu_attention_block;
+
+/* The end of softmax: factors = keep_scale / sum, lse = most + log(sum), of s[W] each. */
+typedef struct { const void *most, *sum; void *factors, *lse; double keep_scale; } cpu_attention_close;
+
+/* to[row][column] = from[column / W][row][column % W] * factors[row], in the stored type. Strides in elements. */
+typedef struct {
+    const void *from;
+    int64_t panel_bytes, rows, columns;
+    const void *factors;
+    int64_t factor_stride;
+    void *to;
+    int64_t row_stride;
+} cpu_attention_store;
+
+/* to[row] = the sum over columns of a * b; a and b in dtype, to in the type of sums. */
+typedef struct { const void *a, *b; int64_t a_stride, b_stride, rows, columns; void *to; } cpu_attention_dots;
+
+/* keep[key][vector] has bit i where the word of random element first + i * query_stride + key is at least threshold. */
+typedef struct {
+    uint16_t *keep;             /* room for a multiple of four keys */
+    int64_t keys, first, query_stride;
+    uint32_t seed[2], site, counter, threshold;
+} cpu_attention_keep;
+
+typedef void cpu_attention_piece(const void *record);
+typedef void cpu_attention_emit(LLVMModuleRef module, cpu_isa isa, const cpu_attention_class *class, const char *name);
+cpu_attention_emit cpu_attention_emit_softmax, cpu_attention_emit_gradient, cpu_attention_emit_close, cpu_attention_emit_store,
+    cpu_attention_emit_dots, cpu_attention_emit_keep;
+
+/* -- the plan: attention.c --------------------------------------------------------------------------------------------- */
+
+/* Where a kernel finds a tensor: its argument, and strides in elements; argument -1: there is none. */
+typedef struct { int arg; int64_t stride[4]; } cpu_attention_tensor;
+
+/* The code, once linked. Transposed panels, rows and (bf16 in pairs) interleaved panels are gemm.h's packing. */
+typedef struct {
+    cpu_gemm_code products;
+    cpu_gemm_pack *transpose, *rows, *interleave;
+    cpu_attention_piece *softmax, *gradient, *close, *store, *dots, *keep;
+} cpu_attention_code;
+
+typedef struct {
+    kl_attention shape;         /* views apart */
+    cpu_isa isa;
+    cpu_gemm_tile_shape tile;   /* W is tile.columns */
+    cpu_gemm_unit unit;
+    int sum_bytes, element_bytes, grad_bytes;
+    int64_t key_block;
+    int64_t panels, head_panels;                     /* of W: queries, columns of a head */
+    int64_t row_bytes, transposed_bytes, interleaved_bytes, sums_bytes;    /* packed: a row; a panel of queries; of a key block; sums[W][W] */
+    int64_t task_panels, row_tasks;                  /* forward: a task is task_panels of a head */
+    int64_t splits, split_blocks;                    /* backward: a task is split_blocks key blocks of a head */
+    uint32_t threshold;
+    double keep_scale;
+    cpu_attention_tensor q, k, v, out, lse, dout, dlse, dq, dk, dv, seed, counter;
+    int workspace;                                   /* argument: dq of the splits */
+    cpu_attention_code code;
+} cpu_attention;
+
+/* Composites that stay whole for this kernel: attention and its gradient, of any dtype. */
+bool cpu_attention_keeps(const ir_node *node);
+
+/* Phases' code; args[0] is the plan. */
+cpu_task cpu_attention_forward, cpu_attention_backward, cpu_attention_add_splits;
+size_t cpu_attention_forward_scratch(const cpu_attention *a);
+size_t cpu_attention_backward_scratch(const cpu_attention *a);
+size_t cpu_attention_backward_workspace(const cpu_attention *a);
+
+/* -- what the walks share: attention_blocks.c -------------------------------------------------------------------------- */
+
+/* Hands out scratch. */
+typedef struct { char *at; } cpu_attention_room;
+static inline void *cpu_attention_take(cpu_attention_room *room, int64_t bytes)
+{
+    char *at = room->at;
+    room->at += (bytes + 63) & ~(int64_t)63;
+    return at;
+}
+
+/* A matrix in memory, rows of one head: element (row, column) is at[row * row_stride + column]. */
+typedef struct { const char *at; int64_t row_stride; } cpu_attention_matrix;
+
+/* Operands as the micro-kernel reads them, strides in bytes. */
+typedef struct { const char *at; int64_t row, unit; } cpu_attention_left;
+typedef struct { const char *at; int64_t panel, unit; } cpu_attention_right;
+
+/* sums[panel][rows][W] (+)= left right. Row r needs depths from r + low to r + high alone: elsewhere left is zero. */
+typedef struct {
+    cpu_attention_left left;
+    cpu_attention_right right;
+    char *sums;
+    int64_t panel_bytes, rows, columns, depth, low, high, resume;
+} cpu_attention_product;
+
+enum { CPU_ATTENTION_FAR = 1 << 30 };                /* further than any diagonal, on shapes that fit in memory */
+
+/* Tensor t at batch and head, from row on. */
+char *cpu_attention_at(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t, int bytes,
+                       int64_t head, int64_t row);
+/* Rows row..row+rows-1 of it with columns side by side: where they lie, or copied to staging, [rows][head_dim]. */
+cpu_attention_matrix cpu_attention_rows(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t,
+                                        int64_t head, int64_t row, int64_t rows, void *staging);
+cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
+cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
+/* Rows as operand B over rows: where they lie, or packed. */
+cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
+int64_t cpu_attention_right_bytes(const cpu_attention *a, int64_t rows);
+
+void cpu_attention_multiply(const cpu_attention *a, const cpu_attention_product *p);
+/* scores^T[rows][W] = left right; a lane i sees rows up to i + diagonal, what it does not see may be anything. */
+void cpu_attention_scores(const cpu_attention *a, cpu_attention_left left, cpu_attention_right right, int64_t rows, int64_t diagonal,
+                          char *scores);
+void cpu_attention_store_rows(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t, int bytes,
+                              int64_t head, int64_t row, cpu_attention_store store, void *staging);
+/* The dropout mask of a panel against keys key..key+keys-1. */
+void cpu_attention_fill_keep(const cpu_attention *a, const int64_t *args, char *const *buffers, int64_t head, int64_t row, int64_t key,
+                             int64_t keys, uint16_t *keep);
+
+#endif

@@ -1,0 +1,232 @@
+/* dq, dk and dv. A task is a head, or a range of its keys where there are few heads:
+ *
+ *     delta = sum(dout * out) - dlse, of all queries
+ *     for block of keys
+ *         pack k, v
+ *         for panel of queries that sees some
+ *             scores^T = k q^T                dp^T = v dout^T
+ *             p = exp(scores - lse)           dscores = p (dp - delta)
+ *             dv += p^T dout                  dk += dscores^T q               dq += dscores k
+ *         store dk, dv
+ *     store dq
+ *
+ * dq of all queries is summed up in scratch. Where the keys of a head are split, each task leaves its part in workspace, and a
+ * second phase adds them up in order. */
+#include "backend_cpu/attention.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef struct {
+    const cpu_attention *a;
+    const int64_t *args;
+    char *const *buffers;
+    int64_t head, first_key, end_key;                /* this task's keys */
+    char *dq;                                        /* sums[panel][head panel][W][W] */
+    char *lse, *delta;                               /* s[panels][W] */
+    char *k, *k_right, *v, *dk, *dv;                 /* a block of keys */
+    char *q, *q_right, *dout, *dout_right;           /* a panel of queries, transposed and as operand B over queries */
+    char *scores, *gradients, *pairs, *staging[2];
+    uint16_t *keep;
+} walk;
+
+static walk lay_out(const cpu_attention *a, char *scratch, size_t *bytes)
+{
+    cpu_attention_room at = {scratch};
+    int64_t width = a->tile.columns, line = width * a->sum_bytes, keys = a->key_block;
+    int64_t staged = MAX(keys, width) * a->shape.head_dim * MAX(a->element_bytes, a->sum_bytes);
+    walk w = {.a = a};
+    w.dq = cpu_attention_take(&at, a->splits > 1 ? 0 : a->panels * a->head_panels * a->sums_bytes);
+    w.lse = cpu_attention_take(&at, a->panels * line);
+    w.delta = cpu_attention_take(&at, a->panels * line);
+    w.k = cpu_attention_take(&at, keys * a->row_bytes);
+    w.k_right = cpu_attention_take(&at, a->unit.k_per_unit == 2 ? cpu_attention_right_bytes(a, keys) : 0);
+    w.v = cpu_attention_take(&at, keys * a->row_bytes);
+    w.dk = cpu_attention_take(&at, a->head_panels * keys * line);
+    w.dv = cpu_attention_take(&at, a->head_panels * keys * line);
+    w.q = cpu_attention_take(&at, a->transposed_bytes);
+    w.dout = cpu_attention_take(&at, a->transposed_bytes);
+    w.q_right = cpu_attention_take(&at, cpu_attention_right_bytes(a, width));
+    w.dout_right = cpu_attention_take(&at, cpu_attention_right_bytes(a, width));
+    w.scores = cpu_attention_take(&at, (keys + 1) * line);
+    w.gradients = cpu_attention_take(&at, (keys + 1) * line);
+    w.pairs = cpu_attention_take(&at, a->unit.k_per_unit == 2 ? (keys + 1) / 2 * line : 0);
+    w.keep = cpu_attention_take(&at, (keys + 4) * 2 * (int64_t)sizeof *w.keep);
+    w.staging[0] = cpu_attention_take(&at, staged);
+    w.staging[1] = cpu_attention_take(&at, staged);
+    *bytes = (size_t)(at.at - scratch);
+    return w;
+}
+
+size_t cpu_attention_backward_scratch(const cpu_attention *a)
+{
+    size_t bytes;
+    lay_out(a, NULL, &bytes);
+    return bytes;
+}
+
+static int64_t dq_bytes(const cpu_attention *a) { return a->panels * a->head_panels * a->sums_bytes; }
+
+size_t cpu_attention_backward_workspace(const cpu_attention *a)
+{
+    return a->splits > 1 ? (size_t)(a->shape.batch * a->shape.heads * a->splits * dq_bytes(a)) : 0;
+}
+
+/* Where causal, keys from row + ahead on see nothing of the panel at row. */
+static int64_t ahead_of(const cpu_attention *a)
+{
+    return a->shape.causal ? a->shape.keys - a->shape.rows + a->tile.columns : CPU_ATTENTION_FAR;
+}
+
+/* The first panel that sees key. */
+static int64_t first_panel(const cpu_attention *a, int64_t key)
+{
+    int64_t row = key - ahead_of(a) + 1;
+    return row <= 0 ? 0 : (row + a->tile.columns - 1) / a->tile.columns;
+}
+
+/* lse and delta of a panel, side by side. Lanes without a query get an lse of infinity: a probability of 0. */
+static void load_statistics(const walk *w, int64_t panel)
+{
+    const cpu_attention *a = w->a;
+    const kl_attention *s = &a->shape;
+    int64_t width = a->tile.columns, row = panel * width, rows = MIN(width, s->rows - row), at = panel * width;
+    cpu_attention_matrix out = cpu_attention_rows(a, w->args, w->buffers, &a->out, w->head, row, rows, w->staging[0]);
+    cpu_attention_matrix dout = cpu_attention_rows(a, w->args, w->buffers, &a->dout, w->head, row, rows, w->staging[1]);
+    cpu_attention_dots dots = {dout.at, out.at, dout.row_stride, out.row_stride, rows, s->head_dim, w->delta + at * a->sum_bytes};
+    a->code.dots(&dots);
+    const char *lse = cpu_attention_at(a, w->args, w->buffers, &a->lse, a->sum_bytes, w->head, row), *dlse = NULL;
+    if (a->dlse.arg >= 0)
+        dlse = cpu_attention_at(a, w->args, w->buffers, &a->dlse, a->sum_bytes, w->head, row);
+#define COPY(type)                                                                                       \
+    for (int64_t i = 0; i < width; i++) {                                                                \
+        ((type *)w->lse)[at + i] = i < rows ? ((const type *)lse)[i * a->lse.stride[2]] : INFINITY;      \
+        if (i >= rows)                                                                                   \
+            ((type *)w->delta)[at + i] = 0;                                                              \
+        else if (dlse)                                                                                   \
+            ((type *)w->delta)[at + i] -= ((const type *)dlse)[i * a->dlse.stride[2]];                   \
+    }
+    if (a->sum_bytes == 8) {
+        COPY(double)
+    } else {
+        COPY(float)
+    }
+#undef COPY
+}
+
+/* One panel against the block of keys from key on, of which it sees `keys`. */
+static void visit_panel(const walk *w, int64_t panel, int64_t key, int64_t keys, cpu_attention_left k, cpu_attention_left v,
+                        cpu_attention_right k_right)
+{
+    const cpu_attention *a = w->a;
+    const kl_attention *s = &a->shape;
+    int64_t width = a->tile.columns, row = panel * width, rows = MIN(width, s->rows - row), line = width * a->sum_bytes;
+    int64_t diagonal = s->causal ? row + s->keys - s->rows - key : CPU_ATTENTION_FAR;
+    cpu_attention_matrix q = cpu_attention_rows(a, w->args, w->buffers, &a->q, w->head, row, rows, w->staging[0]);
+    cpu_attention_matrix dout = cpu_attention_rows(a, w->args, w->buffers, &a->dout, w->head, row, rows, w->staging[1]);
+
+    cpu_attention_scores(a, k, cpu_attention_pack_transposed(a, q, rows, w->q), keys, diagonal, w->scores);
+    cpu_attention_scores(a, v, cpu_attention_pack_transposed(a, dout, rows, w->dout), keys, diagonal, w->gradients);
+    if (s->dropout > 0)
+        cpu_attention_fill_keep(a, w->args, w->buffers, w->head, row, key, keys, w->keep);
+    cpu_attention_block block = {
+        .scores = w->scores, .gradients = w->gradients, .pairs = w->pairs, .keep = w->keep, .keys = keys, .diagonal = diagonal,
+        .scale = s->scale, .keep_scale = a->keep_scale, .lse = w->lse + panel * line, .delta = w->delta + panel * line };
+    a->code.gradient(&block);
+
+    /* Over queries: those from key - diagonal on see a key. */
+    int64_t over_queries = a->unit.k_per_unit == 2 ? line / 2 : line, key_panel = a->key_block * line;
+    cpu_attention_product product = {
+        .left = {w->scores, over_queries, a->unit.bytes}, .right = cpu_attention_pack_right(a, dout, rows, w->dout_right),
+        .sums = w->dv, .panel_bytes = key_panel, .rows = keys, .columns = s->head_dim, .depth = rows,
+        .low = -diagonal, .high = CPU_ATTENTION_FAR, .resume = 1 };
+    cpu_attention_multiply(a, &product);
+    product.left.at = w->gradients;
+    product.right = cpu_attention_pack_right(a, q, rows, w->q_right);
+    product.sums = w->dk;
+    cpu_attention_multiply(a, &product);
+
+    product = (cpu_attention_product){
+        .left = {a->unit.k_per_unit == 2 ? w->pairs : w->gradients, a->unit.bytes, width * a->unit.bytes}, .right = k_right,
+        .sums = w->dq + panel * a->head_panels * a->sums_bytes, .panel_bytes = a->sums_bytes, .rows = rows, .columns = s->head_dim,
+        .depth = keys, .low = -CPU_ATTENTION_FAR, .high = diagonal, .resume = key > w->first_key };
+    cpu_attention_multiply(a, &product);
+}
+
+/* sums[head panel][rows][W] times factor, in the type of sums, to rows of a gradient. */
+static void store_gradient(const walk *w, const cpu_attention_tensor *t, int64_t row, int64_t rows, const char *sums, int64_t panel_bytes,
+                           double factor)
+{
+    const cpu_attention *a = w->a;
+    float f32 = (float)factor;
+    cpu_attention_store store = {.from = sums, .panel_bytes = panel_bytes, .rows = rows,
+                                 .factors = a->sum_bytes == 8 ? (void *)&factor : (void *)&f32};
+    cpu_attention_store_rows(a, w->args, w->buffers, t, a->grad_bytes, w->head, row, store, w->staging[0]);
+}
+
+static void store_dq(const walk *w, int64_t panel, const char *sums)
+{
+    int64_t row = panel * w->a->tile.columns, rows = MIN(w->a->tile.columns, w->a->shape.rows - row);
+    store_gradient(w, &w->a->dq, row, rows, sums, w->a->sums_bytes, w->a->shape.scale);
+}
+
+static void visit_keys(const walk *w, int64_t key)
+{
+    const cpu_attention *a = w->a;
+    const kl_attention *s = &a->shape;
+    int64_t keys = MIN(a->key_block, s->keys - key), line = a->tile.columns * a->sum_bytes, width = a->tile.columns;
+    cpu_attention_matrix m = cpu_attention_rows(a, w->args, w->buffers, &a->k, w->head, key, keys, w->staging[0]);
+    cpu_attention_left k = cpu_attention_pack_left(a, m, keys, w->k);
+    cpu_attention_right k_right = {k.at, width * a->unit.bytes, k.row};
+    if (a->unit.k_per_unit == 2)
+        k_right = cpu_attention_pack_right(a, m, keys, w->k_right);
+    m = cpu_attention_rows(a, w->args, w->buffers, &a->v, w->head, key, keys, w->staging[0]);
+    cpu_attention_left v = cpu_attention_pack_left(a, m, keys, w->v);
+    memset(w->dk, 0, (size_t)(a->head_panels * a->key_block * line));
+    memset(w->dv, 0, (size_t)(a->head_panels * a->key_block * line));
+    for (int64_t panel = first_panel(a, key); panel < a->panels; panel++)
+        visit_panel(w, panel, key, MIN(keys, panel * width + ahead_of(a) - key), k, v, k_right);
+    store_gradient(w, &a->dk, key, keys, w->dk, a->key_block * line, s->scale);
+    store_gradient(w, &a->dv, key, keys, w->dv, a->key_block * line, a->keep_scale);
+}
+
+/* Where causal, the first keys are seen by most queries: the tasks that have them come first. */
+void cpu_attention_backward(const int64_t *args, char *const *buffers, int64_t task, char *scratch)
+{
+    const cpu_attention *a = (const cpu_attention *)(intptr_t)args[0];
+    int64_t heads = a->shape.batch * a->shape.heads, split = task / heads;
+    size_t bytes;
+    walk w = lay_out(a, scratch, &bytes);
+    w.args = args, w.buffers = buffers, w.head = task % heads;
+    w.first_key = split * a->split_blocks * a->key_block;
+    w.end_key = MIN(a->shape.keys, w.first_key + a->split_blocks * a->key_block);
+    if (a->splits > 1)
+        w.dq = cpu_pointer(args, buffers, a->workspace) + (w.head * a->splits + split) * dq_bytes(a);
+    for (int64_t panel = first_panel(a, w.first_key); panel < a->panels; panel++)
+        load_statistics(&w, panel);
+    for (int64_t key = w.first_key; key < w.end_key; key += a->key_block)
+        visit_keys(&w, key);
+    if (a->splits == 1)
+        for (int64_t panel = 0; panel < a->panels; panel++)
+            store_dq(&w, panel, w.dq + panel * a->head_panels * a->sums_bytes);
+}
+
+/* dq of a panel: the parts of all splits whose first key it sees, added to the first one's. */
+void cpu_attention_add_splits(const int64_t *args, char *const *buffers, int64_t task, char *scratch)
+{
+    const cpu_attention *a = (const cpu_attention *)(intptr_t)args[0];
+    size_t bytes;
+    walk w = lay_out(a, scratch, &bytes);
+    w.args = args, w.buffers = buffers, w.head = task / a->panels;
+    int64_t panel = task % a->panels, count = a->head_panels * a->sums_bytes / a->sum_bytes;
+    char *part = cpu_pointer(args, buffers, a->workspace) + w.head * a->splits * dq_bytes(a) + panel * a->head_panels * a->sums_bytes;
+    for (int64_t split = 1; split < a->splits && first_panel(a, split * a->split_blocks * a->key_block) <= panel; split++) {
+        const char *other = part + split * dq_bytes(a);
+        for (int64_t i = 0; i < count; i++)
+            if (a->sum_bytes == 8)
+                ((double *)part)[i] += ((const double *)other)[i];
+            else
+                ((float *)part)[i] += ((const float *)other)[i];
+    }
+    store_dq(&w, panel, part);
+}

@@ -1,0 +1,157 @@
+/* Operands and products of attention's blocks: what lies in memory, what is packed, and how a product is cut into the
+ * micro-kernel's tiles. */
+#include "backend_cpu/attention.h"
+
+#include <string.h>
+
+static int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+/* -- tensors ----------------------------------------------------------------------------------------------------------- */
+
+char *cpu_attention_at(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t, int bytes,
+                       int64_t head, int64_t row)
+{
+    int64_t offset = head / a->shape.heads * t->stride[0] + head % a->shape.heads * t->stride[1] + row * t->stride[2];
+    return cpu_pointer(args, buffers, t->arg) + offset * bytes;
+}
+
+/* One element at a time, for heads whose columns do not lie side by side. */
+static void copy_elements(char *to, int64_t to_row, int64_t to_column, const char *from, int64_t from_row, int64_t from_column,
+                          int64_t rows, int64_t columns, int bytes)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++)
+            memcpy(to + (r * to_row + c * to_column) * bytes, from + (r * from_row + c * from_column) * bytes, (size_t)bytes);
+}
+
+cpu_attention_matrix cpu_attention_rows(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t,
+                                        int64_t head, int64_t row, int64_t rows, void *staging)
+{
+    const char *at = cpu_attention_at(a, args, buffers, t, a->element_bytes, head, row);
+    if (t->stride[3] == 1)
+        return (cpu_attention_matrix){at, t->stride[2]};
+    copy_elements(staging, a->shape.head_dim, 1, at, t->stride[2], t->stride[3], rows, a->shape.head_dim, a->element_bytes);
+    return (cpu_attention_matrix){staging, a->shape.head_dim};
+}
+
+void cpu_attention_store_rows(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t, int bytes,
+                              int64_t head, int64_t row, cpu_attention_store store, void *staging)
+{
+    char *at = cpu_attention_at(a, args, buffers, t, bytes, head, row);
+    store.columns = a->shape.head_dim;
+    store.to = at, store.row_stride = t->stride[2];
+    if (t->stride[3] != 1)
+        store.to = staging, store.row_stride = a->shape.head_dim;
+    a->code.store(&store);
+    if (t->stride[3] != 1)
+        copy_elements(at, t->stride[2], t->stride[3], staging, a->shape.head_dim, 1, store.rows, a->shape.head_dim, bytes);
+}
+
+/* -- operands ---------------------------------------------------------------------------------------------------------- */
+
+static cpu_gemm_block block_of(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to, int64_t to_stride)
+{
+    return (cpu_gemm_block){.source = m.at, .line_stride = m.row_stride, .k_stride = 1, .lines = rows, .depth = a->shape.head_dim,
+                            .to = to, .to_stride = to_stride};
+}
+
+cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
+{
+    cpu_gemm_block block = block_of(a, m, rows, to, a->row_bytes);
+    a->code.rows(&block);
+    return (cpu_attention_left){to, a->row_bytes, a->unit.bytes};
+}
+
+cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
+{
+    cpu_gemm_block block = block_of(a, m, rows, to, a->transposed_bytes);
+    a->code.transpose(&block);
+    return (cpu_attention_right){to, a->transposed_bytes, a->tile.columns * a->unit.bytes};
+}
+
+static int64_t interleaved_panel(const cpu_attention *a, int64_t rows) { return round_up(rows, 2) / 2 * a->tile.columns * a->unit.bytes; }
+
+int64_t cpu_attention_right_bytes(const cpu_attention *a, int64_t rows)
+{
+    return a->unit.k_per_unit == 2 ? a->head_panels * interleaved_panel(a, rows) : rows * a->row_bytes;
+}
+
+cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
+{
+    int64_t panel = a->tile.columns * a->unit.bytes;
+    if (a->unit.k_per_unit == 2) {
+        cpu_gemm_block block = {.source = m.at, .line_stride = 1, .k_stride = m.row_stride, .lines = a->shape.head_dim, .depth = rows,
+                                .to = to, .to_stride = interleaved_panel(a, rows)};
+        a->code.interleave(&block);
+        return (cpu_attention_right){to, block.to_stride, panel};
+    }
+    if (a->element_bytes == a->unit.bytes && a->shape.head_dim % a->tile.lanes == 0)
+        return (cpu_attention_right){m.at, panel, m.row_stride * a->unit.bytes};
+    cpu_attention_left packed = cpu_attention_pack_left(a, m, rows, to);
+    return (cpu_attention_right){packed.at, panel, packed.row};
+}
+
+/* -- products ---------------------------------------------------------------------------------------------------------- */
+
+static int tile_height(const cpu_attention *a, int64_t rows)
+{
+    int h = 0;
+    while (a->tile.heights[h] > rows)
+        h++;
+    return h;
+}
+
+/* A tile of so many vectors. What comes next is not told to be fetched: all operands lie in the caches already. */
+static void multiply_tile(const cpu_attention *a, int h, int vectors, int64_t units, const char *left, cpu_attention_left l,
+                          const char *right, cpu_attention_right r, char *sums, int64_t resume)
+{
+    a->code.products.micro[h][vectors - 1](units, left, l.row, l.unit, right, r.unit, sums, resume, right, 0);
+}
+
+void cpu_attention_multiply(const cpu_attention *a, const cpu_attention_product *p)
+{
+    int64_t per_unit = a->unit.k_per_unit, row_bytes = a->tile.columns * a->sum_bytes;
+    for (int64_t row = 0; row < p->rows;) {
+        int h = tile_height(a, p->rows - row);
+        int64_t height = a->tile.heights[h];
+        int64_t from = MAX(row + p->low, 0) / per_unit, to = MIN(row + height - 1 + p->high + 1, p->depth);
+        int64_t units = (to + per_unit - 1) / per_unit - from;
+        const char *left = p->left.at + row * p->left.row + from * p->left.unit, *right = p->right.at + from * p->right.unit;
+        for (int64_t column = 0; column < p->columns && units > 0; column += a->tile.columns) {
+            int vectors = p->columns - column <= a->tile.lanes ? 1 : 2;
+            int64_t panel = column / a->tile.columns;
+            multiply_tile(a, h, vectors, units, left, p->left, right + panel * p->right.panel, p->right,
+                          p->sums + panel * p->panel_bytes + row * row_bytes, p->resume);
+        }
+        row += height;
+    }
+}
+
+void cpu_attention_scores(const cpu_attention *a, cpu_attention_left left, cpu_attention_right right, int64_t rows, int64_t diagonal,
+                          char *scores)
+{
+    int64_t units = (a->shape.head_dim + a->unit.k_per_unit - 1) / a->unit.k_per_unit, row_bytes = a->tile.columns * a->sum_bytes;
+    if (units == 0) {
+        memset(scores, 0, (size_t)(rows * row_bytes));
+        return;
+    }
+    for (int64_t row = 0; row < rows;) {
+        int h = tile_height(a, rows - row), unseen = row - diagonal >= a->tile.lanes ? 1 : 0;     /* vectors that see no row here */
+        multiply_tile(a, h, 2 - unseen, units, left.at + row * left.row, left, right.at + unseen * a->tile.lanes * a->unit.bytes, right,
+                      scores + row * row_bytes + unseen * a->tile.lanes * a->sum_bytes, 0);
+        row += a->tile.heights[h];
+    }
+}
+
+/* -- dropout ----------------------------------------------------------------------------------------------------------- */
+
+void cpu_attention_fill_keep(const cpu_attention *a, const int64_t *args, char *const *buffers, int64_t head, int64_t row, int64_t key,
+                             int64_t keys, uint16_t *keep)
+{
+    const uint32_t *seed = (const uint32_t *)cpu_pointer(args, buffers, a->seed.arg);
+    const uint32_t *counter = (const uint32_t *)cpu_pointer(args, buffers, a->counter.arg);
+    cpu_attention_keep record = {
+        .keep = keep, .keys = keys, .first = (head * a->shape.rows + row) * a->shape.keys + key, .query_stride = a->shape.keys,
+        .seed = {seed[0], seed[a->seed.stride[0]]}, .site = a->shape.site, .counter = *counter, .threshold = a->threshold };
+    a->code.keep(&record);
+}
