@@ -4,8 +4,8 @@
  * A graph is prepared once: copied, its composites decomposed, dead nodes left out, and each value given a number and the step
  * that reads it last. A run then allocates a value when its step comes and frees it after its last reader. A reader that works in place
  * (elementwise ops, update_slice, scatter_add, reshapes) takes over the memory of an operand that it is the last to read: the carries
- * of a scan are updated without being copied. Some of what is freed is kept to the end of the run, for a value of the same size: layers
- * and iterations repeat, and a fresh page costs as much as the op that writes it.
+ * of a scan are updated without being copied. Some of what is freed is kept for a value of the same size: layers, iterations
+ * and runs repeat, and a fresh page costs as much as the op that writes it.
  *
  *     %2 = mul %0, %1        value 2 = new memory            parameters are borrowed: never written, never freed
  *     %3 = add %2, %0        value 3 takes value 2's         its last reader
@@ -137,25 +137,14 @@ ir_program *ir_prepare(const ir_graph *graph)
     return program;
 }
 
-void ir_program_free(ir_program *program)
-{
-    if (!program)
-        return;
-    for (int i = 0; i < program->n_steps; i++) {
-        base_free(program->steps[i].arg);
-        ir_program_free(program->steps[i].body);
-    }
-    base_free(program->steps);
-    base_free(program->type);
-    base_free(program->last_reader);
-    base_free(program->param);
-    base_free(program->result);
-    base_free(program->spare);
-    ir_graph_free(program->graph);
-    base_free(program);
-}
-
 /* -- memory ------------------------------------------------------------------------------------------------------------ */
+
+static void free_spare(ir_program *program)
+{
+    while (program->n_spare > 0)
+        base_free(program->spare[--program->n_spare].data);
+    program->spare_bytes = 0;
+}
 
 static bool allocate(ir_program *program, const ir_node *node, const ir_type *type, block *block)
 {
@@ -168,6 +157,10 @@ static bool allocate(ir_program *program, const ir_node *node, const ir_type *ty
             return true;
         }
     block->data = base_try_alloc((size_t)bytes);
+    if (!block->data && program->n_spare > 0) {
+        free_spare(program);
+        block->data = base_try_alloc((size_t)bytes);
+    }
     block->owned = block->data != NULL;
     block->bytes = bytes;
     return block->owned || base_fail(BASE_FAILURE, "interpreter: memory for %%%d %s: %lld bytes were refused", node->id,
@@ -184,13 +177,6 @@ static void release(ir_program *program, block *block)
     }
     block->data = NULL;
     block->owned = false;
-}
-
-static void free_spare(ir_program *program)
-{
-    while (program->n_spare > 0)
-        base_free(program->spare[--program->n_spare].data);
-    program->spare_bytes = 0;
 }
 
 /* How many of its first operands the op may work in place of. Where it reads others after it has begun to write, these must be other
@@ -363,10 +349,28 @@ bool ir_run(ir_program *program, const ir_array *params, ir_array *results)
         memmove(results[i].data, made[i].data, (size_t)ir_type_bytes(program->type[program->result[i]]));
     for (int i = 0; done && i < program->n_results; i++)
         release(program, &made[i]);
-    free_spare(program);
     base_free(lent);
     base_free(made);
     return done;
+}
+
+void ir_program_free(ir_program *program)
+{
+    if (!program)
+        return;
+    for (int i = 0; i < program->n_steps; i++) {
+        base_free(program->steps[i].arg);
+        ir_program_free(program->steps[i].body);
+    }
+    base_free(program->steps);
+    base_free(program->type);
+    base_free(program->last_reader);
+    base_free(program->param);
+    base_free(program->result);
+    free_spare(program);
+    base_free(program->spare);
+    ir_graph_free(program->graph);
+    base_free(program);
 }
 
 bool ir_interpret(const ir_graph *graph, const ir_array *params, ir_array *results)

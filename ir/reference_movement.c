@@ -206,7 +206,7 @@ void ref_update_slice(const ir_node *node, const ir_array *const *args, ir_array
 
 /* -- indexing ---------------------------------------------------------------------------------------------------------- */
 
-/* x[outer, dim, inner] on one side, [outer, indices, inner] on the other. */
+/* x[outer, dim, inner] on one side, [outer, indices, inner] on the other. Where dim is 0 there are no indices: the shape rule sees to it. */
 typedef struct { int64_t outer, dim, inner, n_indices; const int32_t *index; } indexing;
 
 static indexing indexing_of(const ir_node *node, const ir_array *x, const ir_array *indices)
@@ -225,8 +225,6 @@ void ref_gather(const ir_node *node, const ir_array *const *args, ir_array *resu
 {
     indexing by = indexing_of(node, args[0], args[1]);
     size_t row = (size_t)(by.inner * ir_dtype_bytes(result->type.dtype));
-    if (by.dim == 0)                                    /* there is no nearest in range: the result stays zero */
-        return;
     for (int64_t o = 0; o < by.outer; o++)
         for (int64_t i = 0; i < by.n_indices; i++)
             memcpy((char *)result->data + (size_t)(o * by.n_indices + i) * row,
@@ -248,8 +246,6 @@ void ref_scatter_add(const ir_node *node, const ir_array *const *args, ir_array 
 {
     indexing by = indexing_of(node, args[0], args[1]);
     ref_reshape(node, args, result);
-    if (by.dim == 0)
-        return;
     switch (result->type.dtype) {
     case IR_F32:  SCATTER_ADD(float, WRAPPED_SUM) break;
     case IR_F64:  SCATTER_ADD(double, WRAPPED_SUM) break;

@@ -483,7 +483,7 @@ static void parameters_are_not_written(void **state)
     ir_program_free(program);
 }
 
-/* Whichever allocation is refused, the run says so and leaves nothing behind. */
+/* Whichever allocation is refused, the run says so, or does with what it has; it leaves nothing behind, and the next run succeeds. */
 static void refused_memory(void **state)
 {
     (void)state;
@@ -493,21 +493,22 @@ static void refused_memory(void **state)
         "  %3: f32[4] = add %0, %2\n  %4: f32[4] = mul %3, %1\n  return %3, %2, %4\n }\n"
         " %4: f32[4] = result %3 {index=0}\n %5: f32[3,4] = result %3 {index=2}\n %6: f32[] = reduce_sum %4 {axes=[0]}\n return %6, %5\n}\n");
     ir_array *params = arrays_for_params(g), *r = arrays_for_results(g);
-    ir_program *program = ir_prepare(g);
     size_t blocks = base_alloc_count();
-    bool refused = true;
-    int n = 0;
-    for (; refused && n < 100; n++) {
+    int refused = 0;
+    for (int n = 0; n < 30; n++) {
+        ir_program *program = ir_prepare(g);
         base_alloc_refuse(n);
-        refused = !ir_run(program, params, r);
+        bool done = ir_run(program, params, r);
         base_alloc_refuse(-1);
-        assert_int_equal(base_alloc_count(), blocks);
-        if (refused)
+        if (!done)
             assert_non_null(strstr(base_error(), "memory"));
+        refused += !done;
         base_error_clear();
+        assert_true(ir_run(program, params, r));
+        ir_program_free(program);
+        assert_int_equal(base_alloc_count(), blocks);
     }
-    assert_true(n > 5 && !refused);
-    ir_program_free(program);
+    assert_true(refused >= 5);
 }
 
 static void every_op_was_run(void **state)
