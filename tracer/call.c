@@ -299,22 +299,24 @@ static void renew(const call *c, const trace_entry *entry, const made *fresh)
 
 /* -- the call --------------------------------------------------------------------------------------------------------- */
 
+/* fn->last is NULL after a miss that failed. */
 static trace_entry *find_entry(const call *c, bool *hit)
 {
     rax_fn *fn = c->fn;
     size_t bytes = sizeof *fn->key * (size_t)(fn->signature->n + fn->n_results);
     *hit = true;
-    if (fn->last && memcmp(fn->last->key, fn->key, bytes) == 0)
-        return fn->last;
-    if ((fn->last = trace_cache_find(fn, fn->key))) {
-        trace_say(1, "%s: back to a program that is compiled", fn->name);
+    if (fn->last && memcmp(fn->last->key, fn->key, bytes) == 0 && (!fn->leaves_changed || trace_cache_holds(fn, fn->last))) {
+        fn->leaves_changed = false;
         return fn->last;
     }
-    *hit = false;
-    fn->stats.misses++;
-    fn->running = true;
-    fn->last = trace_compile(c->place, fn, fn->key, c->args);
-    fn->running = false;
+    if ((fn->last = trace_cache_find(fn, fn->key))) {
+        trace_say(1, "%s: back to a program that is compiled", fn->name);
+    } else {
+        *hit = false;
+        fn->stats.misses++;
+        fn->last = trace_compile(c->place, fn, fn->key, c->args);
+    }
+    fn->leaves_changed = !fn->last;
     return fn->last;
 }
 

@@ -15,7 +15,7 @@
 
 static size_t key_bytes(const rax_fn *fn) { return sizeof(trace_key) * (size_t)(fn->signature->n + fn->n_results); }
 
-static bool guards_hold(const rax_fn *fn, const trace_entry *entry)
+bool trace_cache_holds(const rax_fn *fn, const trace_entry *entry)
 {
     for (int i = 0; i < entry->n_guards; i++) {
         const trace_leaf *leaf = &fn->statics.leaves[entry->guards[i]];
@@ -29,7 +29,7 @@ trace_entry *trace_cache_find(rax_fn *fn, const trace_key *key)
 {
     for (trace_entry **at = &fn->entries; *at; at = &(*at)->next) {
         trace_entry *entry = *at;
-        if (memcmp(entry->key, key, key_bytes(fn)) != 0 || !guards_hold(fn, entry))
+        if (memcmp(entry->key, key, key_bytes(fn)) != 0 || !trace_cache_holds(fn, entry))
             continue;
         *at = entry->next;
         entry->next = fn->entries;

@@ -213,7 +213,7 @@ static void observe(rax_fn *fn, trace_leaf *leaf, trace_number value, bool first
     leaf->previous = leaf->value;
     leaf->value = value;
     leaf->changes += !first;
-    fn->last = NULL;
+    fn->leaves_changed = true;
 }
 
 static bool scalar_value(const rax_fn *fn, const trace_leaf *leaf, double given, trace_number *value)

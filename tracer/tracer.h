@@ -169,7 +169,7 @@ bool trace_number_equal(const trace_leaf *leaf, trace_number a, trace_number b);
 double trace_number_value(const trace_leaf *leaf, trace_number number);
 bool trace_number_is_float(const trace_leaf *leaf);
 void trace_number_print(base_text *text, const trace_leaf *leaf, trace_number number);
-/* Reads every leaf's value from the arguments, counts changes, and forgets fn->last where any is another than at the call before.
+/* Reads every leaf's value from the arguments, counts changes, and sets fn->leaves_changed where any is another than before.
  * The first call makes the leaves. False and an error where a number is none of its dtype, or a record is of another type. */
 bool trace_statics_observe(rax_fn *fn, const rax_value *args);
 void trace_statics_free(trace_statics *statics);
@@ -295,6 +295,7 @@ typedef struct trace_entry {
 } trace_entry;
 
 enum { MAX_ENTRIES = 64, MAX_ROWS = 8 };
+bool trace_cache_holds(const rax_fn *fn, const trace_entry *entry);  /* its guards: leaves have the values that it is for */
 trace_entry *trace_cache_find(rax_fn *fn, const trace_key *key);
 trace_entry *trace_cache_add(rax_fn *fn, const trace_key *key, int n_guards, const int *guards, trace_program *program);
 trace_program *trace_cache_program(rax_fn *fn, const trace_key *key, uint64_t hash);
@@ -319,7 +320,8 @@ struct rax_fn {
     int n_entries, n_results;            /* n_results: of the first call; -1 before it */
     trace_key *key;                      /* of the call in progress */
     trace_entry *last;                   /* what the call before ran */
-    bool announced, running;
+    bool leaves_changed;                 /* since then */
+    bool announced;
     rax_fn_stats stats;
     char *last_miss;
     float check_us[RECENT_CALLS];
