@@ -59,6 +59,9 @@ struct cpu_plan {
 
 /* -- one compilation -------------------------------------------------------------------------------------------------- */
 
+/* How small work may get, in nanoseconds on one core: a task, and a stage that all threads share. Tests make them small. */
+typedef struct { double task_ns, shared_ns; } cpu_grain;
+
 typedef struct cpu_request cpu_request;
 typedef struct cpu_store cpu_store;          /* requests.h */
 typedef struct {
@@ -70,6 +73,7 @@ typedef struct {
     int n_requests, cap_requests;
     cpu_request *requests;
     cpu_store *store;
+    cpu_grain grain;
 } cpu_compiler;
 
 /* Adds to module the function `name`, of type cpu_task (cpu_task_type), and whatever it calls. Runs on any thread, and only
@@ -117,7 +121,7 @@ typedef struct cpu_execution cpu_execution;
 
 /* plans by kernel id (of repeats: unused), linked: every phase has its code. Puts kernels into stages and workspace into its
  * place; takes no memory yet. program and plans are borrowed until it is freed. */
-cpu_execution *cpu_execution_new(const kl_program *program, cpu_plan *plans, int threads);
+cpu_execution *cpu_execution_new(const kl_program *program, cpu_plan *plans, int threads, cpu_grain grain);
 bool cpu_execution_allocate(cpu_execution *execution);                   /* false and base_error where the machine refuses */
 void cpu_execution_free(cpu_execution *execution);
 void cpu_execute(cpu_execution *execution, cpu_pool *pool, void *const *params, void *const *results);
@@ -131,5 +135,8 @@ void cpu_execution_time(cpu_execution *execution, cpu_kernel_time *times);
 /* -- backend.c -------------------------------------------------------------------------------------------------------- */
 
 extern const ir_backend cpu_backend;
+/* The backend's compile from the kernel list on, which it takes. */
+void cpu_set_grain(cpu_grain grain);             /* until the next configure; for tests */
+ir_executable *cpu_compile_list(kl_program *list, const ir_compile_options *options, ir_compile_report *report);
 
 #endif

@@ -16,9 +16,6 @@
 #include <string.h>
 #include <time.h>
 
-/* In nanoseconds: a stage of less work stays on one thread. A barrier costs a few hundred. */
-#define SHARED_WORK_NS 3000.0
-
 typedef struct {
     const cpu_phase *phase;
     const int64_t *args;
@@ -53,6 +50,7 @@ struct cpu_execution {
     worker *workers;
     cpu_tasks *counters;                     /* [COUNTER_ROWS][threads] */
     char **fixed;                            /* where buffers are, but for parameters, results and what moves */
+    cpu_grain grain;
     size_t arena_bytes, workspace_bytes, scratch_bytes, total_bytes;
     char *memory;
     bool alone;                              /* nothing is worth sharing */
@@ -241,7 +239,7 @@ static void end_segment(scheduler *s)
             st.tasks += phase->tasks;
             work += phase->work;
         }
-        st.serial = work < SHARED_WORK_NS || st.tasks <= 1;
+        st.serial = work < x->grain.shared_ns || st.tasks <= 1;
         st.barrier = true;
         x->stages = grown(x->arena, x->stages, x->n_stages, &x->cap_stages, sizeof(stage));
         x->stages[x->n_stages] = st;
@@ -287,13 +285,14 @@ static void drop_barriers(cpu_execution *x)
 
 static size_t aligned(size_t n) { return (n + 63) & ~(size_t)63; }
 
-cpu_execution *cpu_execution_new(const kl_program *program, cpu_plan *plans, int threads)
+cpu_execution *cpu_execution_new(const kl_program *program, cpu_plan *plans, int threads, cpu_grain grain)
 {
     base_arena *arena = base_arena_new(), *scratch = base_arena_new();
     cpu_execution *x = ARENA_NEW(arena, cpu_execution, 1);
     x->program = program;
     x->arena = arena;
     x->threads = threads;
+    x->grain = grain;
     scheduler s = { .x = x, .plans = plans, .scratch = scratch, .map = map_memory(program, scratch) };
     schedule(&s, program->kernels, program->n_kernels);
     drop_barriers(x);

@@ -7,8 +7,8 @@
 
 #include <string.h>
 
-/* In nanoseconds, on one core: less is not worth another task. And tasks beyond this many only cost. */
-enum { TASK_NS = 4000, MAX_TASKS = 256, MAX_BLOCKS = 64 };
+/* Tasks beyond this many only cost; blocks of rows that a sum is made by cost workspace, too. */
+enum { MAX_TASKS = 256, MAX_BLOCKS = 64 };
 /* Segments of columns are multiples of this, so that tasks do not share cache lines; and no longer where random words are kept. */
 enum { SEGMENT_UNIT = 1024, RANDOM_SEGMENT = 8192 };
 /* What costs more than this is kept for later levels, in cpu_expression_cost's measure. */
@@ -404,7 +404,7 @@ static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
         units = product(loop.extent, 0, strips) * divided_up(loop.extent[strips], lanes);
     double vectors = code->across_rows ? (double)inner : (double)(inner / MAX(columns, 1)) * (double)divided_up(columns, lanes);
     double work = (double)units * (vectors * vector + 20 * code->n_levels) * NS_PER_COST;
-    int64_t wanted = (int64_t)MIN(MAX(work / TASK_NS, 1), has_output(&loop, KL_SUM_OUTER) ? MAX_BLOCKS : MAX_TASKS);
+    int64_t wanted = (int64_t)MIN(MAX(work / c->grain.task_ns, 1), has_output(&loop, KL_SUM_OUTER) ? MAX_BLOCKS : MAX_TASKS);
     if (!code->across_rows && !has_kind(&loop, KL_REDUCE) && !any_row && columns >= 2 * SEGMENT_UNIT) {
         int64_t most = columns / SEGMENT_UNIT;
         segments = MIN(most, has_output(&loop, KL_SUM_OUTER) ? wanted : divided_up(wanted, MAX(units, 1)));
