@@ -142,9 +142,9 @@ static edge edge_of(const lower_state *state, const ir_node *node, int index)
 
 typedef struct {
     lower_state *state;
-    uint64_t *reaches;         /* n bitsets of n bits: reaches[a] has b if unit a depends on unit b */
-    int n_words;
     int *reader;               /* by node: the last cluster that read this stored value in full, or -1 */
+    int *seen, search;         /* by unit: the search that was last here */
+    int *stack;
 } clustering;
 
 /* Units are clusters and, one each, all other nodes: by the mark of a node, through unit_of. */
@@ -153,9 +153,6 @@ static int unit_of(const lower_state *state, const ir_node *node)
     const node_info *info = INFO(state, node);
     return info->cluster >= 0 ? info->cluster : (int)node->mark;
 }
-
-static uint64_t *set_of(clustering *c, int unit) { return c->reaches + (size_t)unit * (size_t)c->n_words; }
-static bool depends(clustering *c, int unit, int on) { return set_of(c, unit)[on / 64] >> (on % 64) & 1; }
 
 static bool add_cuts(int64_t *cuts, int *n_cuts, const ir_type *type, int64_t factor)
 {
@@ -218,7 +215,7 @@ static node_cluster *new_cluster(clustering *c, ir_node *node)
 {
     lower_state *state = c->state;
     node_cluster *cluster = ARENA_NEW(state->arena, node_cluster, 1);
-    cluster->id = (int)node->mark;
+    cluster->id = cluster->first = cluster->last = (int)node->mark;
     cluster->cap_nodes = 4;
     cluster->nodes = ARENA_NEW(state->arena, ir_node *, cluster->cap_nodes);
     cluster->nodes[cluster->n_nodes++] = node;
@@ -277,35 +274,63 @@ static bool merged_measures(const node_cluster *a, const node_cluster *b, node_c
     return true;
 }
 
-/* Every edge inside the merged cluster must fit. */
-static bool edges_fit(clustering *c, const node_cluster *a, const node_cluster *b, const node_cluster *merged)
+/* Whether the edges of mine, one of the two, fit the merged cluster. Those inside of it did before, and do if its measures stay. */
+static bool edges_fit(clustering *c, const node_cluster *mine, const node_cluster *other, const node_cluster *merged)
 {
-    const node_cluster *both[] = { a, b };
-    for (int k = 0; k < 2; k++) {
-        for (int i = 0; i < both[k]->n_nodes; i++) {
-            ir_node *node = both[k]->nodes[i];
-            if (level_in(node, merged->total, merged->inner) == LEVEL_NONE)
+    bool changed = mine->total != merged->total || mine->inner != merged->inner;
+    if (!changed && mine->last < other->first)
+        return true;                                      /* nothing of the other is an operand */
+    for (int i = 0; i < mine->n_nodes; i++) {
+        ir_node *node = mine->nodes[i];
+        if (changed && level_in(node, merged->total, merged->inner) == LEVEL_NONE)
+            return false;
+        for (int j = 0; j < node->n_args; j++) {
+            edge e = edge_of(c->state, node, j);
+            int unit = unit_of(c->state, e.from);
+            if ((unit == other->id || (changed && unit == mine->id)) && !edge_fits(node, e, merged->total, merged->inner))
                 return false;
-            for (int j = 0; j < node->n_args; j++) {
-                edge e = edge_of(c->state, node, j);
-                int unit = unit_of(c->state, e.from);
-                if ((unit == a->id || unit == b->id) && !edge_fits(node, e, merged->total, merged->inner))
-                    return false;
-            }
         }
     }
     return true;
 }
 
-/* Whether one of b's operands, not made by a, depends on a. */
+static void visit_unit(clustering *c, int *n, int unit)
+{
+    if (c->seen[unit] != c->search) {
+        c->seen[unit] = c->search;
+        c->stack[(*n)++] = unit;
+    }
+}
+
+static void visit_operands(clustering *c, int *n, const ir_node *node)
+{
+    for (int i = 0; i < node->n_args; i++)
+        visit_unit(c, n, unit_of(c->state, view_base(c->state, node->args[i])));
+}
+
+/* Whether one of b's operands, not made by a, depends on a. What ends before a begins cannot. */
 static bool returns_through_another(clustering *c, const node_cluster *a, const node_cluster *b)
 {
-    for (int i = 0; i < b->n_nodes; i++) {
-        for (int j = 0; j < b->nodes[i]->n_args; j++) {
-            int unit = unit_of(c->state, view_base(c->state, b->nodes[i]->args[j]));
-            if (unit != a->id && unit != b->id && depends(c, unit, a->id))
-                return true;
-        }
+    lower_state *state = c->state;
+    int n = 0;
+    if (b->last < a->first)
+        return false;
+    c->search++;
+    c->seen[a->id] = c->seen[b->id] = c->search;
+    for (int i = 0; i < b->n_nodes; i++)
+        visit_operands(c, &n, b->nodes[i]);
+    c->seen[a->id] = 0;                                   /* from here on to be found */
+    while (n > 0) {
+        int unit = c->stack[--n];
+        const node_cluster *cluster = state->clusters[unit];
+        if (unit == a->id)
+            return true;
+        if ((cluster ? cluster->last : unit) < a->first)
+            continue;
+        if (!cluster)
+            visit_operands(c, &n, state->infos[unit].node);
+        for (int i = 0; cluster && i < cluster->n_nodes; i++)
+            visit_operands(c, &n, cluster->nodes[i]);
     }
     return false;
 }
@@ -317,7 +342,8 @@ static bool merge(clustering *c, node_cluster *into, node_cluster *from)
     if (into == from)
         return true;
     if (into->alone || from->alone || into->n_nodes + from->n_nodes > MOST_NODES || !merged_measures(into, from, &merged) ||
-        !edges_fit(c, into, from, &merged) || returns_through_another(c, into, from) || returns_through_another(c, from, into))
+        !edges_fit(c, into, from, &merged) || !edges_fit(c, from, into, &merged) || returns_through_another(c, into, from) ||
+        returns_through_another(c, from, into))
         return false;
 
     int n = into->n_nodes + from->n_nodes;
@@ -330,52 +356,27 @@ static bool merge(clustering *c, node_cluster *into, node_cluster *from)
         merged.nodes = into->nodes;
     }
     merged.id = into->id;
+    merged.first = MIN(into->first, from->first);
+    merged.last = MAX(into->last, from->last);
     memcpy(merged.nodes + into->n_nodes, from->nodes, sizeof(ir_node *) * (size_t)from->n_nodes);
     merged.n_nodes = n;
     for (int i = 0; i < from->n_nodes; i++)
         INFO(state, from->nodes[i])->cluster = into->id;
     *into = merged;
     state->clusters[from->id] = NULL;
-
-    uint64_t *mine = set_of(c, into->id), *its = set_of(c, from->id);
-    for (int w = 0; w < c->n_words; w++)
-        mine[w] |= its[w];
-    mine[into->id / 64] &= ~(UINT64_C(1) << (into->id % 64));
-    mine[from->id / 64] &= ~(UINT64_C(1) << (from->id % 64));
-    for (int u = 0; u < state->n_infos; u++) {
-        if (u == into->id || u == from->id || !(depends(c, u, into->id) || depends(c, u, from->id)))
-            continue;
-        uint64_t *set = set_of(c, u);
-        for (int w = 0; w < c->n_words; w++)
-            set[w] |= mine[w];
-        set[into->id / 64] |= UINT64_C(1) << (into->id % 64);
-        set[from->id / 64] &= ~(UINT64_C(1) << (from->id % 64));
-    }
     return true;
-}
-
-static void note_dependence(clustering *c, int unit, const ir_node *on)
-{
-    int other = unit_of(c->state, view_base(c->state, on));
-    if (other == unit)
-        return;
-    uint64_t *mine = set_of(c, unit), *its = set_of(c, other);
-    for (int w = 0; w < c->n_words; w++)
-        mine[w] |= its[w];
-    mine[other / 64] |= UINT64_C(1) << (other % 64);
 }
 
 static void form_clusters(lower_state *state)
 {
-    clustering c = { .state = state, .n_words = (state->n_infos + 63) / 64 };
-    c.reaches = base_alloc(sizeof(uint64_t) * (size_t)c.n_words * (size_t)state->n_infos);
+    clustering c = { .state = state };
+    c.seen = ARENA_NEW(state->arena, int, state->n_infos);
+    c.stack = ARENA_NEW(state->arena, int, state->n_infos);
     c.reader = ARENA_NEW(state->arena, int, state->n_infos);
     for (int i = 0; i < state->n_infos; i++)
         c.reader[i] = -1;
 
     for (ir_node *node = state->graph->first; node; node = node->next) {
-        for (int i = 0; i < node->n_args; i++)
-            note_dependence(&c, (int)node->mark, node->args[i]);
         if (role_of(node) != ROLE_LOOP)
             continue;
         new_cluster(&c, node);
@@ -399,7 +400,6 @@ static void form_clusters(lower_state *state)
             c.reader[e.from->mark] = (int)node->mark;
         }
     }
-    base_free(c.reaches);
 }
 
 /* -- what is stored ---------------------------------------------------------------------------------------------------- */

@@ -771,6 +771,8 @@ static void lower_matmul(lowering *l, kernel_list *list, ir_node *node)
     int rank = node->type.rank, n_batch = rank - 2;
     const node_place *out = &INFO(l->state, node)->place;
     node_place a, b;
+    if (ir_type_count(&node->type) == 0)
+        return;
     bool ok = operand_place(l, lhs, &a);
     ok = operand_place(l, rhs, &b) && ok;
     if (!ok)
@@ -1029,6 +1031,8 @@ static void lower_scan(lowering *l, kernel_list *list, ir_node *node)
             dense *= type->dim[j];
             span += (type->dim[j] - 1) * whole.stride[j];
         }
+        if (ir_type_count(type) == 0)
+            span = 0;
         slice.buffer = kl_add_buffer(l->program, (kl_buffer){ .kind = KL_MOVING, .dtype = type->dtype, .count = span, .base = whole.buffer,
                                                               .repeat = id, .offset = whole.offset, .step = whole.stride[0] });
         *(y ? &ends.ys[i - n_xs] : &params[which]) = slice;

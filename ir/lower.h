@@ -53,7 +53,7 @@ typedef struct {
 /* The nodes of a cluster are computed by one loop. Its full values have `total` elements; where there are reductions over
  * inner axes, or sums over outer ones, a row has `inner`, and row values have total / inner; 0: no rows yet. */
 typedef struct {
-    int id;
+    int id, first, last;     /* the least and the greatest mark of its nodes */
     int64_t total, inner;
     int n_nodes, cap_nodes;
     ir_node **nodes;
