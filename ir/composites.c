@@ -165,13 +165,22 @@ void decompose_cross_entropy(ir_graph *graph, const ir_node *node, ir_node **res
     results[0] = ir_cast(graph, ir_cross_entropy_loss(graph, &parts), node->type.dtype);
 }
 
-/* Logits exist for so many rows at a time as fit in this; 16 rows and their multiples suit the tiles of a matrix product. */
-enum { LOGITS_BYTES = 8 << 20, ROW_MULTIPLE = 16 };
+/* Logits exist for so many rows at a time as fit in this; 16 rows and their multiples suit the tiles of a matrix product. The
+ * weight's gradient is read and written once a chunk: with a few hundred rows that is a few percent of the products' time, with
+ * few rows most of it. */
+int64_t ir_logits_bytes = 64 << 20;
+enum { ROW_MULTIPLE = 16 };
 
+/* Chunks of one size, as even as the multiple allows, so that little is left over. */
 static int64_t rows_of_chunk(const ir_node *x, const ir_node *weight)
 {
-    int64_t rows = LOGITS_BYTES / (weight->type.dim[0] * ir_dtype_bytes(ir_wide_dtype(x->type.dtype)));
-    return rows >= ROW_MULTIPLE ? rows / ROW_MULTIPLE * ROW_MULTIPLE : MAX(rows, 1);
+    int64_t n = x->type.dim[0], row_bytes = weight->type.dim[0] * ir_dtype_bytes(ir_wide_dtype(x->type.dtype));
+    int64_t most = MAX(ir_logits_bytes / MAX(row_bytes, 1), 1);
+    if (n <= most)
+        return n;
+    int64_t chunks = (n + most - 1) / most, rows = (n + chunks - 1) / chunks;
+    int64_t rounded = (rows + ROW_MULTIPLE - 1) / ROW_MULTIPLE * ROW_MULTIPLE;
+    return rounded <= most ? rounded : rows;
 }
 
 /* x, weight and its transpose, targets, and for the gradient dloss, else NULL; x, targets and dloss for some rows. */

@@ -247,6 +247,8 @@ struct ir_vjp {
 /* A pass changes the graph (bodies included, by the runner), and may leave a note for the trace: "41 merged". */
 typedef struct { base_text note; bool (*keep_composite)(const ir_node *node); } ir_pass_context;
 typedef void ir_pass_function(ir_graph *graph, ir_pass_context *context);
+/* How much of the logits linear_cross_entropy has at a time; tests make it small. */
+extern int64_t ir_logits_bytes;
 ir_pass_function ir_pass_decompose, ir_pass_simplify, ir_pass_cse, ir_pass_dce, ir_pass_merge_loss;
 
 typedef struct { const char *name; double ms; int nodes_before, nodes_after; char *note; } ir_pass_report;
