@@ -668,77 +668,25 @@ static void lower_cluster(lowering *l, const node_cluster *cluster)
 
 /* -- anchors: operands -------------------------------------------------------------------------------------------------- */
 
-/* The view of an operand whose axes' linear index runs over all axes of a space, or, where where is given, at those forms.
- * Only view ops may lie between it and memory. Otherwise it is stored in the next round. */
-static bool operand_view(lowering *l, ir_node *node, const index_space *space, const index_form *where, kl_view *view)
-{
-    index_form forms[2][IR_MAX_RANK];
-    form_refinement how;
-    ir_node *operand = node;
-    int now = 0;
-    *view = (kl_view){ .buffer = -1 };
-    if (where) {
-        memcpy(forms[0], where, sizeof(index_form) * (size_t)node->type.rank);
-    } else {
-        index_form linear = form_linear(space, 0, space->n_axes);
-        if (form_split(space, &linear, node->type.dim, node->type.rank, forms[0], &how) != FORM_OK) {
-            const node_place *place = &INFO(l->state, node)->place;
-            if (INFO(l->state, node)->stored && place->placed && place->dense) {
-                linear.offset += place->offset;
-                return view_from_form(l->program, place->buffer, &linear, view);
-            }
-            must_store(l, node, true);
-            return false;
-        }
-    }
-    for (; !INFO(l->state, node)->stored; node = node->args[0], now ^= 1) {
-        const node_info *below = node->n_args ? INFO(l->state, node->args[0]) : NULL;
-        if (role_of(node) != ROLE_VIEW) {                 /* a constant, say */
-            must_store(l, node, true);
-            return false;
-        }
-        if (node->op == OP_reshape && below->stored && below->place.dense) {
-            index_form linear;
-            if (form_merge(forms[now], node->type.dim, node->type.rank, space->n_axes, &linear)) {
-                linear.offset += below->place.offset;
-                return view_from_form(l->program, below->place.buffer, &linear, view);
-            }
-        }
-        if (forms_below(space, node, forms[now], forms[now ^ 1], &how) != FORM_OK) {
-            must_store(l, operand, true);
-            return false;
-        }
-    }
-    return view_at(l->program, &INFO(l->state, node)->place, &node->type, forms[now], space->n_axes, view);
-}
-
-static index_space space_of_dims(int n, const int64_t *dim)
-{
-    index_space space = { .n_axes = n, .n_outer = n };
-    for (int i = 0; i < n; i++)
-        space.extent[i] = dim[i];
-    return space;
-}
-
-/* An operand seen in its own shape, as a place. */
+/* An operand as it lies, through any views. Where that is no place it is stored in the next round. */
 static bool operand_place(lowering *l, ir_node *node, node_place *place)
 {
-    index_space space = space_of_dims(node->type.rank, node->type.dim);
-    index_form where[IR_MAX_RANK];
-    kl_view view;
-    for (int i = 0; i < node->type.rank; i++)
-        where[i] = form_axis(i);
-    if (!operand_view(l, node, &space, where, &view))
+    if (kl_place_of_view(l->state, node, place))
+        return true;
+    must_store(l, node, true);
+    return false;
+}
+
+/* The same, its elements in row-major order taken for those of another type. */
+static bool operand_place_as(lowering *l, ir_node *node, const ir_type *type, node_place *place)
+{
+    node_place own;
+    if (!operand_place(l, node, &own))
         return false;
-    *place = (node_place){ .buffer = view.buffer, .offset = view.offset, .placed = true };
-    int64_t dense[IR_MAX_RANK];
-    ir_row_major(&node->type, dense);
-    place->dense = true;
-    for (int i = 0; i < node->type.rank; i++) {
-        place->stride[i] = view.stride[i];
-        place->dense &= view.stride[i] == dense[i] || node->type.dim[i] == 1;
-    }
-    return true;
+    if (kl_place_through_reshape(type, &node->type, &own, place))
+        return true;
+    must_store(l, node, true);
+    return false;
 }
 
 static kl_view view_of_place(const node_place *place, int rank)
@@ -817,12 +765,15 @@ static kl_view result_view(lowering *l, ir_node *tuple, int index)
 
 static void lower_attention(lowering *l, kernel_list *list, ir_node *node)
 {
-    bool backward = node->op == OP_attention_vjp;
+    bool backward = node->op == OP_attention_vjp, ok = true;
     int n_views = backward ? 7 : 3;
     node_place places[9];
-    bool ok = true;
-    for (int i = 0; i < node->n_args; i++)
-        ok = operand_place(l, node->args[i], &places[i]) && ok;
+    for (int i = 0; i < node->n_args; i++) {
+        const ir_node *base = view_base(l->state, node->args[i]);
+        places[i] = (node_place){ .buffer = -1 };
+        if (i < 5 || i >= n_views || base->op != OP_constant || base->attr.value != 0)       /* a cotangent of zeros needs no memory */
+            ok = operand_place(l, node->args[i], &places[i]) && ok;
+    }
     if (!ok)
         return;
     const ir_type *q = &node->args[0]->type, *k = &node->args[1]->type;
@@ -858,15 +809,20 @@ static void lower_scatter(lowering *l, kernel_list *list, ir_node *node)
     kl_scatter s = { .pre = 1, .post = 1, .positions = ir_type_count(&indices->type), .rows = node->type.dim[axis], .dtype = node->type.dtype };
     for (int i = 0; i < node->type.rank; i++)
         *(i < axis ? &s.pre : &s.post) *= i == axis ? 1 : node->type.dim[i];
-    index_space space = space_of_dims(3, (int64_t[]){ s.pre, s.positions, s.post });
-    index_space line = space_of_dims(1, &s.positions);
+    ir_type box = ir_type_of(updates->type.dtype, 3, (int64_t[]){ s.pre, s.positions, s.post }), line = ir_type_of(IR_I32, 1, &s.positions);
+    node_place from, at;
     copy_to(l, list, node->args[0], place, false, "scatter_base");
-    if (!operand_view(l, updates, &space, NULL, &s.updates) || !operand_view(l, indices, &line, NULL, &s.indices))
+    if (ir_type_count(&box) == 0)
         return;
+    bool ok = operand_place_as(l, updates, &box, &from);
+    ok = operand_place_as(l, indices, &line, &at) && ok;
+    if (!ok)
+        return;
+    s.updates = view_of_place(&from, 3);
+    s.indices = view_of_place(&at, 1);
     CHECK(place->dense, "%%%d scatter_add: expected a row-major place", node->id);
     s.target = (kl_view){ .buffer = place->buffer, .offset = place->offset, .stride = { s.rows * s.post, s.post, 1 } };
-    if (s.pre * s.positions * s.post > 0)
-        new_kernel(l, list, KL_SCATTER, node, "scatter_add")->scatter = s;
+    new_kernel(l, list, KL_SCATTER, node, "scatter_add")->scatter = s;
 }
 
 static void lower_update_slice(lowering *l, kernel_list *list, ir_node *node)
@@ -912,11 +868,8 @@ static void lower_concatenate(lowering *l, kernel_list *list, ir_node *node)
     part.dense = false;
     for (int i = 0; i < node->n_args; i++) {
         ir_node *x = node->args[i];
-        node_place at;
-        bool there = operand_place(l, x, &at) && at.buffer == part.buffer && at.offset == part.offset;
-        for (int j = 0; j < x->type.rank && there; j++)
-            there = x->type.dim[j] == 1 || at.stride[j] == part.stride[j];
-        if (!there)
+        const node_place *base = &INFO(l->state, view_base(l->state, x))->place;
+        if (!base->placed || base->buffer != part.buffer)     /* else it was made in its part: see place.c */
             copy_to(l, list, x, &part, false, "concatenate");
         part.offset += x->type.dim[node->attr.axis] * part.stride[node->attr.axis];
     }

@@ -48,6 +48,7 @@ typedef struct {
     node_place place;
     int n_users;
     ir_node *user;           /* the only one, where n_users is 1 */
+    ir_node *transposer;     /* one of them that transposes the value, its last axis staying last */
 } node_info;
 
 /* The nodes of a cluster are computed by one loop. Its full values have `total` elements; where there are reductions over
@@ -103,5 +104,10 @@ void *kl_grown(base_arena *arena, void *old, int n, int *cap, size_t size);
 
 /* Gives each stored node that has none yet a place, in buffers added to program. */
 void kl_place(lower_state *state, kl_program *program);
+/* Where a node lies that is stored, or a view of what is. False where it is neither, or its axes have no strides. */
+bool kl_place_of_view(lower_state *state, const ir_node *node, node_place *place);
+/* The strides of a value of type `from` that is read as type `to`, both of one linear index, where `to` has the place `as`.
+ * False where the axes do not go together. */
+bool kl_place_through_reshape(const ir_type *from, const ir_type *to, const node_place *as, node_place *place);
 
 #endif

@@ -1,7 +1,7 @@
 /* Where stored values lie. A value is row-major in a buffer of its own unless its only reader moves it without need:
  *
  *   - The reader transposes it, the last axis staying last: the value is written in the transposed order at once, so that a
- *     reshape behind the transpose costs nothing (the heads of attention).
+ *     reshape behind the transpose costs nothing (the heads of attention). Other readers may be there too.
  *   - The reader concatenates it: the value is written into its part of the concatenation.
  *
  * Both at once, through reshapes, as often as they follow one another. */
@@ -16,13 +16,14 @@ static node_place row_major_place(const ir_type *type)
     return place;
 }
 
-/* The strides of a value of type `from` that is read as type `to`, both of one linear index, where `to` has the place `as`.
- * False where the axes do not go together. */
-static bool place_through_reshape(const ir_type *from, const ir_type *to, const node_place *as, node_place *place)
+bool kl_place_through_reshape(const ir_type *from, const ir_type *to, const node_place *as, node_place *place)
 {
-    if (ir_type_count(from) == 0)
-        return false;
     *place = (node_place){ .placed = true, .offset = as->offset, .buffer = as->buffer };
+    if (as->dense || ir_type_count(from) == 0) {          /* of nothing, any strides will do */
+        place->dense = true;
+        ir_row_major(from, place->stride);
+        return true;
+    }
     /* Walk both shapes from the last axis. An axis of `from` is a run of axes of `to`, or an even part of one. */
     int j = to->rank - 1;
     int64_t left = 1, stride = 0;            /* what is left of axis j of `to`, and the stride of its next element */
@@ -49,6 +50,39 @@ static bool place_through_reshape(const ir_type *from, const ir_type *to, const 
         }
         place->stride[i] = first;
     }
+    return true;
+}
+
+bool kl_place_of_view(lower_state *state, const ir_node *node, node_place *place)
+{
+    const node_info *info = INFO(state, node);
+    if (info->stored) {
+        *place = info->place;
+        return place->placed;
+    }
+    if (role_of(node) != ROLE_VIEW)
+        return false;
+    const ir_node *x = node->args[0];
+    node_place below;
+    if (!kl_place_of_view(state, x, &below))
+        return false;
+    if (node->op == OP_reshape)
+        return kl_place_through_reshape(&node->type, &x->type, &below, place);
+    *place = below;
+    for (int i = 0; i < node->type.rank && node->op == OP_transpose; i++)
+        place->stride[i] = below.stride[node->attr.axes[i]];
+    for (int i = 0; i < x->type.rank && node->op == OP_slice; i++)
+        place->offset += node->attr.start[i] * below.stride[i];
+    if (node->op == OP_broadcast) {
+        memset(place->stride, 0, sizeof place->stride);
+        for (int i = 0; i < x->type.rank; i++)
+            place->stride[node->attr.axes[i]] = x->type.dim[i] == 1 ? 0 : below.stride[i];
+    }
+    int64_t dense[IR_MAX_RANK];
+    ir_row_major(&node->type, dense);
+    place->dense = true;
+    for (int i = 0; i < node->type.rank; i++)
+        place->dense &= place->stride[i] == dense[i] || node->type.dim[i] == 1;
     return true;
 }
 
@@ -82,13 +116,22 @@ static node_place wanted_place(lower_state *state, kl_program *program, ir_node 
     const node_info *info = INFO(state, node);
     node_place plain = row_major_place(&node->type), place;
     plain.buffer = -1;
-    if (info->n_users != 1 || info->keep_dense || !info->user)
+    if (info->keep_dense)
+        return plain;
+    if (info->n_users != 1 && info->transposer && !INFO(state, info->transposer)->stored) {
+        const ir_node *user = info->transposer;           /* the others read it as it lies */
+        node_place as = row_major_place(&user->type);
+        for (int i = 0; i < user->type.rank; i++)
+            plain.stride[user->attr.axes[i]] = as.stride[i];
+        plain.dense = false;
+    }
+    if (info->n_users != 1 || !info->user)
         return plain;
     ir_node *user = info->user;
     bool moved = INFO(state, user)->stored;         /* a view with memory of its own copies: nothing is gained */
     if (user->op == OP_reshape && !moved) {
         node_place as = wanted_place(state, program, user);
-        if (place_through_reshape(&node->type, &user->type, &as, &place) && last_axis_is_unit(&node->type, &place)) {
+        if (kl_place_through_reshape(&node->type, &user->type, &as, &place) && last_axis_is_unit(&node->type, &place)) {
             place.dense = as.dense;
             return place;
         }
@@ -120,6 +163,8 @@ static void count_users(lower_state *state)
             node_info *arg = INFO(state, node->args[j]);
             arg->n_users++;
             arg->user = node;
+            if (node->op == OP_transpose && node->attr.axes[node->type.rank - 1] == node->type.rank - 1)
+                arg->transposer = node;
         }
     }
     for (int i = 0; i < state->graph->n_results; i++) {
