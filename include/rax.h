@@ -168,8 +168,9 @@ rax_fn *rax_function(rax_step *step, const char *name, const char *signature);
 void rax_function_free(rax_fn *fn);               /* compiled programs with it; NULL is fine */
 
 /* What is passed. */
+typedef enum { RAX_PASS_TREE, RAX_PASS_TENSOR, RAX_PASS_NUMBER, RAX_PASS_RECORD } rax_pass_kind;
 typedef struct {
-    enum { RAX_PASS_TREE, RAX_PASS_TENSOR, RAX_PASS_NUMBER, RAX_PASS_RECORD } kind;
+    rax_pass_kind kind;
     rax_tree tree;
     rax_tensor tensor;
     double number;

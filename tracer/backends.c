@@ -7,13 +7,9 @@
 
 #include "tracer/tracer.h"
 
-/* A build without the CPU backend runs everything by the interpreter. */
-#if __has_include("backend_cpu/backend.c")
+/* What compiles where nobody has asked for the interpreter. */
 extern const ir_backend cpu_backend;
-static const ir_backend *compiler(void) { return &cpu_backend; }
-#else
-static const ir_backend *compiler(void) { return NULL; }
-#endif
+static const ir_backend *const compiler = &cpu_backend;
 
 static rax_settings settings;
 static bool configured;
@@ -52,9 +48,7 @@ static bool threads_of_environment(int *threads)
 static bool configure_backend(void)
 {
     ir_backend_settings wanted = { .threads = settings.threads, .isa = settings.isa, .cache_dir = settings.cache_dir };
-    if (settings.no_jit || !compiler() || !compiler()->configure)
-        return true;
-    return compiler()->configure(&wanted);
+    return settings.no_jit || !compiler->configure || compiler->configure(&wanted);
 }
 
 bool rax_configure(const rax_settings *given)
@@ -83,22 +77,20 @@ const ir_backend *trace_backend(void)
 {
     if (!configured && !rax_configure(NULL))
         return NULL;
-    return settings.no_jit || !compiler() ? &trace_interpreter : compiler();
+    return settings.no_jit ? &trace_interpreter : compiler;
 }
 
 void rax_print_info(FILE *out)
 {
     fprintf(out, "rax        %s\n", RAX_VERSION);
-    if (compiler() && compiler()->print_info)
-        compiler()->print_info(out);
-    else
-        fprintf(out, "backend    none but the interpreter\n");
+    if (compiler->print_info)
+        compiler->print_info(out);
 }
 
 void rax_shutdown(void)
 {
-    if (configured && compiler() && compiler()->shutdown)
-        compiler()->shutdown();
+    if (configured && compiler->shutdown)
+        compiler->shutdown();
     keep(&isa, NULL);
     keep(&cache_dir, NULL);
     keep(&dump_dir, NULL);
