@@ -11,7 +11,8 @@ enum {
     TASK_ROWS = 256,             /* of queries, at most: k and v are packed again for every task */
     LEAST_TASK_ROWS = 64,
     FORWARD_TASKS = 64,          /* as many are wanted, for threads to share evenly */
-    BACKWARD_TASKS = 8           /* fewer heads than this are split by keys */
+    BACKWARD_TASKS = 8,          /* fewer heads than this are split by keys */
+    GROUPS = 16                  /* of heads, at least, where there are more heads than that */
 };
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -127,6 +128,10 @@ static void plan_blocks(cpu_attention *a)
     a->task_panels = MAX(MIN(wanted, TASK_ROWS / width), least);
     a->row_tasks = divide_up(a->panels, a->task_panels);
 
+    a->group = MAX(MIN(heads / GROUPS, s->heads), 1);
+    while (s->heads % a->group != 0)
+        a->group--;
+
     int64_t key_blocks = divide_up(s->keys, a->key_block), splits = heads >= BACKWARD_TASKS ? 1 : divide_up(2 * BACKWARD_TASKS, heads);
     a->split_blocks = MAX(divide_up(key_blocks, splits), 1);
     a->splits = MAX(divide_up(key_blocks, a->split_blocks), 1);
@@ -184,10 +189,10 @@ bool cpu_plan_attention(cpu_compiler *compiler, const kl_kernel *kernel, cpu_pla
         if (views[i].there)
             *views[i].to = add_tensor(compiler, plan, views[i].view, views[i].dtype);
 
-    int64_t heads = s->batch * s->heads;
+    int64_t heads = s->batch * s->heads, groups = divide_up(heads, a->group);
     plan->phases[plan->n_phases++] = (cpu_phase){
         .function = -1, .code = s->backward ? cpu_attention_backward : cpu_attention_forward,
-        .tasks = heads * (s->backward ? a->splits : a->row_tasks), .work = work_of(a) };
+        .tasks = groups * (s->backward ? a->splits : a->row_tasks), .work = work_of(a) };
     plan->scratch_bytes = s->backward ? cpu_attention_backward_scratch(a) : cpu_attention_forward_scratch(a);
     if (s->backward && a->splits > 1) {
         a->workspace = cpu_arg_workspace(compiler, plan, 0);

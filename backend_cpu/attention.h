@@ -82,6 +82,7 @@ typedef struct {
     cpu_attention_piece *softmax, *gradient, *close, *store, *dots, *keep;
 } cpu_attention_code;
 
+/* The plan. A task takes group heads, one after the other: while one is computed, the next one's memory is fetched. */
 typedef struct {
     kl_attention shape;         /* views apart */
     cpu_isa isa;
@@ -91,8 +92,9 @@ typedef struct {
     int64_t key_block;
     int64_t panels, head_panels;                     /* of W: queries, columns of a head */
     int64_t row_bytes, transposed_bytes, interleaved_bytes, sums_bytes;    /* packed: a row; a panel of queries; of a key block; sums[W][W] */
-    int64_t task_panels, row_tasks;                  /* forward: a task is task_panels of a head */
-    int64_t splits, split_blocks;                    /* backward: a task is split_blocks key blocks of a head */
+    int64_t group;                                   /* heads of a task */
+    int64_t task_panels, row_tasks;                  /* forward: a task is task_panels of its heads */
+    int64_t splits, split_blocks;                    /* backward: a task is split_blocks key blocks of its heads */
     uint32_t threshold;
     double keep_scale;
     cpu_attention_tensor q, k, v, out, lse, dout, dlse, dq, dk, dv, seed, counter;
@@ -137,6 +139,19 @@ typedef struct {
 
 enum { CPU_ATTENTION_FAR = 1 << 30 };                /* further than any diagonal, on shapes that fit in memory */
 
+/* -- fetching ahead. Rows of a head lie far apart, so that the hardware does not see what comes next; products fetch it on
+ * their way into the second-level cache, one line for each unit of depth. First come, first fetched; what finds no room, or is
+ * not fetched when the list is cleared, is not. */
+enum { CPU_ATTENTION_SPANS = 16 };
+typedef struct { const char *at; int64_t stride, rows, bytes; } cpu_attention_span;           /* rows of so many bytes */
+typedef struct { int next, n; int64_t row, line; cpu_attention_span spans[CPU_ATTENTION_SPANS]; } cpu_attention_soon;
+void cpu_attention_expect(const cpu_attention *a, const int64_t *args, char *const *buffers, cpu_attention_soon *soon,
+                          const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row, int64_t rows);
+void cpu_attention_fetch_now(cpu_attention_soon *soon);          /* all of the list: where nothing was computed before */
+static inline void cpu_attention_clear(cpu_attention_soon *soon) { soon->next = soon->n = 0, soon->row = soon->line = 0; }
+
+/* -- operands and products */
+
 /* Tensor t at batch and head, from row on. */
 char *cpu_attention_at(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t, int bytes,
                        int64_t head, int64_t row);
@@ -149,10 +164,10 @@ cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, cpu_at
 cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
 int64_t cpu_attention_right_bytes(const cpu_attention *a, int64_t rows);
 
-void cpu_attention_multiply(const cpu_attention *a, const cpu_attention_product *p);
+void cpu_attention_multiply(const cpu_attention *a, const cpu_attention_product *p, cpu_attention_soon *soon);
 /* scores^T[rows][W] = left right; a lane i sees rows up to i + diagonal, what it does not see may be anything. */
 void cpu_attention_scores(const cpu_attention *a, cpu_attention_left left, cpu_attention_right right, int64_t rows, int64_t diagonal,
-                          char *scores);
+                          char *scores, cpu_attention_soon *soon);
 void cpu_attention_store_rows(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t, int bytes,
                               int64_t head, int64_t row, cpu_attention_store store, void *staging);
 /* The dropout mask of a panel against keys key..key+keys-1. */

@@ -21,7 +21,8 @@ typedef struct {
     const cpu_attention *a;
     const int64_t *args;
     char *const *buffers;
-    int64_t head, first_key, end_key;                /* this task's keys */
+    int64_t head, end_head, first_key, end_key;      /* this task's heads and keys */
+    cpu_attention_soon soon;
     char *dq;                                        /* sums[panel][head panel][W][W] */
     char *lse, *delta;                               /* s[panels][W] */
     char *k, *k_right, *v, *dk, *dv;                 /* a block of keys */
@@ -85,12 +86,40 @@ static int64_t first_panel(const cpu_attention *a, int64_t key)
     return row <= 0 ? 0 : (row + a->tile.columns - 1) / a->tile.columns;
 }
 
+static int64_t rows_of(const walk *w, int64_t panel)
+{
+    return MIN(w->a->tile.columns, w->a->shape.rows - panel * w->a->tile.columns);
+}
+
+static int64_t keys_of(const walk *w, int64_t key) { return MIN(w->a->key_block, w->end_key - key); }
+
+static void expect(walk *w, const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row, int64_t rows)
+{
+    cpu_attention_expect(w->a, w->args, w->buffers, &w->soon, t, bytes, head, row, rows);
+}
+
+static void expect_panel(walk *w, int64_t head, int64_t panel, bool with_out)
+{
+    const cpu_attention *a = w->a;
+    int64_t row = panel * a->tile.columns, rows = rows_of(w, panel);
+    expect(w, &a->q, a->element_bytes, head, row, rows);
+    expect(w, &a->dout, a->element_bytes, head, row, rows);
+    if (with_out)
+        expect(w, &a->out, a->element_bytes, head, row, rows);
+}
+
+static void expect_keys(walk *w, int64_t head, int64_t key)
+{
+    expect(w, &w->a->k, w->a->element_bytes, head, key, keys_of(w, key));
+    expect(w, &w->a->v, w->a->element_bytes, head, key, keys_of(w, key));
+}
+
 /* lse and delta of a panel, side by side. Lanes without a query get an lse of infinity: a probability of 0. */
 static void load_statistics(const walk *w, int64_t panel)
 {
     const cpu_attention *a = w->a;
     const kl_attention *s = &a->shape;
-    int64_t width = a->tile.columns, row = panel * width, rows = MIN(width, s->rows - row), at = panel * width;
+    int64_t width = a->tile.columns, row = panel * width, rows = rows_of(w, panel), at = panel * width;
     cpu_attention_matrix out = cpu_attention_rows(a, w->args, w->buffers, &a->out, w->head, row, rows, w->staging[0]);
     cpu_attention_matrix dout = cpu_attention_rows(a, w->args, w->buffers, &a->dout, w->head, row, rows, w->staging[1]);
     cpu_attention_dots dots = {dout.at, out.at, dout.row_stride, out.row_stride, rows, s->head_dim, w->delta + at * a->sum_bytes};
@@ -115,18 +144,18 @@ static void load_statistics(const walk *w, int64_t panel)
 }
 
 /* One panel against the block of keys from key on, of which it sees `keys`. */
-static void visit_panel(const walk *w, int64_t panel, int64_t key, int64_t keys, cpu_attention_left k, cpu_attention_left v,
+static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, cpu_attention_left k, cpu_attention_left v,
                         cpu_attention_right k_right)
 {
     const cpu_attention *a = w->a;
     const kl_attention *s = &a->shape;
-    int64_t width = a->tile.columns, row = panel * width, rows = MIN(width, s->rows - row), line = width * a->sum_bytes;
+    int64_t width = a->tile.columns, row = panel * width, rows = rows_of(w, panel), line = width * a->sum_bytes;
     int64_t diagonal = s->causal ? row + s->keys - s->rows - key : CPU_ATTENTION_FAR;
     cpu_attention_matrix q = cpu_attention_rows(a, w->args, w->buffers, &a->q, w->head, row, rows, w->staging[0]);
     cpu_attention_matrix dout = cpu_attention_rows(a, w->args, w->buffers, &a->dout, w->head, row, rows, w->staging[1]);
 
-    cpu_attention_scores(a, k, cpu_attention_pack_transposed(a, q, rows, w->q), keys, diagonal, w->scores);
-    cpu_attention_scores(a, v, cpu_attention_pack_transposed(a, dout, rows, w->dout), keys, diagonal, w->gradients);
+    cpu_attention_scores(a, k, cpu_attention_pack_transposed(a, q, rows, w->q), keys, diagonal, w->scores, &w->soon);
+    cpu_attention_scores(a, v, cpu_attention_pack_transposed(a, dout, rows, w->dout), keys, diagonal, w->gradients, &w->soon);
     if (s->dropout > 0)
         cpu_attention_fill_keep(a, w->args, w->buffers, w->head, row, key, keys, w->keep);
     cpu_attention_block block = {
@@ -140,17 +169,17 @@ static void visit_panel(const walk *w, int64_t panel, int64_t key, int64_t keys,
         .left = {w->scores, over_queries, a->unit.bytes}, .right = cpu_attention_pack_right(a, dout, rows, w->dout_right),
         .sums = w->dv, .panel_bytes = key_panel, .rows = keys, .columns = s->head_dim, .depth = rows,
         .low = -diagonal, .high = CPU_ATTENTION_FAR, .resume = 1 };
-    cpu_attention_multiply(a, &product);
+    cpu_attention_multiply(a, &product, &w->soon);
     product.left.at = w->gradients;
     product.right = cpu_attention_pack_right(a, q, rows, w->q_right);
     product.sums = w->dk;
-    cpu_attention_multiply(a, &product);
+    cpu_attention_multiply(a, &product, &w->soon);
 
     product = (cpu_attention_product){
         .left = {a->unit.k_per_unit == 2 ? w->pairs : w->gradients, a->unit.bytes, width * a->unit.bytes}, .right = k_right,
         .sums = w->dq + panel * a->head_panels * a->sums_bytes, .panel_bytes = a->sums_bytes, .rows = rows, .columns = s->head_dim,
         .depth = keys, .low = -CPU_ATTENTION_FAR, .high = diagonal, .resume = key > w->first_key };
-    cpu_attention_multiply(a, &product);
+    cpu_attention_multiply(a, &product, &w->soon);
 }
 
 /* sums[head panel][rows][W] times factor, in the type of sums, to rows of a gradient. */
@@ -166,15 +195,14 @@ static void store_gradient(const walk *w, const cpu_attention_tensor *t, int64_t
 
 static void store_dq(const walk *w, int64_t panel, const char *sums)
 {
-    int64_t row = panel * w->a->tile.columns, rows = MIN(w->a->tile.columns, w->a->shape.rows - row);
-    store_gradient(w, &w->a->dq, row, rows, sums, w->a->sums_bytes, w->a->shape.scale);
+    store_gradient(w, &w->a->dq, panel * w->a->tile.columns, rows_of(w, panel), sums, w->a->sums_bytes, w->a->shape.scale);
 }
 
-static void visit_keys(const walk *w, int64_t key)
+static void visit_keys(walk *w, int64_t key)
 {
     const cpu_attention *a = w->a;
     const kl_attention *s = &a->shape;
-    int64_t keys = MIN(a->key_block, s->keys - key), line = a->tile.columns * a->sum_bytes, width = a->tile.columns;
+    int64_t keys = keys_of(w, key), line = a->tile.columns * a->sum_bytes, width = a->tile.columns;
     cpu_attention_matrix m = cpu_attention_rows(a, w->args, w->buffers, &a->k, w->head, key, keys, w->staging[0]);
     cpu_attention_left k = cpu_attention_pack_left(a, m, keys, w->k);
     cpu_attention_right k_right = {k.at, width * a->unit.bytes, k.row};
@@ -184,8 +212,30 @@ static void visit_keys(const walk *w, int64_t key)
     cpu_attention_left v = cpu_attention_pack_left(a, m, keys, w->v);
     memset(w->dk, 0, (size_t)(a->head_panels * a->key_block * line));
     memset(w->dv, 0, (size_t)(a->head_panels * a->key_block * line));
-    for (int64_t panel = first_panel(a, key); panel < a->panels; panel++)
+
+    bool first = key == w->first_key, last = key + a->key_block >= w->end_key;
+    for (int64_t panel = first_panel(a, key); panel < a->panels; panel++) {
+        cpu_attention_clear(&w->soon);
+        if (panel + 1 < a->panels) {
+            expect_panel(w, w->head, panel + 1, first);
+        } else {
+            expect(w, &a->dk, a->grad_bytes, w->head, key, keys);
+            expect(w, &a->dv, a->grad_bytes, w->head, key, keys);
+            int64_t head = last ? w->head + 1 : w->head, next = last ? w->first_key : key + a->key_block;
+            if (head < w->end_head) {
+                expect_keys(w, head, next);
+                expect_panel(w, head, first_panel(a, next), last);
+            }
+        }
+        bool whole = a->splits == 1 && (last || panel * width + ahead_of(a) <= key + keys);       /* the panel sees no later keys */
+        if (whole)
+            expect(w, &a->dq, a->grad_bytes, w->head, panel * width, rows_of(w, panel));
+        if (first)
+            load_statistics(w, panel);
         visit_panel(w, panel, key, MIN(keys, panel * width + ahead_of(a) - key), k, v, k_right);
+        if (whole)
+            store_dq(w, panel, w->dq + panel * a->head_panels * a->sums_bytes);
+    }
     store_gradient(w, &a->dk, key, keys, w->dk, a->key_block * line, s->scale);
     store_gradient(w, &a->dv, key, keys, w->dv, a->key_block * line, a->keep_scale);
 }
@@ -194,21 +244,23 @@ static void visit_keys(const walk *w, int64_t key)
 void cpu_attention_backward(const int64_t *args, char *const *buffers, int64_t task, char *scratch)
 {
     const cpu_attention *a = (const cpu_attention *)(intptr_t)args[0];
-    int64_t heads = a->shape.batch * a->shape.heads, split = task / heads;
+    int64_t heads = a->shape.batch * a->shape.heads, groups = (heads + a->group - 1) / a->group, split = task / groups;
     size_t bytes;
     walk w = lay_out(a, scratch, &bytes);
-    w.args = args, w.buffers = buffers, w.head = task % heads;
+    w.args = args, w.buffers = buffers;
+    w.head = task % groups * a->group, w.end_head = MIN(heads, w.head + a->group);
     w.first_key = split * a->split_blocks * a->key_block;
     w.end_key = MIN(a->shape.keys, w.first_key + a->split_blocks * a->key_block);
-    if (a->splits > 1)
-        w.dq = cpu_pointer(args, buffers, a->workspace) + (w.head * a->splits + split) * dq_bytes(a);
-    for (int64_t panel = first_panel(a, w.first_key); panel < a->panels; panel++)
-        load_statistics(&w, panel);
-    for (int64_t key = w.first_key; key < w.end_key; key += a->key_block)
-        visit_keys(&w, key);
-    if (a->splits == 1)
-        for (int64_t panel = 0; panel < a->panels; panel++)
-            store_dq(&w, panel, w.dq + panel * a->head_panels * a->sums_bytes);
+    expect_keys(&w, w.head, w.first_key);
+    if (first_panel(a, w.first_key) < a->panels)
+        expect_panel(&w, w.head, first_panel(a, w.first_key), true);
+    cpu_attention_fetch_now(&w.soon);
+    for (; w.head < w.end_head; w.head++) {
+        if (a->splits > 1)
+            w.dq = cpu_pointer(args, buffers, a->workspace) + (w.head * a->splits + split) * dq_bytes(a);
+        for (int64_t key = w.first_key; key < w.end_key; key += a->key_block)
+            visit_keys(&w, key);
+    }
 }
 
 /* dq of a panel: the parts of all splits whose first key it sees, added to the first one's. */

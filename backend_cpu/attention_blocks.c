@@ -47,6 +47,28 @@ void cpu_attention_store_rows(const cpu_attention *a, const int64_t *args, char 
         copy_elements(at, t->stride[2], t->stride[3], staging, a->shape.head_dim, 1, store.rows, a->shape.head_dim, bytes);
 }
 
+/* -- fetching ahead ---------------------------------------------------------------------------------------------------- */
+
+enum { LINE = 64 };
+
+void cpu_attention_expect(const cpu_attention *a, const int64_t *args, char *const *buffers, cpu_attention_soon *soon,
+                          const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row, int64_t rows)
+{
+    if (soon->n == CPU_ATTENTION_SPANS || rows <= 0 || t->stride[3] != 1)
+        return;
+    soon->spans[soon->n++] = (cpu_attention_span){
+        cpu_attention_at(a, args, buffers, t, bytes, head, row), t->stride[2] * bytes, rows, a->shape.head_dim * bytes };
+}
+
+void cpu_attention_fetch_now(cpu_attention_soon *soon)
+{
+    for (int i = soon->next; i < soon->n; i++)
+        for (int64_t row = 0; row < soon->spans[i].rows; row++)
+            for (int64_t line = 0; line < soon->spans[i].bytes; line += LINE)
+                __builtin_prefetch(soon->spans[i].at + row * soon->spans[i].stride + line, 0, 2);
+    cpu_attention_clear(soon);
+}
+
 /* -- operands ---------------------------------------------------------------------------------------------------------- */
 
 static cpu_gemm_block block_of(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to, int64_t to_stride)
@@ -101,14 +123,27 @@ static int tile_height(const cpu_attention *a, int64_t rows)
     return h;
 }
 
-/* A tile of so many vectors. What comes next is not told to be fetched: all operands lie in the caches already. */
+/* A tile of so many vectors, and on the way the next lines of what is expected. */
 static void multiply_tile(const cpu_attention *a, int h, int vectors, int64_t units, const char *left, cpu_attention_left l,
-                          const char *right, cpu_attention_right r, char *sums, int64_t resume)
+                          const char *right, cpu_attention_right r, char *sums, int64_t resume, cpu_attention_soon *soon)
 {
-    a->code.products.micro[h][vectors - 1](units, left, l.row, l.unit, right, r.unit, sums, resume, right, 0);
+    const char *ahead = right;
+    int64_t step = 0;
+    if (soon->next < soon->n) {
+        const cpu_attention_span *span = &soon->spans[soon->next];
+        ahead = span->at + soon->row * span->stride + soon->line;
+        step = span->stride;
+        soon->row += units;
+        if (soon->row >= span->rows) {
+            soon->row = 0, soon->line += LINE;
+            if (soon->line >= span->bytes)
+                soon->line = 0, soon->next++;
+        }
+    }
+    a->code.products.micro[h][vectors - 1](units, left, l.row, l.unit, right, r.unit, sums, resume, ahead, step);
 }
 
-void cpu_attention_multiply(const cpu_attention *a, const cpu_attention_product *p)
+void cpu_attention_multiply(const cpu_attention *a, const cpu_attention_product *p, cpu_attention_soon *soon)
 {
     int64_t per_unit = a->unit.k_per_unit, row_bytes = a->tile.columns * a->sum_bytes;
     for (int64_t row = 0; row < p->rows;) {
@@ -121,14 +156,14 @@ void cpu_attention_multiply(const cpu_attention *a, const cpu_attention_product 
             int vectors = p->columns - column <= a->tile.lanes ? 1 : 2;
             int64_t panel = column / a->tile.columns;
             multiply_tile(a, h, vectors, units, left, p->left, right + panel * p->right.panel, p->right,
-                          p->sums + panel * p->panel_bytes + row * row_bytes, p->resume);
+                          p->sums + panel * p->panel_bytes + row * row_bytes, p->resume, soon);
         }
         row += height;
     }
 }
 
 void cpu_attention_scores(const cpu_attention *a, cpu_attention_left left, cpu_attention_right right, int64_t rows, int64_t diagonal,
-                          char *scores)
+                          char *scores, cpu_attention_soon *soon)
 {
     int64_t units = (a->shape.head_dim + a->unit.k_per_unit - 1) / a->unit.k_per_unit, row_bytes = a->tile.columns * a->sum_bytes;
     if (units == 0) {
@@ -138,7 +173,7 @@ void cpu_attention_scores(const cpu_attention *a, cpu_attention_left left, cpu_a
     for (int64_t row = 0; row < rows;) {
         int h = tile_height(a, rows - row), unseen = row - diagonal >= a->tile.lanes ? 1 : 0;     /* vectors that see no row here */
         multiply_tile(a, h, 2 - unseen, units, left.at + row * left.row, left, right.at + unseen * a->tile.lanes * a->unit.bytes, right,
-                      scores + row * row_bytes + unseen * a->tile.lanes * a->sum_bytes, 0);
+                      scores + row * row_bytes + unseen * a->tile.lanes * a->sum_bytes, 0, soon);
         row += a->tile.heights[h];
     }
 }

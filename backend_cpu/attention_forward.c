@@ -47,15 +47,57 @@ size_t cpu_attention_forward_scratch(const cpu_attention *a)
     return bytes;
 }
 
-/* One panel, from row row on, against keys key..key+keys-1. */
-static void visit_block(const cpu_attention *a, const int64_t *args, char *const *buffers, const room *r, const panel_state *panel,
-                        int64_t head, int64_t row, int64_t key, int64_t keys, cpu_attention_left k, cpu_attention_right v)
+/* One task, at one of its heads. */
+typedef struct {
+    const cpu_attention *a;
+    const int64_t *args;
+    char *const *buffers;
+    room room;
+    cpu_attention_soon soon;
+    int64_t head, end_head, first_row, end_row;      /* of this task; rows in whole panels */
+} walk;
+
+static int64_t rows_of(const walk *w, int64_t row) { return MIN(w->a->tile.columns, w->a->shape.rows - row); }
+
+/* A panel at row sees keys below row + ahead. */
+static int64_t ahead_of(const cpu_attention *a)
 {
+    return a->shape.causal ? a->shape.keys - a->shape.rows + a->tile.columns : CPU_ATTENTION_FAR;
+}
+
+/* How many keys of the block at key the task sees; 0 or less: none. */
+static int64_t keys_of(const walk *w, int64_t key)
+{
+    const cpu_attention *a = w->a;
+    return MIN(a->key_block, MIN(a->shape.keys, w->end_row - a->tile.columns + ahead_of(a)) - key);
+}
+
+static void expect(walk *w, const cpu_attention_tensor *t, int64_t head, int64_t row, int64_t rows)
+{
+    cpu_attention_expect(w->a, w->args, w->buffers, &w->soon, t, w->a->element_bytes, head, row, rows);
+}
+
+static void expect_keys(walk *w, int64_t head, int64_t key)
+{
+    expect(w, &w->a->k, head, key, keys_of(w, key));
+    expect(w, &w->a->v, head, key, keys_of(w, key));
+}
+
+static void expect_queries(walk *w, const cpu_attention_tensor *t, int64_t head)
+{
+    expect(w, t, head, w->first_row, MIN(w->end_row, w->a->shape.rows) - w->first_row);
+}
+
+/* One panel, from row row on, against keys key..key+keys-1. */
+static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t key, int64_t keys, cpu_attention_left k, cpu_attention_right v)
+{
+    const cpu_attention *a = w->a;
     const kl_attention *s = &a->shape;
+    const room *r = &w->room;
     int64_t diagonal = s->causal ? row + s->keys - s->rows - key : CPU_ATTENTION_FAR;
-    cpu_attention_scores(a, k, panel->q, keys, diagonal, r->scores);
+    cpu_attention_scores(a, k, panel->q, keys, diagonal, r->scores, &w->soon);
     if (s->dropout > 0)
-        cpu_attention_fill_keep(a, args, buffers, head, row, key, keys, r->keep);
+        cpu_attention_fill_keep(a, w->args, w->buffers, w->head, row, key, keys, r->keep);
     cpu_attention_block block = {
         .scores = r->scores, .keep = r->keep, .keys = keys, .diagonal = diagonal, .scale = s->scale, .keep_scale = a->keep_scale,
         .most = panel->most, .sum = panel->sum, .outputs = panel->sums, .factors = r->factors,
@@ -63,21 +105,20 @@ static void visit_block(const cpu_attention *a, const int64_t *args, char *const
     a->code.softmax(&block);
     cpu_attention_product product = {
         .left = {r->scores, a->unit.bytes, a->tile.columns * a->unit.bytes}, .right = v, .sums = panel->sums, .panel_bytes = a->sums_bytes,
-        .rows = MIN(a->tile.columns, s->rows - row), .columns = s->head_dim, .depth = keys,
-        .low = -CPU_ATTENTION_FAR, .high = diagonal, .resume = key > 0 };
-    cpu_attention_multiply(a, &product);
+        .rows = rows_of(w, row), .columns = s->head_dim, .depth = keys, .low = -CPU_ATTENTION_FAR, .high = diagonal, .resume = key > 0 };
+    cpu_attention_multiply(a, &product, &w->soon);
 }
 
-static void store_panel(const cpu_attention *a, const int64_t *args, char *const *buffers, const room *r, const panel_state *panel,
-                        int64_t head, int64_t row)
+static void store_panel(walk *w, const panel_state *panel, int64_t row)
 {
-    const kl_attention *s = &a->shape;
-    int64_t rows = MIN(a->tile.columns, s->rows - row);
+    const cpu_attention *a = w->a;
+    const room *r = &w->room;
+    int64_t rows = rows_of(w, row);
     cpu_attention_close close = {panel->most, panel->sum, r->factors, r->lse, a->keep_scale};
     a->code.close(&close);
     cpu_attention_store store = {.from = panel->sums, .panel_bytes = a->sums_bytes, .rows = rows, .factors = r->factors, .factor_stride = 1};
-    cpu_attention_store_rows(a, args, buffers, &a->out, a->element_bytes, head, row, store, r->staging);
-    char *lse = cpu_attention_at(a, args, buffers, &a->lse, a->sum_bytes, head, row);
+    cpu_attention_store_rows(a, w->args, w->buffers, &a->out, a->element_bytes, w->head, row, store, r->staging);
+    char *lse = cpu_attention_at(a, w->args, w->buffers, &a->lse, a->sum_bytes, w->head, row);
     for (int64_t i = 0; i < rows; i++)
         if (a->sum_bytes == 8)
             ((double *)lse)[i * a->lse.stride[2]] = ((double *)r->lse)[i];
@@ -85,39 +126,64 @@ static void store_panel(const cpu_attention *a, const int64_t *args, char *const
             ((float *)lse)[i * a->lse.stride[2]] = ((float *)r->lse)[i];
 }
 
+static void visit_keys(walk *w, int64_t key)
+{
+    const cpu_attention *a = w->a;
+    const room *r = &w->room;
+    int64_t keys = keys_of(w, key), width = a->tile.columns;
+    cpu_attention_matrix k = cpu_attention_rows(a, w->args, w->buffers, &a->k, w->head, key, keys, r->staging);
+    cpu_attention_left left = cpu_attention_pack_left(a, k, keys, r->k);
+    cpu_attention_matrix v = cpu_attention_rows(a, w->args, w->buffers, &a->v, w->head, key, keys, r->staging);
+    cpu_attention_right right = cpu_attention_pack_right(a, v, keys, r->v);
+
+    int64_t next = key + a->key_block;
+    cpu_attention_clear(&w->soon);
+    if (keys_of(w, next) > 0) {
+        expect_keys(w, w->head, next);
+    } else {
+        expect_queries(w, &a->out, w->head);
+        if (w->head + 1 < w->end_head) {
+            expect_queries(w, &a->q, w->head + 1);
+            expect_keys(w, w->head + 1, 0);
+        }
+    }
+    for (int64_t row = w->first_row, i = 0; row < w->end_row; row += width, i++) {
+        int64_t seen = MIN(keys, row + ahead_of(a) - key);
+        if (seen > 0)
+            visit_block(w, &r->panels[i], row, key, seen, left, right);
+    }
+}
+
+static void visit_head(walk *w)
+{
+    const cpu_attention *a = w->a;
+    int64_t width = a->tile.columns, line = width * a->sum_bytes;
+    for (int64_t row = w->first_row, i = 0; row < w->end_row; row += width, i++) {
+        cpu_attention_matrix q = cpu_attention_rows(a, w->args, w->buffers, &a->q, w->head, row, rows_of(w, row), w->room.staging);
+        panel_state *panel = &w->room.panels[i];
+        panel->q = cpu_attention_pack_transposed(a, q, rows_of(w, row), w->room.q + i * a->transposed_bytes);
+        panel->sums = w->room.sums + i * a->head_panels * a->sums_bytes;
+        panel->most = w->room.statistics + 2 * i * line, panel->sum = panel->most + line;
+    }
+    for (int64_t key = 0; keys_of(w, key) > 0; key += a->key_block)
+        visit_keys(w, key);
+    for (int64_t row = w->first_row, i = 0; row < w->end_row; row += width, i++)
+        store_panel(w, &w->room.panels[i], row);
+}
+
 /* Tasks of all heads with the last panels, which see most keys, come first. */
 void cpu_attention_forward(const int64_t *args, char *const *buffers, int64_t task, char *scratch)
 {
     const cpu_attention *a = (const cpu_attention *)(intptr_t)args[0];
-    const kl_attention *s = &a->shape;
-    int64_t heads = s->batch * s->heads, width = a->tile.columns, line = width * a->sum_bytes;
-    int64_t head = task % heads, first = (a->row_tasks - 1 - task / heads) * a->task_panels, n = MIN(a->task_panels, a->panels - first);
+    int64_t heads = a->shape.batch * a->shape.heads, groups = (heads + a->group - 1) / a->group, width = a->tile.columns;
     size_t bytes;
-    room r = lay_out(a, scratch, &bytes);
-
-    for (int64_t i = 0; i < n; i++) {
-        int64_t row = (first + i) * width, rows = MIN(width, s->rows - row);
-        cpu_attention_matrix q = cpu_attention_rows(a, args, buffers, &a->q, head, row, rows, r.staging);
-        panel_state *panel = &r.panels[i];
-        panel->q = cpu_attention_pack_transposed(a, q, rows, r.q + i * a->transposed_bytes);
-        panel->sums = r.sums + i * a->head_panels * a->sums_bytes;
-        panel->most = r.statistics + 2 * i * line, panel->sum = panel->most + line;
-    }
-    for (int64_t key = 0; key < s->keys; key += a->key_block) {
-        int64_t ahead = s->causal ? s->keys - s->rows + width : CPU_ATTENTION_FAR;      /* a panel sees keys below row + ahead */
-        int64_t keys = MIN(a->key_block, MIN(s->keys, (first + n - 1) * width + ahead) - key);
-        if (keys <= 0)
-            break;
-        cpu_attention_matrix k = cpu_attention_rows(a, args, buffers, &a->k, head, key, keys, r.staging);
-        cpu_attention_left left = cpu_attention_pack_left(a, k, keys, r.k);
-        cpu_attention_matrix v = cpu_attention_rows(a, args, buffers, &a->v, head, key, keys, r.staging);
-        cpu_attention_right right = cpu_attention_pack_right(a, v, keys, r.v);
-        for (int64_t i = 0; i < n; i++) {
-            int64_t row = (first + i) * width, seen = MIN(keys, row + ahead - key);
-            if (seen > 0)
-                visit_block(a, args, buffers, &r, &r.panels[i], head, row, key, seen, left, right);
-        }
-    }
-    for (int64_t i = 0; i < n; i++)
-        store_panel(a, args, buffers, &r, &r.panels[i], head, (first + i) * width);
+    walk w = {.a = a, .args = args, .buffers = buffers, .room = lay_out(a, scratch, &bytes)};
+    w.head = task % groups * a->group, w.end_head = MIN(heads, w.head + a->group);
+    w.first_row = (a->row_tasks - 1 - task / groups) * a->task_panels * width;
+    w.end_row = MIN(w.first_row + a->task_panels * width, a->panels * width);
+    expect_queries(&w, &a->q, w.head);
+    expect_keys(&w, w.head, 0);
+    cpu_attention_fetch_now(&w.soon);
+    for (; w.head < w.end_head; w.head++)
+        visit_head(&w);
 }
