@@ -233,9 +233,9 @@ void kl_coalesce(kl_program *program);
  * a loop's output may take the place of an input that dies there and is read by the same view. A buffer that lives into a
  * repeat lives through it. Without reuse (for tests) every buffer has its own place. */
 void kl_plan_memory(kl_program *program, bool reuse);
-/* By buffer under its moving views: the ids of the first and last kernel during which it holds something, and the kernel after
- * which it is dead, a repeat where it lives through one; -1 where no kernel touches it. */
-typedef struct { int first, last, done; } kl_life;
+/* By buffer under its moving views: the ids of the first and last kernel during which it holds something; and of the kernels with
+ * which it begins and ends to live, repeats where it lives through them. last is -1 where no kernel touches it. */
+typedef struct { int first, last, born, done; } kl_life;
 void kl_lives(const kl_program *program, kl_life *lives);
 
 /* -- print_kernels.c, parse_kernels.c ---------------------------------------------------------------------------------- */

@@ -57,7 +57,10 @@ static void live_through(survey *s, const kl_kernel *kernel, int from, int to, i
         bool first = s->seen[a->root] != stamp, across = (first && !a->write) || moves_with(s->program, a->buffer, kernel->repeat.id);
         s->seen[a->root] = stamp;
         if (across || life->first < first_id || life->last > last_id) {
-            life->first = MIN(life->first, first_id);
+            if (life->first >= first_id) {
+                life->first = first_id;
+                life->born = kernel->id;
+            }
             if (life->last <= last_id) {
                 life->last = last_id;
                 life->done = kernel->id;
@@ -74,7 +77,8 @@ static void note_list(survey *s, kl_kernel *const *kernels, int n)
         kl_visit(kernels[i], note_access, s);
         for (int j = before; j < s->n; j++) {
             kl_life *life = &s->lives[s->list[j].root];
-            life->first = MIN(life->first, s->now);
+            if (life->last < 0)
+                life->first = life->born = s->now;
             life->last = life->done = s->now;
         }
         if (kernels[i]->kind == KL_REPEAT)
@@ -102,7 +106,7 @@ void kl_lives(const kl_program *program, kl_life *lives)
     survey s = { .program = program, .lives = lives };
     s.seen = base_alloc(sizeof *s.seen * (size_t)program->n_buffers);
     for (int i = 0; i < program->n_buffers; i++)
-        lives[i] = (kl_life){ INT32_MAX, -1, -1 };
+        lives[i] = (kl_life){ INT32_MAX, -1, -1, -1 };
     note_list(&s, program->kernels, program->n_kernels);
     settle_list(&s, program->kernels, program->n_kernels, 0);
     base_free(s.list);
@@ -158,7 +162,7 @@ static bool may_take_place(const planner *p, const kl_output *output, const kl_e
     if (!is_placed(p, out) || !is_placed(p, in) || out == in)
         return false;
     const kl_buffer *to = &p->program->buffers[out], *from = &p->program->buffers[in];
-    return p->lives[out].first == here && p->lives[in].last == here && p->lives[in].first < here && to->count == from->count &&
+    return p->lives[out].born == here && p->lives[in].done == here && p->lives[in].first < here && to->count == from->count &&
            ir_dtype_bytes(to->dtype) == ir_dtype_bytes(from->dtype) && kl_same_view(&output->view, &input->view) &&
            is_only_access(p, in) && is_only_access(p, out);
 }

@@ -549,8 +549,8 @@ static bool plan_fits(verifier *v)
                 a->arena_offset + bytes <= b->arena_offset || lives[j].last < lives[i].first || lives[i].last < lives[j].first || b->count == 0)
                 continue;
             int in = lives[i].last == lives[j].first ? i : j, out = i + j - in;
-            good = (lives[in].last == lives[out].first && a->arena_offset == b->arena_offset &&
-                    takes_place(program, program->kernels, program->n_kernels, lives[out].first, in, out)) ||
+            good = (lives[in].done == lives[out].born && a->arena_offset == b->arena_offset &&
+                    takes_place(program, program->kernels, program->n_kernels, lives[out].born, in, out)) ||
                    wrong(v, "b%d and b%d: share memory while both are alive", j, i);
         }
     }
