@@ -65,19 +65,6 @@ static void survey_list(survey *s, kl_kernel **kernels, int n)
 
 /* -- what may be dropped ------------------------------------------------------------------------------------------------ */
 
-static bool is_row_major(const kl_loop *loop, const kl_view *view, int64_t count)
-{
-    int64_t stride = 1;
-    if (view->offset || view->n_dynamic)
-        return false;
-    for (int i = loop->n_axes - 1; i >= 0; i--) {
-        if (loop->extent[i] != 1 && view->stride[i] != stride)
-            return false;
-        stride *= loop->extent[i];
-    }
-    return stride == count;
-}
-
 /* A loop that copies all of one buffer to all of another. */
 static bool is_copy(const kl_program *program, const kl_kernel *kernel, int *from, int *to)
 {
@@ -90,8 +77,8 @@ static bool is_copy(const kl_program *program, const kl_kernel *kernel, int *fro
     *from = expr->view.buffer;
     *to = output->view.buffer;
     const kl_buffer *source = &program->buffers[*from], *target = &program->buffers[*to];
-    return source->dtype == target->dtype && source->count == target->count && is_row_major(&kernel->loop, &expr->view, source->count) &&
-           is_row_major(&kernel->loop, &output->view, target->count);
+    return source->dtype == target->dtype && source->count == target->count && kl_is_row_major(&kernel->loop, &expr->view, source->count) &&
+           kl_is_row_major(&kernel->loop, &output->view, target->count);
 }
 
 typedef struct { kl_kernel **at; int n; } kernel_list;
@@ -225,60 +212,6 @@ static bool coalesce_list(survey *s, kl_kernel **kernels, int *n)
     return changed;
 }
 
-/* -- tidying ------------------------------------------------------------------------------------------------------------ */
-
-static void note_use(void *context, const kl_access *access) { ((int *)context)[access->view->buffer] = 1; }
-static void use_new_number(void *context, const kl_access *access) { access->view->buffer = ((const int *)context)[access->view->buffer]; }
-
-static void visit_list(kl_kernel **kernels, int n, void (*visit)(void *context, const kl_access *access), void *context)
-{
-    for (int i = 0; i < n; i++) {
-        kl_visit(kernels[i], visit, context);
-        if (kernels[i]->kind == KL_REPEAT)
-            visit_list(kernels[i]->repeat.body, kernels[i]->repeat.n_body, visit, context);
-    }
-}
-
-static void number_repeats(kl_kernel **kernels, int n, int *number, int *next)
-{
-    for (int i = 0; i < n; i++)
-        if (kernels[i]->kind == KL_REPEAT) {
-            number[kernels[i]->repeat.id] = *next;
-            kernels[i]->repeat.id = (*next)++;
-            number_repeats(kernels[i]->repeat.body, kernels[i]->repeat.n_body, number, next);
-        }
-}
-
-/* Buffers that no kernel touches go, but for parameters and results; buffers and repeats are numbered anew. */
-static void tidy(kl_program *program)
-{
-    int *number = base_alloc(sizeof *number * (size_t)program->n_buffers), *repeat = base_alloc(sizeof *repeat * (size_t)program->n_repeats);
-    int n = 0;
-    visit_list(program->kernels, program->n_kernels, note_use, number);
-    for (int i = program->n_buffers - 1; i >= 0; i--) {
-        const kl_buffer *b = &program->buffers[i];
-        number[i] |= b->kind == KL_PARAM || b->kind == KL_RESULT;
-        for (int at = i; number[i] && program->buffers[at].kind == KL_MOVING; at = program->buffers[at].base)
-            number[program->buffers[at].base] = 1;
-    }
-    for (int i = 0; i < program->n_buffers; i++)
-        if (number[i]) {
-            program->buffers[n] = program->buffers[i];
-            number[i] = n++;
-        }
-    program->n_buffers = n;
-    program->n_repeats = 0;
-    number_repeats(program->kernels, program->n_kernels, repeat, &program->n_repeats);
-    for (int i = 0; i < n; i++)
-        if (program->buffers[i].kind == KL_MOVING) {
-            program->buffers[i].base = number[program->buffers[i].base];
-            program->buffers[i].repeat = repeat[program->buffers[i].repeat];
-        }
-    visit_list(program->kernels, program->n_kernels, use_new_number, number);
-    base_free(number);
-    base_free(repeat);
-}
-
 void kl_coalesce(kl_program *program)
 {
     survey s = { .program = program };
@@ -299,5 +232,4 @@ void kl_coalesce(kl_program *program)
     base_free(s.first);
     base_free(s.last);
     base_free(s.donor);
-    tidy(program);
 }

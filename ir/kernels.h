@@ -10,9 +10,13 @@
  *   affine.c           index forms: what lower.c computes views with
  *   loop_shape.c       merges a loop's axes where every view allows it
  *   coalesce.c         drops copies by letting the producer write to the copy's place
+ *   accumulate.c       adds sums to their accumulator at once
+ *   kernels.c          buffers, walking over kernels and views
  *   memory_plan.c      live ranges, offsets in one arena, what the program needs
  *   print_kernels.c, parse_kernels.c        the text form, both ways
- *   run_kernels.c      the kernel list's own interpreter: an oracle for backends
+ *   verify_kernels.c   what must hold of a list
+ *   run_kernels.c, run_attention.c          the kernel list's own interpreter: an oracle for backends
+ *   kernel_cost.c      flops and bytes
  *
  * A kernel reads and writes views of buffers. Order in the list is order of execution; a kernel sees all that earlier ones
  * wrote. Within a kernel nothing is ordered but what is stated here. */
@@ -210,6 +214,7 @@ void kl_program_free(kl_program *program);
 /* For passes over the list, and for whoever makes one by hand. */
 int kl_add_buffer(kl_program *program, kl_buffer buffer);
 void kl_renumber(kl_program *program);                       /* kernel ids */
+void kl_tidy(kl_program *program);                           /* drops buffers that no kernel touches, and numbers all anew */
 /* Calls visit for every view that the kernel reads or writes (not for those of a repeat's body). */
 typedef struct { kl_view *view; bool write, accumulate; ir_dtype dtype; kl_loop *loop; } kl_access;
 void kl_visit(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), void *context);
@@ -217,15 +222,20 @@ void kl_visit(kl_kernel *kernel, void (*visit)(void *context, const kl_access *a
 int kl_last_id(const kl_kernel *kernel);
 /* Whether both name the same element at every index; never where there are dynamic terms. Buffers are not compared. */
 bool kl_same_view(const kl_view *a, const kl_view *b);
+/* Whether the view runs through count elements in the order of the loop's indices. */
+bool kl_is_row_major(const kl_loop *loop, const kl_view *view, int64_t count);
+/* Whether buffers, neither of them moving, are one memory: one buffer, or a parameter and the result that has its place. */
+bool kl_share_memory(const kl_program *program, int a, int b);
 /* The buffer under a chain of KL_MOVING. */
 int kl_root_buffer(const kl_program *program, int buffer);
 /* Flops and bytes of one execution, as the compile trace tells them: 2 M N K a contraction; elements read and written. */
 void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, double *bytes);
 
-/* -- loop_shape.c, coalesce.c ------------------------------------------------------------------------------------------ */
+/* -- loop_shape.c, coalesce.c, accumulate.c ------------------------------------------------------------------------------------------ */
 
 void kl_merge_axes(kl_loop *loop);
 void kl_coalesce(kl_program *program);
+void kl_accumulate(kl_program *program);
 
 /* -- memory_plan.c ---------------------------------------------------------------------------------------------------- */
 

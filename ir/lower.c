@@ -1290,6 +1290,7 @@ kl_program *kl_lower(const ir_graph *graph)
     program->n_kernels = list.n;
     base_arena_free(scratch);
     kl_coalesce(program);
-    kl_renumber(program);
+    kl_accumulate(program);
+    kl_tidy(program);
     return program;
 }
