@@ -20,7 +20,7 @@
 
 enum { NONE = -1 };
 
-/* Accesses in the order of kernels, chained by memory. */
+/* Accesses chained by memory, in no order. whole: writes without a look at what was there. */
 typedef struct { kl_kernel *kernel; kl_view *view; const kl_loop *loop; bool write, whole; int next; } access;
 typedef struct {
     kl_program *program;
@@ -123,7 +123,8 @@ static bool may_rename(const survey *s, const kernel_list *list, int at, int fro
 {
     const kl_program *program = s->program;
     const kl_buffer *source = &program->buffers[from], *target = &program->buffers[to];
-    int memory = memory_of(s, to), first = list->n, last_read = at;
+    int memory = memory_of(s, to), first = list->n, first_id = INT32_MAX, last_read = at;
+    bool made_here = true;
     if (source->kind != KL_TEMP || target->kind == KL_PARAM || target->kind == KL_CONST || memory == from)
         return false;
     for (int i = s->first[from]; i != NONE; i = s->list[i].next) {
@@ -131,11 +132,17 @@ static bool may_rename(const survey *s, const kernel_list *list, int at, int fro
         int where = position_in(list, a->kernel);
         if (where == NONE || (where > at && a->write))
             return false;                                 /* lives around this list; is written after the copy */
-        if (where < first && !a->whole)
-            return false;                                 /* is not made here */
-        first = MIN(first, where);
+        if (a->kernel == list->at[at])
+            continue;
+        if (a->kernel->id <= first_id) {
+            made_here = a->whole && (made_here || a->kernel->id < first_id);
+            first_id = a->kernel->id;
+            first = where;
+        }
         last_read = MAX(last_read, where);
     }
+    if (!made_here)
+        return false;
     for (int i = 0; i < program->n_buffers && target->kind == KL_MOVING; i++)
         if (program->buffers[i].kind == KL_MOVING && program->buffers[i].base == from)
             return false;                                 /* a moving view of what moves */

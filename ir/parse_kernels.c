@@ -174,7 +174,7 @@ static bool view_parts(parser *p, kl_view *view, int n_axes, int n_exprs)
     if (n != n_axes)
         return ir_lex_wrong(lexer, "%d strides, expected %d", n, n_axes);
     kl_dynamic dynamic[KL_MAX_DYNAMIC];
-    while (ir_lex_accept(lexer, "+")) {
+    while (!ir_lex_at_text(lexer, "+=") && ir_lex_accept(lexer, "+")) {
         int64_t value;
         if (!number(p, &value))
             return false;

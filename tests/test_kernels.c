@@ -2,6 +2,8 @@
  * NaN wherever nothing is meant to be. Every list is verified, printed, parsed, and printed again. A failure prints the graph and the kernels. */
 #include "tests/kernel_lists.h"
 
+#include <dirent.h>
+
 static void check_source(const char *text)
 {
     forget();
@@ -468,6 +470,60 @@ static void test_results(void **state)
     }
 }
 
+/* -- as text ------------------------------------------------------------------------------------------------------------ */
+
+/* tests/kernels/NAME.rax is a graph and the kernel list that is to come of it, `=== kernels ===` between them; `=== kernels attention ===`
+ * where attention is a kernel. UPDATE=1 writes the lists anew. */
+static void check_file(const char *path)
+{
+    base_text text = {0};
+    char piece[4096];
+    FILE *file = fopen(path, "r");
+    assert_non_null(file);
+    for (size_t n; (n = fread(piece, 1, sizeof piece, file)) > 0;)
+        base_text_bytes(&text, piece, n);
+    fclose(file);
+    char *section = strstr(text.at, "\n=== "), *list = section ? strchr(section + 1, '\n') : NULL;
+    if (!list)
+        fail_msg("%s: no section === kernels ===", path);
+    bool attention = strncmp(section, "\n=== kernels attention ===", 26) == 0;
+    forget();
+    ir_graph *graph = ir_parse(path, text.at, (size_t)(section - text.at));
+    if (!graph)
+        fail_msg("%s", base_error());
+    keep(graph);
+    check_kernels(graph, (settings){ .keep_attention = attention, .tolerance = 1e-4, .lo = 0.1, .hi = 0.9 });
+    kl_program *program = lowered(graph, attention);
+    kl_plan_memory(program, true);
+    const char *got = kernels_text(program);
+    kl_program_free(program);
+    if (getenv("UPDATE")) {
+        file = fopen(path, "w");
+        assert_non_null(file);
+        fprintf(file, "%.*s\n%s", (int)(list - text.at), text.at, got);
+        fclose(file);
+    } else if (strcmp(list + 1, got)) {
+        fprintf(stderr, "%s: expected\n%s\ngot\n%s\n", path, list + 1, got);
+        fail_msg("%s: another kernel list", path);
+    }
+    base_text_free(&text);
+}
+
+static void test_files(void **state)
+{
+    DIR *dir = opendir("tests/kernels");
+    (void)state;
+    if (!dir)
+        fail_msg("tests/kernels: cannot be opened: run from the root of the repository");
+    for (struct dirent *entry; (entry = readdir(dir));) {
+        char path[512];
+        snprintf(path, sizeof path, "tests/kernels/%s", entry->d_name);
+        if (strstr(entry->d_name, ".rax"))
+            check_file(path);
+    }
+    closedir(dir);
+}
+
 int main(void)
 {
     base_bug_hook = current_text;
@@ -475,7 +531,7 @@ int main(void)
         GRAPH_TEST(test_elementwise), GRAPH_TEST(test_casts), GRAPH_TEST(test_reductions), GRAPH_TEST(test_sums_of_what_repeats),
         GRAPH_TEST(test_movement), GRAPH_TEST(test_indexing), GRAPH_TEST(test_matmul), GRAPH_TEST(test_norms), GRAPH_TEST(test_activations),
         GRAPH_TEST(test_losses), GRAPH_TEST(test_attention), GRAPH_TEST(test_random), GRAPH_TEST(test_adamw), GRAPH_TEST(test_scan),
-        GRAPH_TEST(test_results),
+        GRAPH_TEST(test_results), GRAPH_TEST(test_files),
     };
     return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
 }
