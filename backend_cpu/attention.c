@@ -7,7 +7,9 @@
 #include <string.h>
 
 enum {
-    KEY_BLOCK = 128,             /* keys: with W queries 16 KB of scores, that stay in the first-level cache */
+    KEY_BLOCK = 128,             /* keys: with W queries 16 KB of scores, that stay in the first-level cache; */
+    BACKWARD_KEY_BLOCK = 256,    /* there, q and dout are transposed once more for every block */
+    BACKWARD_ELEMENTS = 1 << 14, /* of k, v, dk, dv, at most: all four stay in the second-level cache */
     TASK_ROWS = 256,             /* of queries, at most: k and v are packed again for every task */
     LEAST_TASK_ROWS = 64,
     FORWARD_TASKS = 64,          /* as many are wanted, for threads to share evenly */
@@ -117,7 +119,10 @@ static void plan_blocks(cpu_attention *a)
 {
     const kl_attention *s = &a->shape;
     int64_t width = a->tile.columns, unit = a->unit.k_per_unit, units = divide_up(s->head_dim, unit), heads = MAX(s->batch * s->heads, 1);
-    a->key_block = MIN(KEY_BLOCK, round_up(MAX(s->keys, 1), 2));
+    int64_t key_block = KEY_BLOCK;
+    if (s->backward)
+        key_block = MIN(BACKWARD_KEY_BLOCK, MAX(BACKWARD_ELEMENTS / MAX(s->head_dim, 1), 2 * width) / 2 * 2);
+    a->key_block = MIN(key_block, round_up(MAX(s->keys, 1), 2));
     a->panels = divide_up(s->rows, width);
     a->head_panels = divide_up(s->head_dim, width);
     a->row_bytes = round_up(s->head_dim, a->tile.lanes * unit) / unit * a->unit.bytes;
