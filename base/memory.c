@@ -7,22 +7,55 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+/* Large blocks are mapped: they come zeroed without being touched, in huge pages where the system gives them, and go back at
+ * once. Sanitizers watch what malloc gives out, so with them all of it comes from there. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MAPPED_BYTES SIZE_MAX
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define MAPPED_BYTES SIZE_MAX
+#endif
+#endif
+#ifndef MAPPED_BYTES
+#define MAPPED_BYTES ((size_t)1 << 20)
+#endif
 
 enum { ALIGNMENT = 64, ARENA_CHUNK_BYTES = 64 * 1024 };
 
+/* Before each block. */
+typedef struct { _Alignas(ALIGNMENT) size_t mapped; } header;         /* bytes mapped, 0: from malloc */
+
 static atomic_size_t live_blocks;
 static atomic_long refuse_in = -1;
+
+static void *allocate(size_t bytes)
+{
+    void *memory = NULL;
+    if (bytes > PTRDIFF_MAX - sizeof(header))
+        return NULL;
+    size_t all = bytes + sizeof(header);
+    if (all >= MAPPED_BYTES) {
+        memory = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED)
+            return NULL;
+        madvise(memory, all, MADV_HUGEPAGE);
+        ((header *)memory)->mapped = all;
+    } else {
+        if (posix_memalign(&memory, ALIGNMENT, all) != 0)
+            return NULL;
+        memset(memory, 0, all);
+    }
+    atomic_fetch_add(&live_blocks, 1);
+    return (header *)memory + 1;
+}
 
 void *base_try_alloc(size_t bytes)
 {
     if (atomic_load(&refuse_in) >= 0 && atomic_fetch_sub(&refuse_in, 1) == 0)
         return NULL;
-    void *memory = NULL;
-    if (bytes > PTRDIFF_MAX || posix_memalign(&memory, ALIGNMENT, bytes ? bytes : 1) != 0)
-        return NULL;
-    memset(memory, 0, bytes);
-    atomic_fetch_add(&live_blocks, 1);
-    return memory;
+    return allocate(bytes);
 }
 
 static _Noreturn void out_of_memory(size_t bytes)
@@ -33,11 +66,9 @@ static _Noreturn void out_of_memory(size_t bytes)
 
 void *base_alloc(size_t bytes)
 {
-    void *memory = NULL;
-    if (bytes > PTRDIFF_MAX || posix_memalign(&memory, ALIGNMENT, bytes ? bytes : 1) != 0)
+    void *memory = allocate(bytes);
+    if (!memory)
         out_of_memory(bytes);
-    memset(memory, 0, bytes);
-    atomic_fetch_add(&live_blocks, 1);
     return memory;
 }
 
@@ -55,7 +86,11 @@ void base_free(void *memory)
     if (!memory)
         return;
     atomic_fetch_sub(&live_blocks, 1);
-    free(memory);
+    header *block = (header *)memory - 1;
+    if (block->mapped)
+        munmap(block, block->mapped);
+    else
+        free(block);
 }
 
 char *base_strdup(const char *text)
