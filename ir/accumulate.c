@@ -12,8 +12,6 @@
 
 #include <string.h>
 
-typedef struct { kl_kernel **at; int n; } kernel_list;
-
 /* acc[i] = acc[i] + t[i] for all i, and nothing else. */
 static bool is_addition(const kl_program *program, const kl_kernel *kernel, int *acc, int *t)
 {

@@ -6,12 +6,16 @@
  *
  *   cluster.c          which nodes are computed together, and which are stored at all
  *   place.c            where a stored value lies: buffer, offset, strides; concatenations and transposes as views
- *   lower.c            clusters to loops, ops to contractions, attention, scatter, repeat
- *   affine.c           index forms: what lower.c computes views with
+ *   lower.c            the lowering as a whole, in rounds
+ *   lower_loops.c, lower_eval.c             clusters to loops; a loop's expressions
+ *   lower_anchors.c, lower_scan.c           contractions, attention, scatter; repeat
+ *   lower_order.c      the order of kernels
+ *   affine.c           index forms: what views are computed with
  *   loop_shape.c       merges a loop's axes where every view allows it
  *   coalesce.c         drops copies by letting the producer write to the copy's place
  *   accumulate.c       adds sums to their accumulator at once
  *   kernels.c          buffers, walking over kernels and views
+ *   fuse_epilogues.c   loops that read a product join it
  *   memory_plan.c      live ranges, offsets in one arena, what the program needs
  *   print_kernels.c, parse_kernels.c        the text form, both ways
  *   verify_kernels.c   what must hold of a list
@@ -236,6 +240,11 @@ void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, 
 void kl_merge_axes(kl_loop *loop);
 void kl_coalesce(kl_program *program);
 void kl_accumulate(kl_program *program);
+
+/* -- fuse_epilogues.c -------------------------------------------------------------------------------------------------- */
+
+/* For backends whose products have epilogues: before memory is planned. */
+void kl_fuse_epilogues(kl_program *program);
 
 /* -- memory_plan.c ---------------------------------------------------------------------------------------------------- */
 

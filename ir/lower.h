@@ -1,4 +1,4 @@
-/* Shared by the files that turn a graph into a kernel list: cluster.c, place.c, lower.c, affine.c. Not for others. */
+/* Shared by the files that turn a graph into a kernel list: cluster.c, place.c, affine.c, lower*.c. Not for others. */
 #ifndef IR_LOWER_H
 #define IR_LOWER_H
 
@@ -109,5 +109,84 @@ bool kl_place_of_view(lower_state *state, const ir_node *node, node_place *place
 /* The strides of a value of type `from` that is read as type `to`, both of one linear index, where `to` has the place `as`.
  * False where the axes do not go together. */
 bool kl_place_through_reshape(const ir_type *from, const ir_type *to, const node_place *as, node_place *place);
+
+/* -- lower.c ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct { kl_kernel **at; int n, cap; } kernel_list;
+
+/* A step of the lowering: kernels that stay together, in order. Units are ordered by what they read, then by key. */
+typedef struct { kernel_list kernels; int64_t key; } lower_unit;
+enum { UNIT_FIRST = -1, UNIT_LAST = INT32_MAX };          /* the last may overwrite what the others read */
+
+typedef struct {
+    kl_program *program;
+    base_arena *scratch;
+    lower_state *state;
+    int n_units, cap_units;
+    lower_unit *units;
+    bool again, progress;         /* a node was found that must be stored; something new is known of it */
+    bool *forced, *forced_dense, *forced_apart;       /* by mark, over the rounds */
+} lowering;
+
+lower_unit *kl_new_unit(lowering *l, int64_t key);
+kl_kernel *kl_new_kernel(lowering *l, kernel_list *list, kl_kind kind, const ir_node *node, const char *name);
+node_place kl_new_place(lowering *l, const ir_node *node);                 /* row-major, in a buffer of its own */
+/* In the next round node has memory of its own, row-major where dense; what has that already and is still asked for is computed apart
+ * from all others. */
+void kl_must_store(lowering *l, const ir_node *node, bool dense);
+void kl_force(lowering *l, bool *flag);
+/* Adds the kernels of a graph, whose parameters have these places, to out. finish adds the units that take its results to where they belong. */
+void kl_lower_graph(kl_program *program, const ir_graph *graph, const node_place *params, base_arena *scratch,
+                    void (*finish)(lowering *l, void *context), void *context, kernel_list *out);
+
+/* -- lower_eval.c ----------------------------------------------------------------------------------------------------- */
+
+typedef struct { const ir_node *node; index_form *where; int expr; } evaluated;
+
+/* A loop in the making. */
+typedef struct {
+    lowering *l;
+    index_space space;
+    int cluster;                  /* whose stored nodes are computed here; -1 none */
+    const ir_node *root;          /* computed here though it is stored; NULL: none */
+    kl_loop loop;
+    int cap_exprs, cap_outputs;
+    int n_done, cap_done;
+    evaluated *done;
+    bool failed, refine;          /* nothing comes of this loop; but may with another axis */
+    form_refinement how;
+    const ir_node *behind;        /* of refine: what is read at forms that need the axis */
+} loop_builder;
+
+/* The expression of node's element at `where`; -1 where the builder has failed. */
+int kl_eval(loop_builder *b, ir_node *node, const index_form *where);
+int kl_eval_failed(loop_builder *b, ir_node *node, bool dense);            /* node must be stored; -1 */
+int kl_eval_refined(loop_builder *b, const ir_node *behind, const form_refinement *how);       /* -1 */
+bool kl_is_computed_here(const loop_builder *b, const ir_node *node);
+int kl_add_op(loop_builder *b, ir_op op, ir_dtype dtype, int n, const int *args);
+int kl_add_value(loop_builder *b, ir_dtype dtype, double value);
+/* A dynamic term for a form: the i32 scalar `start`, kept within [0, limit]. */
+bool kl_add_dynamic(loop_builder *b, index_form *form, ir_node *start, const index_form *where, int64_t limit);
+/* The view of a placed value at the forms of its axes; false where there are too many dynamic terms. */
+bool kl_view_at(kl_program *program, const node_place *place, const ir_type *type, const index_form *where, int n_axes, kl_view *view);
+
+/* -- lower_loops.c ---------------------------------------------------------------------------------------------------- */
+
+void kl_lower_cluster(lowering *l, const node_cluster *cluster);
+/* A loop that writes node, computed in place where it is not stored or is `root`, to `place` of node's type. */
+void kl_copy_to(lowering *l, kernel_list *list, ir_node *node, const node_place *place, bool root, const char *name);
+void kl_fill(lowering *l, kernel_list *list, ir_node *node, const node_place *place, double value);
+void kl_lower_update_slice(lowering *l, kernel_list *list, ir_node *node);
+
+/* -- lower_anchors.c, lower_scan.c, lower_order.c --------------------------------------------------------------------- */
+
+void kl_lower_anchor(lowering *l, kernel_list *list, ir_node *node);
+/* An operand as it lies, through any views. Where that is no place it is stored in the next round. */
+bool kl_operand_place(lowering *l, ir_node *node, node_place *place);
+kl_view kl_view_of_place(const node_place *place, int rank);
+/* The place of a tuple's result; a result that nobody reads gets memory all the same. */
+kl_view kl_result_view(lowering *l, ir_node *tuple, int index);
+void kl_lower_scan(lowering *l, kernel_list *list, ir_node *node);
+void kl_order_units(lowering *l, kernel_list *out);
 
 #endif

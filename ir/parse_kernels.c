@@ -14,8 +14,6 @@ enum { MAX_DEPTH = 32 };
 
 typedef struct { ir_lexer lexer; kl_program *program; int depth; } parser;
 
-typedef struct { kl_kernel **at; int n, cap; } kernel_list;
-
 /* -- pieces ------------------------------------------------------------------------------------------------------------- */
 
 static bool number(parser *p, int64_t *value) { return ir_lex_integer(&p->lexer, -MOST, MOST, value); }
