@@ -1,6 +1,6 @@
 /* The kernel list's own interpreter, the oracle for backends: what a kernel does, done plainly, with the reference functions of the op
- * table for everything elementwise. It follows the memory plan and donations, so that a wrong plan gives wrong numbers. The arena
- * begins full of NaN.
+ * table for everything elementwise. It follows the memory plan and donations, so that a wrong plan gives wrong numbers: the arena
+ * begins full of NaN, and what is dead becomes NaN again.
  *
  * A loop is run row by row, a row an expression at a time, each into an array of its own. Without reductions a row is cut into pieces.
  * A product gathers both operands, multiplies by ref_matmul, and runs the epilogue as a loop over the product. */
@@ -353,6 +353,32 @@ static void run_scatter(const kl_machine *machine, const kl_scatter *s)
 
 /* -- programs ----------------------------------------------------------------------------------------------------------- */
 
+static int64_t bytes_of(const kl_buffer *buffer) { return buffer->count * ir_dtype_bytes(buffer->dtype); }
+
+static bool is_in_arena(const kl_machine *machine, int buffer)
+{
+    return machine->program->buffers[buffer].kind == KL_TEMP && machine->lives[buffer].last >= 0;
+}
+
+/* Fills what ends to live with this kernel, but for what another buffer has taken over. */
+static void poison_dead(const kl_machine *machine, int id)
+{
+    const kl_program *program = machine->program;
+    for (int i = 0; i < program->n_buffers; i++) {
+        const kl_buffer *dead = &program->buffers[i];
+        bool taken = false;
+        if (!is_in_arena(machine, i) || machine->lives[i].done != id)
+            continue;
+        for (int j = 0; j < program->n_buffers && !taken; j++) {
+            const kl_buffer *other = &program->buffers[j];
+            taken = j != i && is_in_arena(machine, j) && machine->lives[j].first <= id && machine->lives[j].last > id &&
+                    other->arena_offset < dead->arena_offset + bytes_of(dead) && dead->arena_offset < other->arena_offset + bytes_of(other);
+        }
+        if (!taken)
+            memset(machine->arena + dead->arena_offset, POISON, (size_t)bytes_of(dead));
+    }
+}
+
 static void run_list(kl_machine *machine, kl_kernel *const *kernels, int n)
 {
     for (int i = 0; i < n; i++) {
@@ -377,7 +403,17 @@ static void run_list(kl_machine *machine, kl_kernel *const *kernels, int n)
             }
             break;
         }
+        poison_dead(machine, kernel->id);
     }
+}
+
+static bool is_planned(const kl_machine *machine)
+{
+    const kl_program *program = machine->program;
+    for (int i = 0; i < program->n_buffers; i++)
+        if (is_in_arena(machine, i) && program->buffers[i].arena_offset + bytes_of(&program->buffers[i]) > program->memory.arena_bytes)
+            return base_fail(BASE_MISTAKE, "kernel list %s: b%d lies outside of the arena: there is no memory plan", program->name, i);
+    return true;
 }
 
 bool kl_run(const kl_program *program, void *const *params, void *const *results)
@@ -388,8 +424,13 @@ bool kl_run(const kl_program *program, void *const *params, void *const *results
         return base_fail(BASE_FAILURE, "kernel list %s: %zu bytes for intermediates were refused", program->name, bytes);
     memset(machine.arena, POISON, bytes);
     machine.iteration = base_alloc(sizeof *machine.iteration * (size_t)program->n_repeats);
-    run_list(&machine, program->kernels, program->n_kernels);
+    machine.lives = base_alloc(sizeof *machine.lives * (size_t)program->n_buffers);
+    kl_lives(program, machine.lives);
+    bool planned = is_planned(&machine);
+    if (planned)
+        run_list(&machine, program->kernels, program->n_kernels);
+    base_free(machine.lives);
     base_free(machine.iteration);
     base_free(machine.arena);
-    return true;
+    return planned;
 }

@@ -9,6 +9,7 @@ typedef struct {
     void *const *params, *const *results;
     char *arena;
     int64_t *iteration;        /* by repeat: the number that moves its KL_MOVING buffers */
+    kl_life *lives;
 } kl_machine;
 
 /* Where element 0 of the buffer lies now. */

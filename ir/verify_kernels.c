@@ -4,6 +4,7 @@
  * buffers alive at one time no two share memory. */
 #include "ir/kernels.h"
 
+#include <stdio.h>
 #include <string.h>
 
 typedef struct {
@@ -64,10 +65,13 @@ static bool moving_fits(verifier *v, int which)
         return wrong(v, "b%d: expected a repeat below %d and the dtype of b%d", which, program->n_repeats, b->base);
     if (!v->repeats[b->repeat] || v->repeats[b->repeat]->count == 0 || b->count == 0)
         return true;                                      /* of a repeat that came to nothing */
-    int64_t last = b->offset + (v->repeats[b->repeat]->count - 1) * b->step, low = MIN(b->offset, last), high = MAX(b->offset, last);
-    if (low < 0 || high + b->count > base->count)
-        return wrong(v, "b%d: moves over elements %lld to %lld of b%d, which has %lld", which, (long long)low, (long long)(high + b->count),
-                     b->base, (long long)base->count);
+    int64_t last;
+    if (__builtin_mul_overflow(v->repeats[b->repeat]->count - 1, b->step, &last) || __builtin_add_overflow(last, b->offset, &last))
+        return wrong(v, "b%d: moves beyond 64 bits", which);
+    int64_t low = MIN(b->offset, last), high = MAX(b->offset, last);
+    if (low < 0 || high > base->count - b->count)
+        return wrong(v, "b%d: of %lld elements, begins at elements %lld to %lld of b%d, which has %lld", which, (long long)b->count,
+                     (long long)low, (long long)high, b->base, (long long)base->count);
     return true;
 }
 
@@ -258,12 +262,8 @@ static bool is_still_along_rows(const kl_loop *loop, const kl_view *view)
 static bool expr_fits(verifier *v, const kl_loop *loop, int which, loop_use use, ir_dtype sum)
 {
     const kl_expr *e = &loop->exprs[which];
-    char what[32] = "e";
-    base_text name = {0};
-    base_text_add(&name, "e%d", which);
-    memcpy(what, name.at, MIN(name.len + 1, sizeof what));
-    base_text_free(&name);
-
+    char what[16];
+    snprintf(what, sizeof what, "e%d", which);
     if (e->dtype >= IR_TUPLE || e->n_args < 0 || e->n_args > KL_MAX_ARGS)
         return wrong(v, "%s: expected a dtype and up to %d operands", what, KL_MAX_ARGS);
     bool row = true;
@@ -277,8 +277,10 @@ static bool expr_fits(verifier *v, const kl_loop *loop, int which, loop_use use,
     switch (e->kind) {
     case KL_LOAD:
         row = is_still_along_rows(loop, &e->view);
-        if (e->n_args || !may_touch(v, e->view.buffer, false, true) || !view_fits(v, &e->view, loop->n_axes, loop->extent, e->dtype, what))
-            return v->why->len > 0 ? false : wrong(v, "%s: a load has no operands", what);
+        if (e->n_args)
+            return wrong(v, "%s: a load has no operands", what);
+        if (!may_touch(v, e->view.buffer, false, true) || !view_fits(v, &e->view, loop->n_axes, loop->extent, e->dtype, what))
+            return false;
         break;
     case KL_VALUE:
         break;

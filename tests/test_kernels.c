@@ -470,6 +470,39 @@ static void test_results(void **state)
     }
 }
 
+/* -- memory and cost ---------------------------------------------------------------------------------------------------- */
+
+/* A chain of values of one size needs two places. */
+static void test_memory(void **state)
+{
+    base_text text = {0};
+    (void)state;
+    forget();
+    kl_program *program = lowered(graph_of("graph f(%0: f32[8,100], %1: f32[100,100]) {"
+        " %2: f32[8,100] = matmul %0, %1 %3: f32[8,100] = matmul %2, %1 %4: f32[8,100] = matmul %3, %1 %5: f32[8,100] = matmul %4, %1 return %5 }"), false);
+    kl_plan_memory(program, false);
+    assert_int_equal(program->memory.arena_bytes, 3 * 3200);
+    kl_plan_memory(program, true);
+    assert_int_equal(program->memory.arena_bytes, 2 * 3200);
+    assert_int_equal(program->memory.live_bytes, 2 * 3200);
+    assert_int_equal(program->memory.temps_bytes, 3 * 3200);
+    kl_print_memory(&text, program);
+    assert_non_null(strstr(text.at, "peak in kernel"));
+    base_text_free(&text);
+    kl_program_free(program);
+}
+
+static void test_costs(void **state)
+{
+    double flops, bytes;
+    (void)state;
+    forget();
+    kl_program *program = lowered(graph_of("graph f(%0: f32[8,16], %1: f32[16,32]) { %2: f32[8,32] = matmul %0, %1 return %2 }"), false);
+    kl_cost(program, program->kernels[0], &flops, &bytes);
+    assert_true(flops == 2 * 8 * 16 * 32 && bytes == 4 * (8 * 16 + 16 * 32 + 8 * 32));
+    kl_program_free(program);
+}
+
 /* -- as text ------------------------------------------------------------------------------------------------------------ */
 
 /* tests/kernels/NAME.rax is a graph and the kernel list that is to come of it, `=== kernels ===` between them; `=== kernels attention ===`
@@ -524,6 +557,34 @@ static void test_files(void **state)
     closedir(dir);
 }
 
+/* Whatever stands in the text, parsing ends in a list that may be run, or in an error. */
+static void test_hostile_text(void **state)
+{
+    static const char bytes[] = "0123456789-[]|,+*=ebkr {}\n\"%";
+    dice d = { 5 };
+    (void)state;
+    forget();
+    kl_program *program = lowered(graph_of(scans[0]), false);
+    kl_plan_memory(program, true);
+    const char *text = kernels_text(program);
+    size_t len = strlen(text);
+    kl_program_free(program);
+    for (size_t n = 0; n <= len; n++) {                   /* exactly n bytes: what is read behind them the sanitizer finds */
+        char *part = base_alloc(n);
+        memcpy(part, text, n);
+        kl_program_free(kl_parse("part", part, n));
+        base_free(part);
+    }
+    for (int i = 0; i < 4000; i++) {
+        char *copy = base_alloc(len);
+        memcpy(copy, text, len);
+        for (int j = 0; j < 1 + i % 3; j++)
+            copy[(size_t)(roll(&d) * (double)len)] = bytes[(size_t)(roll(&d) * (double)(sizeof bytes - 1))];
+        kl_program_free(kl_parse("changed", copy, len));
+        base_free(copy);
+    }
+}
+
 int main(void)
 {
     base_bug_hook = current_text;
@@ -531,7 +592,8 @@ int main(void)
         GRAPH_TEST(test_elementwise), GRAPH_TEST(test_casts), GRAPH_TEST(test_reductions), GRAPH_TEST(test_sums_of_what_repeats),
         GRAPH_TEST(test_movement), GRAPH_TEST(test_indexing), GRAPH_TEST(test_matmul), GRAPH_TEST(test_norms), GRAPH_TEST(test_activations),
         GRAPH_TEST(test_losses), GRAPH_TEST(test_attention), GRAPH_TEST(test_random), GRAPH_TEST(test_adamw), GRAPH_TEST(test_scan),
-        GRAPH_TEST(test_results), GRAPH_TEST(test_files),
+        GRAPH_TEST(test_results), GRAPH_TEST(test_memory), GRAPH_TEST(test_costs),
+        GRAPH_TEST(test_files), GRAPH_TEST(test_hostile_text),
     };
     return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
 }
