@@ -236,7 +236,7 @@ int kl_root_buffer(const kl_program *program, int buffer);
 /* Flops and bytes of one execution, as the compile trace tells them: 2 M N K a contraction; elements read and written. */
 void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, double *bytes);
 
-/* -- loop_shape.c, coalesce.c, accumulate.c, hoist.c ---------------------------------------------------------------  */
+/* -- loop_shape.c, coalesce.c, accumulate.c, hoist.c ------------------------------------------------------------------- */
 
 void kl_merge_axes(kl_loop *loop);
 void kl_coalesce(kl_program *program);
