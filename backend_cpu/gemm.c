@@ -123,10 +123,10 @@ static scratch_layout scratch_of(const cpu_gemm_plan *plan)
     return at;
 }
 
-/* Above 512 units the panel of B leaves the first-level cache; sixteen tasks are shared evenly by up to eight threads; one of
+/* A panel of 768 units takes a twelfth of a second-level cache of 1 MB; sixteen tasks are shared evenly by up to eight threads; one of
  * 4 MFLOP takes 20 us; and a B packed for 1024 rows costs 2 % of their time. */
 const cpu_gemm_tuning cpu_gemm_default_tuning = {
-    .depth = 512, .tasks = 16, .task_flops = 4000000, .local_rows = 1024, .small_bytes = 32 << 10 };
+    .depth = 768, .tasks = 16, .task_flops = 4000000, .local_rows = 1024, .small_bytes = 32 << 10 };
 
 /* bf16 in memory, f32 for the micro-kernel. */
 static bool is_widened(ir_dtype dtype, cpu_gemm_unit unit) { return dtype == IR_BF16 && unit.k_per_unit == 1; }
@@ -158,60 +158,105 @@ static cpu_gemm_way choose_b(const cpu_gemm_shape *s, cpu_gemm_unit unit, const 
     return CPU_GEMM_SHARED;
 }
 
+/* K in blocks of even size, whole squares of the transposition each, and rows of A beside them: half of the second-level cache
+ * where A is read in place. Where it is packed its source comes through that cache too, and a quarter is better. */
+static void cut_depth(cpu_gemm_plan *plan, const cpu_gemm_tuning *tuning, int64_t l2)
+{
+    const cpu_gemm_shape *s = &plan->shape;
+    cpu_gemm_tile_shape tile = cpu_gemm_tile_of(s->isa, s->dtype);
+    cpu_gemm_unit unit = cpu_gemm_unit_of(s->isa, s->dtype);
+    int64_t units = MAX(divide_up(s->k, unit.k_per_unit), 1);
+    plan->block_depth = round_up(divide_up(units, divide_up(units, tuning->depth)), tile.lanes) * unit.k_per_unit;
+    plan->depth_blocks = MAX(divide_up(s->k, plan->block_depth), 1);
+    bool packed = plan->a_way == CPU_GEMM_LOCAL;
+    int64_t fitting = (packed ? l2 / 4 : l2 / 2) / (depth_units(plan) * unit.bytes);
+    int64_t step = packed && !s->a.along_k ? cpu_gemm_a_panel(s->isa, s->dtype) : tile.heights[0];
+    plan->block_rows = MAX((fitting + step / 2) / step, 1) * step;
+}
+
+/* By columns first, so that few pack the same of B; what is still wanted, by rows. */
+static void cut_local(cpu_gemm_plan *plan, const cpu_gemm_tuning *tuning, int64_t want, int64_t l2)
+{
+    const cpu_gemm_shape *s = &plan->shape;
+    cpu_gemm_tile_shape tile = cpu_gemm_tile_of(s->isa, s->dtype);
+    int64_t most = MAX(l2 / 2 / b_panel_bytes(plan), 1) * tile.columns;      /* B in half of the second-level cache */
+    plan->task_columns = s->n < 4 * tile.columns ? s->n : round_up(divide_up(s->n, want), tile.columns);
+    plan->task_columns = MIN(plan->task_columns, most);
+    int64_t rows_want = divide_up(want, divide_up(s->n, plan->task_columns));
+    plan->task_rows = MIN(MIN(s->m, tuning->local_rows), round_up(divide_up(s->m, rows_want), tile.heights[0]));
+}
+
+/* By rows first; what is still wanted, by columns. */
+static void cut_shared(cpu_gemm_plan *plan, int64_t want, int64_t l2)
+{
+    const cpu_gemm_shape *s = &plan->shape;
+    cpu_gemm_tile_shape tile = cpu_gemm_tile_of(s->isa, s->dtype);
+    plan->task_rows = MIN(plan->block_rows, round_up(divide_up(s->m, want), tile.heights[0]));
+    int64_t columns_want = divide_up(want, divide_up(s->m, plan->task_rows));
+    plan->task_columns = round_up(divide_up(s->n, columns_want), tile.columns);
+    if (plan->depth_blocks > 1)                  /* their sums are kept */
+        plan->task_columns = MIN(plan->task_columns, MAX(l2 / (plan->task_rows * 4) / tile.columns, 4) * tile.columns);
+}
+
+/* A small C with a large K, as the gradient of weights is: the time goes into fetching operands that no cache holds, by every
+ * task that needs them, so that tasks are few and nearly square. Columns cost more, for B is always packed. */
+static bool is_tall(const cpu_gemm_plan *plan)
+{
+    return plan->b_way != CPU_GEMM_DIRECT && plan->depth_blocks >= 5 && plan->shape.batch == 1 && plan->shape.m * plan->shape.n <= 16 * 384 * 384;
+}
+
+static void cut_tall(cpu_gemm_plan *plan, int64_t want)
+{
+    const cpu_gemm_shape *s = &plan->shape;
+    cpu_gemm_tile_shape tile = cpu_gemm_tile_of(s->isa, s->dtype);
+    int64_t least = INT64_MAX;
+    for (int64_t by_columns = 1; by_columns <= want; by_columns++) {
+        int64_t by_rows = divide_up(want, by_columns), fetched = 2 * s->m * by_columns + 3 * s->n * by_rows;
+        if (fetched < least) {
+            least = fetched;
+            plan->task_columns = round_up(divide_up(s->n, by_columns), tile.columns);
+            plan->task_rows = round_up(divide_up(s->m, by_rows), tile.heights[0]);
+        }
+    }
+}
+
 cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine *machine, const cpu_gemm_tuning *tuning)
 {
     const cpu_gemm_shape *s = shape;
     cpu_gemm_plan plan = {.shape = *shape};
     cpu_gemm_tile_shape tile = cpu_gemm_tile_of(s->isa, s->dtype);
     cpu_gemm_unit unit = cpu_gemm_unit_of(s->isa, s->dtype);
-    int64_t height = tile.heights[0], l2 = (int64_t)MAX(machine->l2_bytes, (size_t)256 << 10);
-    int64_t l3 = (int64_t)MAX(machine->l3_bytes, (size_t)8 << 20);
+    int64_t l2 = (int64_t)MAX(machine->l2_bytes, (size_t)256 << 10), l3 = (int64_t)MAX(machine->l3_bytes, (size_t)8 << 20);
     double flops = 2.0 * (double)s->batch * (double)s->m * (double)s->n * (double)s->k;
-    int64_t target = clamp((int64_t)(flops / (double)tuning->task_flops), 1, tuning->tasks);
+    int64_t target = clamp((int64_t)(flops / (double)tuning->task_flops), 1, tuning->tasks), want = divide_up(target, MAX(s->batch, 1));
 
     plan.a_way = choose_a(s, unit, tuning, l3);
     plan.b_way = choose_b(s, unit, tuning, target, l3);
-
-    int64_t units = MAX(divide_up(s->k, unit.k_per_unit), 1);
-    plan.depth_blocks = divide_up(units, tuning->depth);
-    plan.block_depth = round_up(divide_up(units, plan.depth_blocks), tile.lanes) * unit.k_per_unit;
-    plan.depth_blocks = MAX(divide_up(s->k, plan.block_depth), 1);
-    int64_t fitting = l2 / 2 / (depth_units(&plan) * unit.bytes);
-    plan.block_rows = MAX(fitting / height * height, height);
-
-    /* How C is cut: LOCAL by columns first, else by rows first; what is still wanted, the other way. */
-    int64_t want = divide_up(target, MAX(s->batch, 1));
-    if (plan.b_way == CPU_GEMM_LOCAL) {
-        int64_t most = MAX(fitting / tile.columns, 1) * tile.columns;
-        plan.task_rows = MIN(s->m, tuning->local_rows);
-        plan.task_columns = s->n < 4 * tile.columns ? s->n : round_up(divide_up(s->n, want), tile.columns);
-        plan.task_columns = MIN(plan.task_columns, most);
-        int64_t rows_want = divide_up(want, divide_up(s->n, plan.task_columns));
-        plan.task_rows = MIN(plan.task_rows, round_up(divide_up(s->m, rows_want), height));
+    cut_depth(&plan, tuning, l2);
+    if (is_tall(&plan) && !tuning->share_b) {
+        /* Column sums are added by tasks: there, the number of CPUs may not decide. */
+        int64_t threads_want = s->column_sums > 0 ? 8 : clamp(2 * machine->cpus, 4, tuning->tasks);
+        plan.b_way = CPU_GEMM_LOCAL;
+        cut_tall(&plan, MIN(want, threads_want));
+    } else if (plan.b_way == CPU_GEMM_LOCAL) {
+        cut_local(&plan, tuning, want, l2);
     } else {
-        plan.task_rows = MIN(plan.block_rows, round_up(divide_up(s->m, want), height));
-        int64_t columns_want = divide_up(want, divide_up(s->m, plan.task_rows));
-        plan.task_columns = round_up(divide_up(s->n, columns_want), tile.columns);
-        if (plan.depth_blocks > 1)                           /* their sums are kept */
-            plan.task_columns = MIN(plan.task_columns, MAX(l2 / (plan.task_rows * 4) / tile.columns, 4) * tile.columns);
+        cut_shared(&plan, want, l2);
     }
-    plan.block_rows = MIN(plan.block_rows, round_up(plan.task_rows, height));
+    plan.block_rows = MIN(plan.block_rows, round_up(plan.task_rows, tile.heights[0]));
     plan.row_tasks = divide_up(s->m, plan.task_rows);
     plan.column_tasks = divide_up(s->n, plan.task_columns);
 
-    size_t shared = 0, partial = 0;
-    if (plan.b_way == CPU_GEMM_SHARED)
-        shared = (size_t)(s->batch * plan.depth_blocks * divide_up(s->n, tile.columns) * b_panel_bytes(&plan));
-    if (s->column_sums > 0)
-        partial = (size_t)(s->batch * plan.row_tasks * s->column_sums * partial_stride(&plan)) * (s->dtype == IR_F64 ? 8 : 4);
+    int64_t panels = divide_up(s->n, tile.columns);
+    size_t shared = plan.b_way == CPU_GEMM_SHARED ? (size_t)(s->batch * plan.depth_blocks * panels * b_panel_bytes(&plan)) : 0;
+    size_t partial = (size_t)(s->batch * plan.row_tasks * s->column_sums * partial_stride(&plan)) * (s->dtype == IR_F64 ? 8 : 4);
     plan.partial_bytes = align64(partial);
     plan.workspace_bytes = align64(shared) + plan.partial_bytes;
     plan.scratch_bytes = scratch_of(&plan).end;
 
     plan.first_phase = plan.b_way == CPU_GEMM_SHARED ? 0 : 1;
     plan.phases = (s->column_sums > 0 ? 3 : 2) - plan.first_phase;
-    int64_t tasks[] = { s->batch * plan.depth_blocks * divide_up(s->n, tile.columns),
-                        s->batch * plan.row_tasks * plan.column_tasks, s->column_sums };
+    int64_t tasks[] = { s->batch * plan.depth_blocks * panels, s->batch * plan.row_tasks * plan.column_tasks, s->column_sums };
     for (int i = 0; i < plan.phases; i++)
         plan.tasks[i] = tasks[i + plan.first_phase];
     return plan;
@@ -274,6 +319,7 @@ typedef struct {
     char *scratch;
     int64_t batch, row_task;
     int64_t row, rows, column, columns;          /* of C, this task's */
+    const char *touched[CPU_GEMM_TOUCHED];       /* of this batch */
 } task_state;
 
 /* B at a depth: panel p of the task is at + p * line. */
@@ -364,9 +410,10 @@ static void finish_tile(const task_state *t, const char *sums, int64_t row, int6
  * its line holds up all stores after it. */
 static void fetch_touched(const task_state *t, int64_t row, int64_t rows, int64_t column, int64_t columns)
 {
+    __asm__ volatile("");    /* gcc takes a function of nothing but prefetches for one without effect, and drops its calls */
     for (int i = 0; i < t->gemm->n_touched; i++) {
         const cpu_gemm_operand *touched = &t->gemm->touched[i];
-        const char *at = operand_at(t->gemm, touched, t->batch) + (row * touched->line_stride + column) * touched->element_bytes;
+        const char *at = t->touched[i] + (row * touched->line_stride + column) * touched->element_bytes;
         for (int64_t r = 0; r < rows; r++, at += touched->line_stride * touched->element_bytes)
             for (int64_t byte = 0; byte < columns * touched->element_bytes; byte += 64)
                 __builtin_prefetch(at + byte, 1, 3);
@@ -384,6 +431,8 @@ static void multiply(const cpu_gemm *gemm, int64_t task, char *scratch)
     t.batch = task / plan->row_tasks / plan->column_tasks;
     t.rows = MIN(plan->task_rows, plan->shape.m - t.row);
     t.columns = MIN(plan->task_columns, plan->shape.n - t.column);
+    for (int i = 0; i < gemm->n_touched; i++)
+        t.touched[i] = operand_at(gemm, &gemm->touched[i], t.batch);
     int64_t height = t.tile.heights[0], width = t.tile.columns, tiles_a_panel = divide_up(plan->task_rows, height);
 
     for (int64_t d = 0; d < plan->depth_blocks; d++) {

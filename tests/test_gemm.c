@@ -525,7 +525,7 @@ static void batches(void **state)
 static void large_shapes(void **state)
 {
     (void)state;
-    static const int64_t large[][3] = {{300, 200, 700}, {1100, 90, 130}, {70, 1000, 530}, {130, 70, 2100}};
+    static const int64_t large[][3] = {{300, 200, 700}, {1100, 90, 130}, {70, 1000, 530}, {130, 70, 2100}, {60, 50, 4000}, {40, 70, 7000}};
     for (kind kind = F32; kind < KINDS; kind++)
         for (size_t s = 0; s < COUNT_OF(large); s++) {
             trial t = {.isa = best_isa(), .kind = kind, .a = s % 3, .b = (s + kind) % 3, .m = large[s][0], .n = large[s][1], .k = large[s][2],
