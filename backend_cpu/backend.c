@@ -79,7 +79,7 @@ struct ir_executable {
     kl_program *list;
     base_arena *arena;
     cpu_execution *execution;
-    cpu_kernel_time *times;                   /* by kernel; NULL while nobody asks */
+    cpu_kernel_time *times;                   /* by kernel id; NULL while nobody asks */
 };
 
 static void free_program(ir_executable *p)
@@ -299,6 +299,15 @@ static bool run(ir_executable *p, void *const *params, void *const *results)
 {
     cpu_execute(p->execution, process.pool, params, results);
     return true;
+}
+
+const cpu_kernel_time *cpu_time_kernels(ir_executable *p, const kl_program **list)
+{
+    if (!p->times)
+        p->times = base_alloc(sizeof(cpu_kernel_time) * (size_t)MAX(p->list->n_ids, 1));
+    cpu_execution_time(p->execution, p->times);
+    *list = p->list;
+    return p->times;
 }
 
 static size_t arena_bytes(const ir_executable *p) { return cpu_execution_bytes(p->execution); }

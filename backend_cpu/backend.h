@@ -135,8 +135,10 @@ void cpu_execution_time(cpu_execution *execution, cpu_kernel_time *times);
 /* -- backend.c -------------------------------------------------------------------------------------------------------- */
 
 extern const ir_backend cpu_backend;
-/* The backend's compile from the kernel list on, which it takes. */
+/* From now on its kernels are timed: where the times are, by id, and what kernels these are. Both live as long as it does. */
+const cpu_kernel_time *cpu_time_kernels(ir_executable *executable, const kl_program **list);
 void cpu_set_grain(cpu_grain grain);             /* until the next configure; for tests */
+/* The backend's compile from the kernel list on, which it takes. */
 ir_executable *cpu_compile_list(kl_program *list, const ir_compile_options *options, ir_compile_report *report);
 
 #endif

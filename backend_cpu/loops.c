@@ -379,6 +379,7 @@ static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
         wide |= loop.exprs[i].dtype == IR_F64;
     code->lanes = c->machine->f32_lanes / (wide ? 2 : 1);
     code->across_rows = choose_lanes(&loop, rows_matter, code->lanes);
+    inner = product(loop.extent, loop.n_outer, loop.n_axes);      /* where rows do not matter the split is another one now */
 
     int base = plan->n_args, last = loop.n_axes - 1, strips = loop.n_outer - 1;
     int vector_axis = code->across_rows ? strips : last;
@@ -405,7 +406,8 @@ static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
     double vectors = code->across_rows ? (double)inner : (double)(inner / MAX(columns, 1)) * (double)divided_up(columns, lanes);
     double work = (double)units * (vectors * vector + 20 * code->n_levels) * NS_PER_COST;
     int64_t wanted = (int64_t)MIN(MAX(work / c->grain.task_ns, 1), has_output(&loop, KL_SUM_OUTER) ? MAX_BLOCKS : MAX_TASKS);
-    if (!code->across_rows && !has_kind(&loop, KL_REDUCE) && !any_row && columns >= 2 * SEGMENT_UNIT) {
+    bool whole = has_kind(&loop, KL_REDUCE) || any_row || (runs && inner != columns);      /* a unit must not be cut */
+    if (!code->across_rows && !whole && columns >= 2 * SEGMENT_UNIT) {
         int64_t most = columns / SEGMENT_UNIT;
         segments = MIN(most, has_output(&loop, KL_SUM_OUTER) ? wanted : divided_up(wanted, MAX(units, 1)));
         segment = aligned(divided_up(columns, segments), SEGMENT_UNIT / 4);
