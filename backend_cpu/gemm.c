@@ -244,6 +244,7 @@ cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine 
         cut_shared(&plan, want, l2);
     }
     plan.block_rows = MIN(plan.block_rows, round_up(plan.task_rows, tile.heights[0]));
+    plan.fetches = s->batch * s->m * s->n * unit.bytes > l2 / 2;
     plan.row_tasks = divide_up(s->m, plan.task_rows);
     plan.column_tasks = divide_up(s->n, plan.task_columns);
 
@@ -451,7 +452,7 @@ static void multiply(const cpu_gemm *gemm, int64_t task, char *scratch)
                     int64_t soon_step = 0, ahead = (i - block) / height * units * 64;
                     if (ahead < b.line && j + width < t.columns)
                         soon = panel + b.line + ahead, soon_step = 64;
-                    if (last)
+                    if (last && plan->fetches)
                         fetch_touched(&t, t.row + i, rows, t.column + j, columns);
                     compute_tile(&t, units, a, tile_of_a(&t, a, i - block), b, panel, rows, columns, sums, d > 0, soon, soon_step);
                     if (last)

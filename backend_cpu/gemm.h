@@ -156,6 +156,7 @@ typedef struct {
     int64_t task_rows, task_columns;             /* of C, a task */
     int64_t block_rows, block_depth;             /* of A, that stay in the second-level cache */
     int64_t row_tasks, column_tasks, depth_blocks;
+    bool fetches;                                /* what the epilogue touches is more than lies in the second-level cache anyway */
     size_t workspace_bytes;                      /* of the product, 64-byte aligned: shared panels, then */
     size_t partial_bytes;                        /* the partial column sums */
     size_t scratch_bytes;                        /* of each thread, likewise */

@@ -131,6 +131,25 @@ static value widen(env *e, value x)
     return LLVMBuildInsertElement(e->builder, LLVMGetPoison(LLVMVectorType(LLVMTypeOf(x), 1)), x, zero, "");
 }
 
+/* llvm.masked.load or .store. Up to LLVM 21 the alignment is an argument after the pointer, which is argument number
+ * `pointer` of args; from 22 on an attribute of the pointer. */
+static value masked_access(env *e, const char *name, LLVMTypeRef type, value *args, unsigned pointer, unsigned align)
+{
+    LLVMTypeRef types[] = {type, LLVMTypeOf(args[pointer])}, i32 = LLVMInt32TypeInContext(e->context);
+    value function = LLVMGetIntrinsicDeclaration(e->module, LLVMLookupIntrinsicID(name, strlen(name)), types, 2);
+    LLVMTypeRef function_type = LLVMGlobalGetValueType(function);
+    if (LLVMCountParamTypes(function_type) == 4) {
+        value four[4];
+        for (unsigned i = 0; i < 4; i++)
+            four[i] = i <= pointer ? args[i] : i == pointer + 1 ? LLVMConstInt(i32, align, 0) : args[i - 1];
+        return LLVMBuildCall2(e->builder, function_type, function, four, 4, "");
+    }
+    value call = LLVMBuildCall2(e->builder, function_type, function, args, 3, "");
+    LLVMAttributeRef attribute = LLVMCreateEnumAttribute(e->context, LLVMGetEnumAttributeKindForName("align", 5), align);
+    LLVMAddCallSiteAttribute(call, pointer + 1, attribute);      /* 0 is the result */
+    return call;
+}
+
 value cpu_vload(env *e, LLVMTypeRef element, value pointer, value mask)
 {
     LLVMTypeRef i32 = LLVMInt32TypeInContext(e->context);
@@ -139,9 +158,9 @@ value cpu_vload(env *e, LLVMTypeRef element, value pointer, value mask)
         LLVMSetAlignment(x, bytes_of(element));
         return x;
     }
-    LLVMTypeRef types[] = {LLVMVectorType(element, (unsigned)e->lanes), LLVMTypeOf(pointer)};
-    value args[] = {pointer, LLVMConstInt(i32, bytes_of(element), 0), widen(e, mask), LLVMConstNull(types[0])};
-    value x = call_on(e, "llvm.masked.load", types, 2, args, 4);
+    LLVMTypeRef type = LLVMVectorType(element, (unsigned)e->lanes);
+    value args[] = {pointer, widen(e, mask), LLVMConstNull(type)};
+    value x = masked_access(e, "llvm.masked.load", type, args, 0, bytes_of(element));
     return e->lanes == 1 ? LLVMBuildExtractElement(e->builder, x, LLVMConstInt(i32, 0, 0), "") : x;
 }
 
@@ -153,9 +172,8 @@ void cpu_vstore(env *e, value x, value pointer, value mask)
         return;
     }
     x = widen(e, x);
-    LLVMTypeRef types[] = {LLVMTypeOf(x), LLVMTypeOf(pointer)};
-    value args[] = {x, pointer, LLVMConstInt(LLVMInt32TypeInContext(e->context), align, 0), widen(e, mask)};
-    call_on(e, "llvm.masked.store", types, 2, args, 4);
+    value args[] = {x, pointer, widen(e, mask)};
+    masked_access(e, "llvm.masked.store", LLVMTypeOf(x), args, 1, align);
 }
 
 /* Lanes first .. first+n-1 of x, or of a followed by b. */
