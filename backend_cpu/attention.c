@@ -1,5 +1,5 @@
-/* The plan of attention: blocks and tasks by shape, scratch, arguments, and the code that is asked for. One piece of code serves
- * all shapes: what is compiled in is the ISA, the dtype, and whether there is dropout. */
+/* The plan of attention: blocks and tasks by shape, scratch, arguments, and the code that is asked for. One piece of
+ * code serves all shapes: what is compiled in is the ISA, the dtype, and whether there is dropout. */
 #include "backend_cpu/attention.h"
 
 #include <llvm-c/Core.h>
@@ -25,7 +25,12 @@ static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 typedef enum { MICRO, TRANSPOSE, ROWS, INTERLEAVE, SOFTMAX, CLOSE, STORE, GRADIENT, DOTS, KEEP, N_PIECES } piece_id;
 
 /* cost in LLVM instructions, roughly. forward, backward: who needs it. */
-static const struct { const char *name; double cost; bool forward, backward; cpu_attention_emit *emit; } pieces[N_PIECES] = {
+static const struct {
+    const char *name;
+    double cost;
+    bool forward, backward;
+    cpu_attention_emit *emit;
+} pieces[N_PIECES] = {
     [MICRO]      = { "gemm micro",            1500, true,  true,  NULL },
     [TRANSPOSE]  = { "attention transpose",   400,  true,  true,  NULL },
     [ROWS]       = { "attention rows",        60,   true,  true,  NULL },
@@ -46,7 +51,8 @@ static void emit_micro(const void *context, const cpu_machine *machine, LLVMModu
     const piece_request *request = context;
     LLVMContextRef llvm = LLVMGetModuleContext(module);
     LLVMBuilderRef builder = LLVMCreateBuilderInContext(llvm);
-    LLVMPositionBuilderAtEnd(builder, LLVMAppendBasicBlockInContext(llvm, LLVMAddFunction(module, name, cpu_task_type(module)), ""));
+    LLVMPositionBuilderAtEnd(
+        builder, LLVMAppendBasicBlockInContext(llvm, LLVMAddFunction(module, name, cpu_task_type(module)), ""));
     LLVMBuildRetVoid(builder);
     LLVMDisposeBuilder(builder);
     cpu_gemm_emit_micro(module, machine->isa, request->class.dtype);
@@ -87,7 +93,8 @@ static void request_code(cpu_compiler *compiler, cpu_attention *a, int *requests
         *request = (piece_request){id, {.dtype = s->dtype, .stored = s->dtype}};
         const char *dtype = ir_dtype_name(s->dtype), *more = "";
         if (id == STORE && s->backward)
-            request->class.stored = s->grad_dtype, more = base_arena_text(compiler->arena, " to %s", ir_dtype_name(s->grad_dtype));
+            request->class.stored = s->grad_dtype,
+            more = base_arena_text(compiler->arena, " to %s", ir_dtype_name(s->grad_dtype));
         else if (id == STORE)
             more = base_arena_text(compiler->arena, " to %s", dtype);
         if ((id == SOFTMAX || id == GRADIENT) && s->dropout > 0)
@@ -106,8 +113,9 @@ static void link_pieces(cpu_plan *plan, const cpu_linked *linked)
     cpu_attention *a = context->a;
     cpu_gemm_find_micro(&a->code.products, linked->code[context->requests[MICRO]], a->isa, a->shape.dtype);
     void *to[N_PIECES] = {
-        [TRANSPOSE] = &a->code.transpose, [ROWS] = &a->code.rows, [INTERLEAVE] = &a->code.interleave, [SOFTMAX] = &a->code.softmax,
-        [CLOSE] = &a->code.close, [STORE] = &a->code.store, [GRADIENT] = &a->code.gradient, [DOTS] = &a->code.dots, [KEEP] = &a->code.keep };
+        [TRANSPOSE] = &a->code.transpose, [ROWS] = &a->code.rows,   [INTERLEAVE] = &a->code.interleave,
+        [SOFTMAX] = &a->code.softmax,     [CLOSE] = &a->code.close, [STORE] = &a->code.store,
+        [GRADIENT] = &a->code.gradient,   [DOTS] = &a->code.dots,   [KEEP] = &a->code.keep};
     for (int id = TRANSPOSE; id < N_PIECES; id++)
         if (context->requests[id] >= 0)
             memcpy(to[id], &linked->address[context->requests[id]], sizeof(void *));
@@ -118,7 +126,8 @@ static void link_pieces(cpu_plan *plan, const cpu_linked *linked)
 static void plan_blocks(cpu_attention *a)
 {
     const kl_attention *s = &a->shape;
-    int64_t width = a->tile.columns, unit = a->unit.k_per_unit, units = divide_up(s->head_dim, unit), heads = MAX(s->batch * s->heads, 1);
+    int64_t width = a->tile.columns, unit = a->unit.k_per_unit, units = divide_up(s->head_dim, unit),
+            heads = MAX(s->batch * s->heads, 1);
     int64_t key_block = KEY_BLOCK;
     if (s->backward)
         key_block = MIN(BACKWARD_KEY_BLOCK, MAX(BACKWARD_ELEMENTS / MAX(s->head_dim, 1), 2 * width) / 2 * 2);
@@ -137,7 +146,8 @@ static void plan_blocks(cpu_attention *a)
     while (s->heads % a->group != 0)
         a->group--;
 
-    int64_t key_blocks = divide_up(s->keys, a->key_block), splits = heads >= BACKWARD_TASKS ? 1 : divide_up(2 * BACKWARD_TASKS, heads);
+    int64_t key_blocks = divide_up(s->keys, a->key_block),
+            splits = heads >= BACKWARD_TASKS ? 1 : divide_up(BACKWARD_TASKS, heads);
     a->split_blocks = MAX(divide_up(key_blocks, splits), 1);
     a->splits = MAX(divide_up(key_blocks, a->split_blocks), 1);
 }
@@ -161,8 +171,6 @@ static double work_of(const cpu_attention *a)
     double flops = (double)(s->batch * s->heads) * pairs * (double)s->head_dim * (s->backward ? 10 : 4);
     return flops / (4 * (double)a->tile.lanes);
 }
-
-bool cpu_attention_keeps(const ir_node *node) { return node->op == OP_attention || node->op == OP_attention_vjp; }
 
 bool cpu_plan_attention(cpu_compiler *compiler, const kl_kernel *kernel, cpu_plan *plan)
 {

@@ -6,14 +6,15 @@
  *   attention_forward.c     walks the blocks: out, lse
  *   attention_backward.c    walks the blocks: dq, dk, dv
  *
- * All products are the micro-kernels of gemm.h. Queries are taken a panel at a time: as many as the micro-kernel has columns (W),
- * lying across, with keys going down:
+ * All products are the micro-kernels of gemm.h. Queries are taken a panel at a time: as many as the micro-kernel has
+ * columns (W), lying across, with keys going down:
  *
  *     scores^T[key][query] = k[key] . q[query]        A: k as it lies    B: q, transposed
- *     out[query][:] += p^T[key][query] v[key][:]      A: p^T, read along columns; the micro-kernel takes any strides    B: v
+ *     out[query][:] += p^T[key][query] v[key][:]      A: p^T, read along columns    B: v
  *
- * So a row of scores^T is one key for W queries: softmax is vectors over queries and needs no sum or maximum across lanes, its
- * running maximum and sum are vectors too, and four keys of W queries are what one round of Philox gives in W lanes.
+ * So a row of scores^T is one key for W queries: softmax is vectors over queries and needs no sum or maximum across
+ * lanes, its running maximum and sum are vectors too, and four keys of W queries are what one round of Philox gives in
+ * W lanes.
  *
  * A result depends on shapes alone: every element is a chain over key blocks (of dk, dv: over panels) in order. */
 #ifndef CPU_ATTENTION_H
@@ -27,11 +28,12 @@
 /* What the code of a piece depends on, beside the ISA. */
 typedef struct { ir_dtype dtype, stored; bool dropout; } cpu_attention_class;
 
-/* A panel's scores against a block of keys, [keys][W] in the type of sums (s below). Lane i sees keys up to i + diagonal. */
+/* A panel's scores against a block of keys, [keys][W] in the type of sums (s below). Lane i sees keys to i + diagonal. */
 typedef struct {
-    void *scores;               /* in: scores^T. out: probabilities, dropped out but not scaled for it, as operand A of a product over
-                                   keys (softmax) or over queries (gradient) */
-    void *gradients;            /* gradient. in: the gradient of dropped-out probabilities. out: of scores, as operand A over queries, */
+    void *scores;               /* in: scores^T. out: probabilities, dropped out but not scaled for it, as operand A of
+                                   a product over keys (softmax) or over queries (gradient) */
+    void *gradients;            /* gradient. in: that of dropped-out probabilities. out: that of scores, as operand A
+                                   over queries, */
     void *pairs;                /* and over keys, where that looks different: bf16 in pairs */
     const uint16_t *keep;       /* dropout: [keys][2 vectors], a bit a lane */
     int64_t keys, diagonal;
@@ -67,8 +69,8 @@ typedef struct {
 
 typedef void cpu_attention_piece(const void *record);
 typedef void cpu_attention_emit(LLVMModuleRef module, cpu_isa isa, const cpu_attention_class *class, const char *name);
-cpu_attention_emit cpu_attention_emit_softmax, cpu_attention_emit_gradient, cpu_attention_emit_close, cpu_attention_emit_store,
-    cpu_attention_emit_dots, cpu_attention_emit_keep;
+cpu_attention_emit cpu_attention_emit_softmax, cpu_attention_emit_gradient, cpu_attention_emit_close,
+    cpu_attention_emit_store, cpu_attention_emit_dots, cpu_attention_emit_keep;
 
 /* -- the plan: attention.c --------------------------------------------------------------------------------------------- */
 
@@ -91,7 +93,7 @@ typedef struct {
     int sum_bytes, element_bytes, grad_bytes;
     int64_t key_block;
     int64_t panels, head_panels;                     /* of W: queries, columns of a head */
-    int64_t row_bytes, transposed_bytes, interleaved_bytes, sums_bytes;    /* packed: a row; a panel of queries; of a key block; sums[W][W] */
+    int64_t row_bytes, transposed_bytes, sums_bytes; /* of a packed row, of a packed panel of queries, of sums[W][W] */
     int64_t group;                                   /* heads of a task */
     int64_t task_panels, row_tasks;                  /* forward: a task is task_panels of its heads */
     int64_t splits, split_blocks;                    /* backward: a task is split_blocks key blocks of its heads */
@@ -101,9 +103,6 @@ typedef struct {
     int workspace;                                   /* argument: dq of the splits */
     cpu_attention_code code;
 } cpu_attention;
-
-/* Composites that stay whole for this kernel: attention and its gradient, of any dtype. */
-bool cpu_attention_keeps(const ir_node *node);
 
 /* Phases' code; args[0] is the plan. */
 cpu_task cpu_attention_forward, cpu_attention_backward, cpu_attention_add_splits;
@@ -122,12 +121,54 @@ static inline void *cpu_attention_take(cpu_attention_room *room, int64_t bytes)
     return at;
 }
 
-/* A matrix in memory, rows of one head: element (row, column) is at[row * row_stride + column]. */
+/* Memory that is soon needed. Rows of a head lie far apart, so that the hardware does not see what comes next: products
+ * fetch it on their way into the second-level cache, a line for each unit of depth. First come, first fetched; what
+ * finds no room in the list, or still stands there when it is cleared, is not fetched. */
+enum { CPU_ATTENTION_SPANS = 16 };
+typedef struct { const char *at; int64_t stride, rows, bytes; } cpu_attention_span;           /* rows of so many bytes */
+typedef struct { int next, n; int64_t row, line; cpu_attention_span spans[CPU_ATTENTION_SPANS]; } cpu_attention_soon;
+
+/* A task being run. */
+typedef struct {
+    const cpu_attention *a;
+    const int64_t *args;
+    char *const *buffers;
+    int64_t head, end_head;     /* batch * heads + head; where the task's heads end */
+    cpu_attention_soon soon;
+} cpu_attention_run;
+
+void cpu_attention_expect(cpu_attention_run *run, const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row,
+                          int64_t rows);
+void cpu_attention_fetch_now(cpu_attention_run *run);            /* all of the list: where nothing was computed before */
+static inline void cpu_attention_clear(cpu_attention_run *run)
+{
+    run->soon.next = run->soon.n = 0, run->soon.row = run->soon.line = 0;
+}
+
+/* Where row row of a head of t begins; an element has so many bytes. */
+char *cpu_attention_at(const cpu_attention_run *run, const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row);
+
+/* Rows row..row+rows-1 of this head with columns side by side: element (i, column) is at[i * row_stride + column].
+ * Where they lie, or, columns being apart, copied to staging, [rows][head_dim]. */
 typedef struct { const char *at; int64_t row_stride; } cpu_attention_matrix;
+cpu_attention_matrix cpu_attention_rows(const cpu_attention_run *run, const cpu_attention_tensor *t, int64_t row,
+                                        int64_t rows, void *staging);
 
 /* Operands as the micro-kernel reads them, strides in bytes. */
 typedef struct { const char *at; int64_t row, unit; } cpu_attention_left;
 typedef struct { const char *at; int64_t panel, unit; } cpu_attention_right;
+
+/* Packs rows as A, with columns as depth; a panel of rows as B, with columns as depth; and rows as B with these as
+ * depth, unless they can be read where they lie: that takes cpu_attention_right_bytes. */
+cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
+cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
+cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
+int64_t cpu_attention_right_bytes(const cpu_attention *a, int64_t rows);
+
+/* scores^T[rows][W] = left right. Lane i sees rows up to i + diagonal; what it does not see may be anything. */
+enum { CPU_ATTENTION_FAR = 1 << 30 };                /* further than any diagonal, on shapes that fit in memory */
+void cpu_attention_scores(cpu_attention_run *run, cpu_attention_left left, cpu_attention_right right, int64_t rows,
+                          int64_t diagonal, char *scores);
 
 /* sums[panel][rows][W] (+)= left right. Row r needs depths from r + low to r + high alone: elsewhere left is zero. */
 typedef struct {
@@ -136,42 +177,12 @@ typedef struct {
     char *sums;
     int64_t panel_bytes, rows, columns, depth, low, high, resume;
 } cpu_attention_product;
+void cpu_attention_multiply(cpu_attention_run *run, const cpu_attention_product *p);
 
-enum { CPU_ATTENTION_FAR = 1 << 30 };                /* further than any diagonal, on shapes that fit in memory */
-
-/* -- fetching ahead. Rows of a head lie far apart, so that the hardware does not see what comes next; products fetch it on
- * their way into the second-level cache, one line for each unit of depth. First come, first fetched; what finds no room, or is
- * not fetched when the list is cleared, is not. */
-enum { CPU_ATTENTION_SPANS = 16 };
-typedef struct { const char *at; int64_t stride, rows, bytes; } cpu_attention_span;           /* rows of so many bytes */
-typedef struct { int next, n; int64_t row, line; cpu_attention_span spans[CPU_ATTENTION_SPANS]; } cpu_attention_soon;
-void cpu_attention_expect(const cpu_attention *a, const int64_t *args, char *const *buffers, cpu_attention_soon *soon,
-                          const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row, int64_t rows);
-void cpu_attention_fetch_now(cpu_attention_soon *soon);          /* all of the list: where nothing was computed before */
-static inline void cpu_attention_clear(cpu_attention_soon *soon) { soon->next = soon->n = 0, soon->row = soon->line = 0; }
-
-/* -- operands and products */
-
-/* Tensor t at batch and head, from row on. */
-char *cpu_attention_at(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t, int bytes,
-                       int64_t head, int64_t row);
-/* Rows row..row+rows-1 of it with columns side by side: where they lie, or copied to staging, [rows][head_dim]. */
-cpu_attention_matrix cpu_attention_rows(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t,
-                                        int64_t head, int64_t row, int64_t rows, void *staging);
-cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
-cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
-/* Rows as operand B over rows: where they lie, or packed. */
-cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
-int64_t cpu_attention_right_bytes(const cpu_attention *a, int64_t rows);
-
-void cpu_attention_multiply(const cpu_attention *a, const cpu_attention_product *p, cpu_attention_soon *soon);
-/* scores^T[rows][W] = left right; a lane i sees rows up to i + diagonal, what it does not see may be anything. */
-void cpu_attention_scores(const cpu_attention *a, cpu_attention_left left, cpu_attention_right right, int64_t rows, int64_t diagonal,
-                          char *scores, cpu_attention_soon *soon);
-void cpu_attention_store_rows(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t, int bytes,
-                              int64_t head, int64_t row, cpu_attention_store store, void *staging);
-/* The dropout mask of a panel against keys key..key+keys-1. */
-void cpu_attention_fill_keep(const cpu_attention *a, const int64_t *args, char *const *buffers, int64_t head, int64_t row, int64_t key,
-                             int64_t keys, uint16_t *keep);
+/* store, but for its columns and where to: rows of this head of t from row on. */
+void cpu_attention_store_rows(const cpu_attention_run *run, const cpu_attention_tensor *t, int bytes, int64_t row,
+                              cpu_attention_store store, void *staging);
+/* The dropout mask of the panel at row against keys key..key+keys-1. */
+void cpu_attention_fill_keep(const cpu_attention_run *run, int64_t row, int64_t key, int64_t keys, uint16_t *keep);
 
 #endif

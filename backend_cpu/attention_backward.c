@@ -10,19 +10,16 @@
  *         store dk, dv
  *     store dq
  *
- * dq of all queries is summed up in scratch. Where the keys of a head are split, each task leaves its part in workspace, and a
- * second phase adds them up in order. */
+ * dq of all queries is summed up in scratch. Where the keys of a head are split, each task leaves its part in
+ * workspace, and a second phase adds them up in order. */
 #include "backend_cpu/attention.h"
 
 #include <math.h>
 #include <string.h>
 
 typedef struct {
-    const cpu_attention *a;
-    const int64_t *args;
-    char *const *buffers;
-    int64_t head, end_head, first_key, end_key;      /* this task's heads and keys */
-    cpu_attention_soon soon;
+    cpu_attention_run run;
+    int64_t first_key, end_key;                      /* this task's keys */
     char *dq;                                        /* sums[panel][head panel][W][W] */
     char *lse, *delta;                               /* s[panels][W] */
     char *k, *k_right, *v, *dk, *dv;                 /* a block of keys */
@@ -36,7 +33,7 @@ static walk lay_out(const cpu_attention *a, char *scratch, size_t *bytes)
     cpu_attention_room at = {scratch};
     int64_t width = a->tile.columns, line = width * a->sum_bytes, keys = a->key_block;
     int64_t staged = MAX(keys, width) * a->shape.head_dim * MAX(a->element_bytes, a->sum_bytes);
-    walk w = {.a = a};
+    walk w = {.run.a = a};
     w.dq = cpu_attention_take(&at, a->splits > 1 ? 0 : a->panels * a->head_panels * a->sums_bytes);
     w.lse = cpu_attention_take(&at, a->panels * line);
     w.delta = cpu_attention_take(&at, a->panels * line);
@@ -88,19 +85,19 @@ static int64_t first_panel(const cpu_attention *a, int64_t key)
 
 static int64_t rows_of(const walk *w, int64_t panel)
 {
-    return MIN(w->a->tile.columns, w->a->shape.rows - panel * w->a->tile.columns);
+    return MIN(w->run.a->tile.columns, w->run.a->shape.rows - panel * w->run.a->tile.columns);
 }
 
-static int64_t keys_of(const walk *w, int64_t key) { return MIN(w->a->key_block, w->end_key - key); }
+static int64_t keys_of(const walk *w, int64_t key) { return MIN(w->run.a->key_block, w->end_key - key); }
 
 static void expect(walk *w, const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row, int64_t rows)
 {
-    cpu_attention_expect(w->a, w->args, w->buffers, &w->soon, t, bytes, head, row, rows);
+    cpu_attention_expect(&w->run, t, bytes, head, row, rows);
 }
 
 static void expect_panel(walk *w, int64_t head, int64_t panel, bool with_out)
 {
-    const cpu_attention *a = w->a;
+    const cpu_attention *a = w->run.a;
     int64_t row = panel * a->tile.columns, rows = rows_of(w, panel);
     expect(w, &a->q, a->element_bytes, head, row, rows);
     expect(w, &a->dout, a->element_bytes, head, row, rows);
@@ -110,23 +107,24 @@ static void expect_panel(walk *w, int64_t head, int64_t panel, bool with_out)
 
 static void expect_keys(walk *w, int64_t head, int64_t key)
 {
-    expect(w, &w->a->k, w->a->element_bytes, head, key, keys_of(w, key));
-    expect(w, &w->a->v, w->a->element_bytes, head, key, keys_of(w, key));
+    expect(w, &w->run.a->k, w->run.a->element_bytes, head, key, keys_of(w, key));
+    expect(w, &w->run.a->v, w->run.a->element_bytes, head, key, keys_of(w, key));
 }
 
 /* lse and delta of a panel, side by side. Lanes without a query get an lse of infinity: a probability of 0. */
 static void load_statistics(const walk *w, int64_t panel)
 {
-    const cpu_attention *a = w->a;
+    const cpu_attention *a = w->run.a;
     const kl_attention *s = &a->shape;
     int64_t width = a->tile.columns, row = panel * width, rows = rows_of(w, panel), at = panel * width;
-    cpu_attention_matrix out = cpu_attention_rows(a, w->args, w->buffers, &a->out, w->head, row, rows, w->staging[0]);
-    cpu_attention_matrix dout = cpu_attention_rows(a, w->args, w->buffers, &a->dout, w->head, row, rows, w->staging[1]);
-    cpu_attention_dots dots = {dout.at, out.at, dout.row_stride, out.row_stride, rows, s->head_dim, w->delta + at * a->sum_bytes};
+    cpu_attention_matrix out = cpu_attention_rows(&w->run, &a->out, row, rows, w->staging[0]);
+    cpu_attention_matrix dout = cpu_attention_rows(&w->run, &a->dout, row, rows, w->staging[1]);
+    cpu_attention_dots dots = {
+        dout.at, out.at, dout.row_stride, out.row_stride, rows, s->head_dim, w->delta + at * a->sum_bytes};
     a->code.dots(&dots);
-    const char *lse = cpu_attention_at(a, w->args, w->buffers, &a->lse, a->sum_bytes, w->head, row), *dlse = NULL;
+    const char *lse = cpu_attention_at(&w->run, &a->lse, a->sum_bytes, w->run.head, row), *dlse = NULL;
     if (a->dlse.arg >= 0)
-        dlse = cpu_attention_at(a, w->args, w->buffers, &a->dlse, a->sum_bytes, w->head, row);
+        dlse = cpu_attention_at(&w->run, &a->dlse, a->sum_bytes, w->run.head, row);
 #define COPY(type)                                                                                       \
     for (int64_t i = 0; i < width; i++) {                                                                \
         ((type *)w->lse)[at + i] = i < rows ? ((const type *)lse)[i * a->lse.stride[2]] : INFINITY;      \
@@ -147,20 +145,27 @@ static void load_statistics(const walk *w, int64_t panel)
 static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, cpu_attention_left k, cpu_attention_left v,
                         cpu_attention_right k_right)
 {
-    const cpu_attention *a = w->a;
+    const cpu_attention *a = w->run.a;
     const kl_attention *s = &a->shape;
     int64_t width = a->tile.columns, row = panel * width, rows = rows_of(w, panel), line = width * a->sum_bytes;
     int64_t diagonal = s->causal ? row + s->keys - s->rows - key : CPU_ATTENTION_FAR;
-    cpu_attention_matrix q = cpu_attention_rows(a, w->args, w->buffers, &a->q, w->head, row, rows, w->staging[0]);
-    cpu_attention_matrix dout = cpu_attention_rows(a, w->args, w->buffers, &a->dout, w->head, row, rows, w->staging[1]);
+    cpu_attention_matrix q = cpu_attention_rows(&w->run, &a->q, row, rows, w->staging[0]);
+    cpu_attention_matrix dout = cpu_attention_rows(&w->run, &a->dout, row, rows, w->staging[1]);
 
-    cpu_attention_scores(a, k, cpu_attention_pack_transposed(a, q, rows, w->q), keys, diagonal, w->scores, &w->soon);
-    cpu_attention_scores(a, v, cpu_attention_pack_transposed(a, dout, rows, w->dout), keys, diagonal, w->gradients, &w->soon);
+    cpu_attention_scores(&w->run, k, cpu_attention_pack_transposed(a, q, rows, w->q), keys, diagonal, w->scores);
+    cpu_attention_scores(&w->run, v, cpu_attention_pack_transposed(a, dout, rows, w->dout), keys, diagonal, w->gradients);
     if (s->dropout > 0)
-        cpu_attention_fill_keep(a, w->args, w->buffers, w->head, row, key, keys, w->keep);
-    cpu_attention_block block = {
-        .scores = w->scores, .gradients = w->gradients, .pairs = w->pairs, .keep = w->keep, .keys = keys, .diagonal = diagonal,
-        .scale = s->scale, .keep_scale = a->keep_scale, .lse = w->lse + panel * line, .delta = w->delta + panel * line };
+        cpu_attention_fill_keep(&w->run, row, key, keys, w->keep);
+    cpu_attention_block block = {.scores = w->scores,
+                                 .gradients = w->gradients,
+                                 .pairs = w->pairs,
+                                 .keep = w->keep,
+                                 .keys = keys,
+                                 .diagonal = diagonal,
+                                 .scale = s->scale,
+                                 .keep_scale = a->keep_scale,
+                                 .lse = w->lse + panel * line,
+                                 .delta = w->delta + panel * line};
     a->code.gradient(&block);
 
     /* Over queries: those from key - diagonal on see a key. */
@@ -169,67 +174,76 @@ static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, cpu_a
         .left = {w->scores, over_queries, a->unit.bytes}, .right = cpu_attention_pack_right(a, dout, rows, w->dout_right),
         .sums = w->dv, .panel_bytes = key_panel, .rows = keys, .columns = s->head_dim, .depth = rows,
         .low = -diagonal, .high = CPU_ATTENTION_FAR, .resume = 1 };
-    cpu_attention_multiply(a, &product, &w->soon);
+    cpu_attention_multiply(&w->run, &product);
     product.left.at = w->gradients;
     product.right = cpu_attention_pack_right(a, q, rows, w->q_right);
     product.sums = w->dk;
-    cpu_attention_multiply(a, &product, &w->soon);
+    cpu_attention_multiply(&w->run, &product);
 
     product = (cpu_attention_product){
-        .left = {a->unit.k_per_unit == 2 ? w->pairs : w->gradients, a->unit.bytes, width * a->unit.bytes}, .right = k_right,
-        .sums = w->dq + panel * a->head_panels * a->sums_bytes, .panel_bytes = a->sums_bytes, .rows = rows, .columns = s->head_dim,
-        .depth = keys, .low = -CPU_ATTENTION_FAR, .high = diagonal, .resume = key > w->first_key };
-    cpu_attention_multiply(a, &product, &w->soon);
+        .left = {a->unit.k_per_unit == 2 ? w->pairs : w->gradients, a->unit.bytes, width * a->unit.bytes},
+        .right = k_right,
+        .sums = w->dq + panel * a->head_panels * a->sums_bytes,
+        .panel_bytes = a->sums_bytes,
+        .rows = rows,
+        .columns = s->head_dim,
+        .depth = keys,
+        .low = -CPU_ATTENTION_FAR,
+        .high = diagonal,
+        .resume = key > w->first_key};
+    cpu_attention_multiply(&w->run, &product);
 }
 
 /* sums[head panel][rows][W] times factor, in the type of sums, to rows of a gradient. */
-static void store_gradient(const walk *w, const cpu_attention_tensor *t, int64_t row, int64_t rows, const char *sums, int64_t panel_bytes,
-                           double factor)
+static void store_gradient(const walk *w, const cpu_attention_tensor *t, int64_t row, int64_t rows, const char *sums,
+                           int64_t panel_bytes, double factor)
 {
-    const cpu_attention *a = w->a;
+    const cpu_attention *a = w->run.a;
     float f32 = (float)factor;
     cpu_attention_store store = {.from = sums, .panel_bytes = panel_bytes, .rows = rows,
                                  .factors = a->sum_bytes == 8 ? (void *)&factor : (void *)&f32};
-    cpu_attention_store_rows(a, w->args, w->buffers, t, a->grad_bytes, w->head, row, store, w->staging[0]);
+    cpu_attention_store_rows(&w->run, t, a->grad_bytes, row, store, w->staging[0]);
 }
 
 static void store_dq(const walk *w, int64_t panel, const char *sums)
 {
-    store_gradient(w, &w->a->dq, panel * w->a->tile.columns, rows_of(w, panel), sums, w->a->sums_bytes, w->a->shape.scale);
+    store_gradient(w, &w->run.a->dq, panel * w->run.a->tile.columns, rows_of(w, panel), sums, w->run.a->sums_bytes,
+                   w->run.a->shape.scale);
 }
 
 static void visit_keys(walk *w, int64_t key)
 {
-    const cpu_attention *a = w->a;
+    const cpu_attention *a = w->run.a;
     const kl_attention *s = &a->shape;
     int64_t keys = keys_of(w, key), line = a->tile.columns * a->sum_bytes, width = a->tile.columns;
-    cpu_attention_matrix m = cpu_attention_rows(a, w->args, w->buffers, &a->k, w->head, key, keys, w->staging[0]);
+    cpu_attention_matrix m = cpu_attention_rows(&w->run, &a->k, key, keys, w->staging[0]);
     cpu_attention_left k = cpu_attention_pack_left(a, m, keys, w->k);
     cpu_attention_right k_right = {k.at, width * a->unit.bytes, k.row};
     if (a->unit.k_per_unit == 2)
         k_right = cpu_attention_pack_right(a, m, keys, w->k_right);
-    m = cpu_attention_rows(a, w->args, w->buffers, &a->v, w->head, key, keys, w->staging[0]);
+    m = cpu_attention_rows(&w->run, &a->v, key, keys, w->staging[0]);
     cpu_attention_left v = cpu_attention_pack_left(a, m, keys, w->v);
     memset(w->dk, 0, (size_t)(a->head_panels * a->key_block * line));
     memset(w->dv, 0, (size_t)(a->head_panels * a->key_block * line));
 
     bool first = key == w->first_key, last = key + a->key_block >= w->end_key;
     for (int64_t panel = first_panel(a, key); panel < a->panels; panel++) {
-        cpu_attention_clear(&w->soon);
+        cpu_attention_clear(&w->run);
         if (panel + 1 < a->panels) {
-            expect_panel(w, w->head, panel + 1, first);
+            expect_panel(w, w->run.head, panel + 1, first);
         } else {
-            expect(w, &a->dk, a->grad_bytes, w->head, key, keys);
-            expect(w, &a->dv, a->grad_bytes, w->head, key, keys);
-            int64_t head = last ? w->head + 1 : w->head, next = last ? w->first_key : key + a->key_block;
-            if (head < w->end_head) {
+            expect(w, &a->dk, a->grad_bytes, w->run.head, key, keys);
+            expect(w, &a->dv, a->grad_bytes, w->run.head, key, keys);
+            int64_t head = last ? w->run.head + 1 : w->run.head, next = last ? w->first_key : key + a->key_block;
+            if (head < w->run.end_head) {
                 expect_keys(w, head, next);
                 expect_panel(w, head, first_panel(a, next), last);
             }
         }
-        bool whole = a->splits == 1 && (last || panel * width + ahead_of(a) <= key + keys);       /* the panel sees no later keys */
+        bool whole = a->splits == 1 &&
+                     (last || panel * width + ahead_of(a) <= key + keys); /* the panel sees no later keys */
         if (whole)
-            expect(w, &a->dq, a->grad_bytes, w->head, panel * width, rows_of(w, panel));
+            expect(w, &a->dq, a->grad_bytes, w->run.head, panel * width, rows_of(w, panel));
         if (first)
             load_statistics(w, panel);
         visit_panel(w, panel, key, MIN(keys, panel * width + ahead_of(a) - key), k, v, k_right);
@@ -247,17 +261,17 @@ void cpu_attention_backward(const int64_t *args, char *const *buffers, int64_t t
     int64_t heads = a->shape.batch * a->shape.heads, groups = (heads + a->group - 1) / a->group, split = task / groups;
     size_t bytes;
     walk w = lay_out(a, scratch, &bytes);
-    w.args = args, w.buffers = buffers;
-    w.head = task % groups * a->group, w.end_head = MIN(heads, w.head + a->group);
+    w.run.args = args, w.run.buffers = buffers;
+    w.run.head = task % groups * a->group, w.run.end_head = MIN(heads, w.run.head + a->group);
     w.first_key = split * a->split_blocks * a->key_block;
     w.end_key = MIN(a->shape.keys, w.first_key + a->split_blocks * a->key_block);
-    expect_keys(&w, w.head, w.first_key);
+    expect_keys(&w, w.run.head, w.first_key);
     if (first_panel(a, w.first_key) < a->panels)
-        expect_panel(&w, w.head, first_panel(a, w.first_key), true);
-    cpu_attention_fetch_now(&w.soon);
-    for (; w.head < w.end_head; w.head++) {
+        expect_panel(&w, w.run.head, first_panel(a, w.first_key), true);
+    cpu_attention_fetch_now(&w.run);
+    for (; w.run.head < w.run.end_head; w.run.head++) {
         if (a->splits > 1)
-            w.dq = cpu_pointer(args, buffers, a->workspace) + (w.head * a->splits + split) * dq_bytes(a);
+            w.dq = cpu_pointer(args, buffers, a->workspace) + (w.run.head * a->splits + split) * dq_bytes(a);
         for (int64_t key = w.first_key; key < w.end_key; key += a->key_block)
             visit_keys(&w, key);
     }
@@ -269,9 +283,10 @@ void cpu_attention_add_splits(const int64_t *args, char *const *buffers, int64_t
     const cpu_attention *a = (const cpu_attention *)(intptr_t)args[0];
     size_t bytes;
     walk w = lay_out(a, scratch, &bytes);
-    w.args = args, w.buffers = buffers, w.head = task / a->panels;
+    w.run.args = args, w.run.buffers = buffers, w.run.head = task / a->panels;
     int64_t panel = task % a->panels, count = a->head_panels * a->sums_bytes / a->sum_bytes;
-    char *part = cpu_pointer(args, buffers, a->workspace) + w.head * a->splits * dq_bytes(a) + panel * a->head_panels * a->sums_bytes;
+    char *part = cpu_pointer(args, buffers, a->workspace) + w.run.head * a->splits * dq_bytes(a) +
+                 panel * a->head_panels * a->sums_bytes;
     for (int64_t split = 1; split < a->splits && first_panel(a, split * a->split_blocks * a->key_block) <= panel; split++) {
         const char *other = part + split * dq_bytes(a);
         for (int64_t i = 0; i < count; i++)

@@ -8,73 +8,84 @@ static int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 /* -- tensors ----------------------------------------------------------------------------------------------------------- */
 
-char *cpu_attention_at(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t, int bytes,
-                       int64_t head, int64_t row)
+char *cpu_attention_at(const cpu_attention_run *run, const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row)
 {
-    int64_t offset = head / a->shape.heads * t->stride[0] + head % a->shape.heads * t->stride[1] + row * t->stride[2];
-    return cpu_pointer(args, buffers, t->arg) + offset * bytes;
+    int64_t heads = run->a->shape.heads,
+            offset = head / heads * t->stride[0] + head % heads * t->stride[1] + row * t->stride[2];
+    return cpu_pointer(run->args, run->buffers, t->arg) + offset * bytes;
 }
 
 /* One element at a time, for heads whose columns do not lie side by side. */
-static void copy_elements(char *to, int64_t to_row, int64_t to_column, const char *from, int64_t from_row, int64_t from_column,
-                          int64_t rows, int64_t columns, int bytes)
+static void copy_elements(char *to, int64_t to_row, int64_t to_column, const char *from, int64_t from_row,
+                          int64_t from_column, int64_t rows, int64_t columns, int bytes)
 {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < columns; c++)
-            memcpy(to + (r * to_row + c * to_column) * bytes, from + (r * from_row + c * from_column) * bytes, (size_t)bytes);
+            memcpy(to + (r * to_row + c * to_column) * bytes, from + (r * from_row + c * from_column) * bytes,
+                   (size_t)bytes);
 }
 
-cpu_attention_matrix cpu_attention_rows(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t,
-                                        int64_t head, int64_t row, int64_t rows, void *staging)
+cpu_attention_matrix cpu_attention_rows(const cpu_attention_run *run, const cpu_attention_tensor *t, int64_t row,
+                                        int64_t rows, void *staging)
 {
-    const char *at = cpu_attention_at(a, args, buffers, t, a->element_bytes, head, row);
+    int64_t columns = run->a->shape.head_dim;
+    int bytes = run->a->element_bytes;
+    const char *at = cpu_attention_at(run, t, bytes, run->head, row);
     if (t->stride[3] == 1)
         return (cpu_attention_matrix){at, t->stride[2]};
-    copy_elements(staging, a->shape.head_dim, 1, at, t->stride[2], t->stride[3], rows, a->shape.head_dim, a->element_bytes);
-    return (cpu_attention_matrix){staging, a->shape.head_dim};
+    copy_elements(staging, columns, 1, at, t->stride[2], t->stride[3], rows, columns, bytes);
+    return (cpu_attention_matrix){staging, columns};
 }
 
-void cpu_attention_store_rows(const cpu_attention *a, const int64_t *args, char *const *buffers, const cpu_attention_tensor *t, int bytes,
-                              int64_t head, int64_t row, cpu_attention_store store, void *staging)
+void cpu_attention_store_rows(const cpu_attention_run *run, const cpu_attention_tensor *t, int bytes, int64_t row,
+                              cpu_attention_store store, void *staging)
 {
-    char *at = cpu_attention_at(a, args, buffers, t, bytes, head, row);
-    store.columns = a->shape.head_dim;
-    store.to = at, store.row_stride = t->stride[2];
-    if (t->stride[3] != 1)
-        store.to = staging, store.row_stride = a->shape.head_dim;
-    a->code.store(&store);
-    if (t->stride[3] != 1)
-        copy_elements(at, t->stride[2], t->stride[3], staging, a->shape.head_dim, 1, store.rows, a->shape.head_dim, bytes);
+    char *at = cpu_attention_at(run, t, bytes, run->head, row);
+    int64_t columns = store.columns = run->a->shape.head_dim;
+    bool apart = t->stride[3] != 1;
+    store.to = apart ? staging : at;
+    store.row_stride = apart ? columns : t->stride[2];
+    run->a->code.store(&store);
+    if (apart)
+        copy_elements(at, t->stride[2], t->stride[3], staging, columns, 1, store.rows, columns, bytes);
 }
 
 /* -- fetching ahead ---------------------------------------------------------------------------------------------------- */
 
 enum { LINE = 64 };
 
-void cpu_attention_expect(const cpu_attention *a, const int64_t *args, char *const *buffers, cpu_attention_soon *soon,
-                          const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row, int64_t rows)
+void cpu_attention_expect(cpu_attention_run *run, const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row,
+                          int64_t rows)
 {
+    cpu_attention_soon *soon = &run->soon;
     if (soon->n == CPU_ATTENTION_SPANS || rows <= 0 || t->stride[3] != 1)
         return;
     soon->spans[soon->n++] = (cpu_attention_span){
-        cpu_attention_at(a, args, buffers, t, bytes, head, row), t->stride[2] * bytes, rows, a->shape.head_dim * bytes };
+        cpu_attention_at(run, t, bytes, head, row), t->stride[2] * bytes, rows, run->a->shape.head_dim * bytes };
 }
 
-void cpu_attention_fetch_now(cpu_attention_soon *soon)
+void cpu_attention_fetch_now(cpu_attention_run *run)
 {
-    for (int i = soon->next; i < soon->n; i++)
-        for (int64_t row = 0; row < soon->spans[i].rows; row++)
-            for (int64_t line = 0; line < soon->spans[i].bytes; line += LINE)
-                __builtin_prefetch(soon->spans[i].at + row * soon->spans[i].stride + line, 0, 2);
-    cpu_attention_clear(soon);
+    for (int i = run->soon.next; i < run->soon.n; i++) {
+        const cpu_attention_span *span = &run->soon.spans[i];
+        for (int64_t row = 0; row < span->rows; row++)
+            for (int64_t line = 0; line < span->bytes; line += LINE)
+                __builtin_prefetch(span->at + row * span->stride + line, 0, 2);
+    }
+    cpu_attention_clear(run);
 }
 
 /* -- operands ---------------------------------------------------------------------------------------------------------- */
 
 static cpu_gemm_block block_of(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to, int64_t to_stride)
 {
-    return (cpu_gemm_block){.source = m.at, .line_stride = m.row_stride, .k_stride = 1, .lines = rows, .depth = a->shape.head_dim,
-                            .to = to, .to_stride = to_stride};
+    return (cpu_gemm_block){.source = m.at,
+                            .line_stride = m.row_stride,
+                            .k_stride = 1,
+                            .lines = rows,
+                            .depth = a->shape.head_dim,
+                            .to = to,
+                            .to_stride = to_stride};
 }
 
 cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
@@ -91,7 +102,10 @@ cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, cpu_at
     return (cpu_attention_right){to, a->transposed_bytes, a->tile.columns * a->unit.bytes};
 }
 
-static int64_t interleaved_panel(const cpu_attention *a, int64_t rows) { return round_up(rows, 2) / 2 * a->tile.columns * a->unit.bytes; }
+static int64_t interleaved_panel(const cpu_attention *a, int64_t rows)
+{
+    return round_up(rows, 2) / 2 * a->tile.columns * a->unit.bytes;
+}
 
 int64_t cpu_attention_right_bytes(const cpu_attention *a, int64_t rows)
 {
@@ -102,8 +116,13 @@ cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, cpu_attenti
 {
     int64_t panel = a->tile.columns * a->unit.bytes;
     if (a->unit.k_per_unit == 2) {
-        cpu_gemm_block block = {.source = m.at, .line_stride = 1, .k_stride = m.row_stride, .lines = a->shape.head_dim, .depth = rows,
-                                .to = to, .to_stride = interleaved_panel(a, rows)};
+        cpu_gemm_block block = {.source = m.at,
+                                .line_stride = 1,
+                                .k_stride = m.row_stride,
+                                .lines = a->shape.head_dim,
+                                .depth = rows,
+                                .to = to,
+                                .to_stride = interleaved_panel(a, rows)};
         a->code.interleave(&block);
         return (cpu_attention_right){to, block.to_stride, panel};
     }
@@ -124,10 +143,11 @@ static int tile_height(const cpu_attention *a, int64_t rows)
 }
 
 /* A tile of so many vectors, and on the way the next lines of what is expected. */
-static void multiply_tile(const cpu_attention *a, int h, int vectors, int64_t units, const char *left, cpu_attention_left l,
-                          const char *right, cpu_attention_right r, char *sums, int64_t resume, cpu_attention_soon *soon)
+static void multiply_tile(cpu_attention_run *run, int h, int vectors, int64_t units, cpu_attention_left l,
+                          cpu_attention_right r, char *sums, int64_t resume)
 {
-    const char *ahead = right;
+    cpu_attention_soon *soon = &run->soon;
+    const char *ahead = r.at;
     int64_t step = 0;
     if (soon->next < soon->n) {
         const cpu_attention_span *span = &soon->spans[soon->next];
@@ -140,53 +160,68 @@ static void multiply_tile(const cpu_attention *a, int h, int vectors, int64_t un
                 soon->line = 0, soon->next++;
         }
     }
-    a->code.products.micro[h][vectors - 1](units, left, l.row, l.unit, right, r.unit, sums, resume, ahead, step);
+    run->a->code.products.micro[h][vectors - 1](units, l.at, l.row, l.unit, r.at, r.unit, sums, resume, ahead, step);
 }
 
-void cpu_attention_multiply(const cpu_attention *a, const cpu_attention_product *p, cpu_attention_soon *soon)
+void cpu_attention_multiply(cpu_attention_run *run, const cpu_attention_product *p)
 {
+    const cpu_attention *a = run->a;
     int64_t per_unit = a->unit.k_per_unit, row_bytes = a->tile.columns * a->sum_bytes;
     for (int64_t row = 0; row < p->rows;) {
         int h = tile_height(a, p->rows - row);
         int64_t height = a->tile.heights[h];
-        int64_t from = MAX(row + p->low, 0) / per_unit, to = MIN(row + height - 1 + p->high + 1, p->depth);
+        int64_t from = MAX(row + p->low, 0) / per_unit, to = MIN(row + height + p->high, p->depth);
         int64_t units = (to + per_unit - 1) / per_unit - from;
-        const char *left = p->left.at + row * p->left.row + from * p->left.unit, *right = p->right.at + from * p->right.unit;
+        cpu_attention_left left = p->left;
+        left.at += row * left.row + from * left.unit;
         for (int64_t column = 0; column < p->columns && units > 0; column += a->tile.columns) {
-            int vectors = p->columns - column <= a->tile.lanes ? 1 : 2;
             int64_t panel = column / a->tile.columns;
-            multiply_tile(a, h, vectors, units, left, p->left, right + panel * p->right.panel, p->right,
-                          p->sums + panel * p->panel_bytes + row * row_bytes, p->resume, soon);
+            cpu_attention_right right = p->right;
+            right.at += panel * right.panel + from * right.unit;
+            multiply_tile(run, h, p->columns - column <= a->tile.lanes ? 1 : 2, units, left, right,
+                          p->sums + panel * p->panel_bytes + row * row_bytes, p->resume);
         }
         row += height;
     }
 }
 
-void cpu_attention_scores(const cpu_attention *a, cpu_attention_left left, cpu_attention_right right, int64_t rows, int64_t diagonal,
-                          char *scores, cpu_attention_soon *soon)
+void cpu_attention_scores(cpu_attention_run *run, cpu_attention_left left, cpu_attention_right right, int64_t rows,
+                          int64_t diagonal, char *scores)
 {
-    int64_t units = (a->shape.head_dim + a->unit.k_per_unit - 1) / a->unit.k_per_unit, row_bytes = a->tile.columns * a->sum_bytes;
+    const cpu_attention *a = run->a;
+    int64_t units = (a->shape.head_dim + a->unit.k_per_unit - 1) / a->unit.k_per_unit,
+            row_bytes = a->tile.columns * a->sum_bytes;
     if (units == 0) {
         memset(scores, 0, (size_t)(rows * row_bytes));
         return;
     }
+    cpu_attention_right second = right;
+    second.at += a->tile.lanes * a->unit.bytes;
     for (int64_t row = 0; row < rows;) {
-        int h = tile_height(a, rows - row), unseen = row - diagonal >= a->tile.lanes ? 1 : 0;     /* vectors that see no row here */
-        multiply_tile(a, h, 2 - unseen, units, left.at + row * left.row, left, right.at + unseen * a->tile.lanes * a->unit.bytes, right,
-                      scores + row * row_bytes + unseen * a->tile.lanes * a->sum_bytes, 0, soon);
+        int h = tile_height(a, rows - row);
+        if (row - diagonal >= a->tile.lanes)         /* the first vector sees no row of this tile */
+            multiply_tile(run, h, 1, units, left, second, scores + row * row_bytes + a->tile.lanes * a->sum_bytes, 0);
+        else
+            multiply_tile(run, h, 2, units, left, right, scores + row * row_bytes, 0);
         row += a->tile.heights[h];
+        left.at += a->tile.heights[h] * left.row;
     }
 }
 
 /* -- dropout ----------------------------------------------------------------------------------------------------------- */
 
-void cpu_attention_fill_keep(const cpu_attention *a, const int64_t *args, char *const *buffers, int64_t head, int64_t row, int64_t key,
-                             int64_t keys, uint16_t *keep)
+void cpu_attention_fill_keep(const cpu_attention_run *run, int64_t row, int64_t key, int64_t keys, uint16_t *keep)
 {
-    const uint32_t *seed = (const uint32_t *)cpu_pointer(args, buffers, a->seed.arg);
-    const uint32_t *counter = (const uint32_t *)cpu_pointer(args, buffers, a->counter.arg);
-    cpu_attention_keep record = {
-        .keep = keep, .keys = keys, .first = (head * a->shape.rows + row) * a->shape.keys + key, .query_stride = a->shape.keys,
-        .seed = {seed[0], seed[a->seed.stride[0]]}, .site = a->shape.site, .counter = *counter, .threshold = a->threshold };
+    const cpu_attention *a = run->a;
+    const uint32_t *seed = (const uint32_t *)cpu_pointer(run->args, run->buffers, a->seed.arg);
+    const uint32_t *counter = (const uint32_t *)cpu_pointer(run->args, run->buffers, a->counter.arg);
+    cpu_attention_keep record = {.keep = keep,
+                                 .keys = keys,
+                                 .first = (run->head * a->shape.rows + row) * a->shape.keys + key,
+                                 .query_stride = a->shape.keys,
+                                 .seed = {seed[0], seed[a->seed.stride[0]]},
+                                 .site = a->shape.site,
+                                 .counter = *counter,
+                                 .threshold = a->threshold};
     a->code.keep(&record);
 }

@@ -47,17 +47,13 @@ size_t cpu_attention_forward_scratch(const cpu_attention *a)
     return bytes;
 }
 
-/* One task, at one of its heads. */
 typedef struct {
-    const cpu_attention *a;
-    const int64_t *args;
-    char *const *buffers;
+    cpu_attention_run run;
     room room;
-    cpu_attention_soon soon;
-    int64_t head, end_head, first_row, end_row;      /* of this task; rows in whole panels */
+    int64_t first_row, end_row;                      /* of this task, in whole panels */
 } walk;
 
-static int64_t rows_of(const walk *w, int64_t row) { return MIN(w->a->tile.columns, w->a->shape.rows - row); }
+static int64_t rows_of(const walk *w, int64_t row) { return MIN(w->run.a->tile.columns, w->run.a->shape.rows - row); }
 
 /* A panel at row sees keys below row + ahead. */
 static int64_t ahead_of(const cpu_attention *a)
@@ -68,57 +64,75 @@ static int64_t ahead_of(const cpu_attention *a)
 /* How many keys of the block at key the task sees; 0 or less: none. */
 static int64_t keys_of(const walk *w, int64_t key)
 {
-    const cpu_attention *a = w->a;
+    const cpu_attention *a = w->run.a;
     return MIN(a->key_block, MIN(a->shape.keys, w->end_row - a->tile.columns + ahead_of(a)) - key);
 }
 
 static void expect(walk *w, const cpu_attention_tensor *t, int64_t head, int64_t row, int64_t rows)
 {
-    cpu_attention_expect(w->a, w->args, w->buffers, &w->soon, t, w->a->element_bytes, head, row, rows);
+    cpu_attention_expect(&w->run, t, w->run.a->element_bytes, head, row, rows);
 }
 
 static void expect_keys(walk *w, int64_t head, int64_t key)
 {
-    expect(w, &w->a->k, head, key, keys_of(w, key));
-    expect(w, &w->a->v, head, key, keys_of(w, key));
+    expect(w, &w->run.a->k, head, key, keys_of(w, key));
+    expect(w, &w->run.a->v, head, key, keys_of(w, key));
 }
 
 static void expect_queries(walk *w, const cpu_attention_tensor *t, int64_t head)
 {
-    expect(w, t, head, w->first_row, MIN(w->end_row, w->a->shape.rows) - w->first_row);
+    expect(w, t, head, w->first_row, MIN(w->end_row, w->run.a->shape.rows) - w->first_row);
 }
 
 /* One panel, from row row on, against keys key..key+keys-1. */
-static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t key, int64_t keys, cpu_attention_left k, cpu_attention_right v)
+static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t key, int64_t keys, cpu_attention_left k,
+                        cpu_attention_right v)
 {
-    const cpu_attention *a = w->a;
+    const cpu_attention *a = w->run.a;
     const kl_attention *s = &a->shape;
     const room *r = &w->room;
     int64_t diagonal = s->causal ? row + s->keys - s->rows - key : CPU_ATTENTION_FAR;
-    cpu_attention_scores(a, k, panel->q, keys, diagonal, r->scores, &w->soon);
+    cpu_attention_scores(&w->run, k, panel->q, keys, diagonal, r->scores);
     if (s->dropout > 0)
-        cpu_attention_fill_keep(a, w->args, w->buffers, w->head, row, key, keys, r->keep);
-    cpu_attention_block block = {
-        .scores = r->scores, .keep = r->keep, .keys = keys, .diagonal = diagonal, .scale = s->scale, .keep_scale = a->keep_scale,
-        .most = panel->most, .sum = panel->sum, .outputs = panel->sums, .factors = r->factors,
-        .panels = a->head_panels, .panel_bytes = a->sums_bytes, .first = key == 0 };
+        cpu_attention_fill_keep(&w->run, row, key, keys, r->keep);
+    cpu_attention_block block = {.scores = r->scores,
+                                 .keep = r->keep,
+                                 .keys = keys,
+                                 .diagonal = diagonal,
+                                 .scale = s->scale,
+                                 .keep_scale = a->keep_scale,
+                                 .most = panel->most,
+                                 .sum = panel->sum,
+                                 .outputs = panel->sums,
+                                 .factors = r->factors,
+                                 .panels = a->head_panels,
+                                 .panel_bytes = a->sums_bytes,
+                                 .first = key == 0};
     a->code.softmax(&block);
-    cpu_attention_product product = {
-        .left = {r->scores, a->unit.bytes, a->tile.columns * a->unit.bytes}, .right = v, .sums = panel->sums, .panel_bytes = a->sums_bytes,
-        .rows = rows_of(w, row), .columns = s->head_dim, .depth = keys, .low = -CPU_ATTENTION_FAR, .high = diagonal, .resume = key > 0 };
-    cpu_attention_multiply(a, &product, &w->soon);
+    cpu_attention_product product = {.left = {r->scores, a->unit.bytes, a->tile.columns * a->unit.bytes},
+                                     .right = v,
+                                     .sums = panel->sums,
+                                     .panel_bytes = a->sums_bytes,
+                                     .rows = rows_of(w, row),
+                                     .columns = s->head_dim,
+                                     .depth = keys,
+                                     .low = -CPU_ATTENTION_FAR,
+                                     .high = diagonal,
+                                     .resume = key > 0};
+    cpu_attention_multiply(&w->run, &product);
 }
 
 static void store_panel(walk *w, const panel_state *panel, int64_t row)
 {
-    const cpu_attention *a = w->a;
+    const cpu_attention *a = w->run.a;
     const room *r = &w->room;
     int64_t rows = rows_of(w, row);
     cpu_attention_close close = {panel->most, panel->sum, r->factors, r->lse, a->keep_scale};
     a->code.close(&close);
-    cpu_attention_store store = {.from = panel->sums, .panel_bytes = a->sums_bytes, .rows = rows, .factors = r->factors, .factor_stride = 1};
-    cpu_attention_store_rows(a, w->args, w->buffers, &a->out, a->element_bytes, w->head, row, store, r->staging);
-    char *lse = cpu_attention_at(a, w->args, w->buffers, &a->lse, a->sum_bytes, w->head, row);
+    cpu_attention_store store = {
+        .from = panel->sums, .panel_bytes = a->sums_bytes, .rows = rows, .factors = r->factors, .factor_stride = 1};
+    cpu_attention_store_rows(&w->run, &a->out, a->element_bytes, row, store, r->staging);
+    char *lse = cpu_attention_at(&w->run, &a->lse, a->sum_bytes, w->run.head, row);
     for (int64_t i = 0; i < rows; i++)
         if (a->sum_bytes == 8)
             ((double *)lse)[i * a->lse.stride[2]] = ((double *)r->lse)[i];
@@ -128,23 +142,23 @@ static void store_panel(walk *w, const panel_state *panel, int64_t row)
 
 static void visit_keys(walk *w, int64_t key)
 {
-    const cpu_attention *a = w->a;
+    const cpu_attention *a = w->run.a;
     const room *r = &w->room;
     int64_t keys = keys_of(w, key), width = a->tile.columns;
-    cpu_attention_matrix k = cpu_attention_rows(a, w->args, w->buffers, &a->k, w->head, key, keys, r->staging);
+    cpu_attention_matrix k = cpu_attention_rows(&w->run, &a->k, key, keys, r->staging);
     cpu_attention_left left = cpu_attention_pack_left(a, k, keys, r->k);
-    cpu_attention_matrix v = cpu_attention_rows(a, w->args, w->buffers, &a->v, w->head, key, keys, r->staging);
+    cpu_attention_matrix v = cpu_attention_rows(&w->run, &a->v, key, keys, r->staging);
     cpu_attention_right right = cpu_attention_pack_right(a, v, keys, r->v);
 
     int64_t next = key + a->key_block;
-    cpu_attention_clear(&w->soon);
+    cpu_attention_clear(&w->run);
     if (keys_of(w, next) > 0) {
-        expect_keys(w, w->head, next);
+        expect_keys(w, w->run.head, next);
     } else {
-        expect_queries(w, &a->out, w->head);
-        if (w->head + 1 < w->end_head) {
-            expect_queries(w, &a->q, w->head + 1);
-            expect_keys(w, w->head + 1, 0);
+        expect_queries(w, &a->out, w->run.head);
+        if (w->run.head + 1 < w->run.end_head) {
+            expect_queries(w, &a->q, w->run.head + 1);
+            expect_keys(w, w->run.head + 1, 0);
         }
     }
     for (int64_t row = w->first_row, i = 0; row < w->end_row; row += width, i++) {
@@ -156,10 +170,10 @@ static void visit_keys(walk *w, int64_t key)
 
 static void visit_head(walk *w)
 {
-    const cpu_attention *a = w->a;
+    const cpu_attention *a = w->run.a;
     int64_t width = a->tile.columns, line = width * a->sum_bytes;
     for (int64_t row = w->first_row, i = 0; row < w->end_row; row += width, i++) {
-        cpu_attention_matrix q = cpu_attention_rows(a, w->args, w->buffers, &a->q, w->head, row, rows_of(w, row), w->room.staging);
+        cpu_attention_matrix q = cpu_attention_rows(&w->run, &a->q, row, rows_of(w, row), w->room.staging);
         panel_state *panel = &w->room.panels[i];
         panel->q = cpu_attention_pack_transposed(a, q, rows_of(w, row), w->room.q + i * a->transposed_bytes);
         panel->sums = w->room.sums + i * a->head_panels * a->sums_bytes;
@@ -177,13 +191,14 @@ void cpu_attention_forward(const int64_t *args, char *const *buffers, int64_t ta
     const cpu_attention *a = (const cpu_attention *)(intptr_t)args[0];
     int64_t heads = a->shape.batch * a->shape.heads, groups = (heads + a->group - 1) / a->group, width = a->tile.columns;
     size_t bytes;
-    walk w = {.a = a, .args = args, .buffers = buffers, .room = lay_out(a, scratch, &bytes)};
-    w.head = task % groups * a->group, w.end_head = MIN(heads, w.head + a->group);
+    walk w = {.run = {.a = a, .args = args, .buffers = buffers, .head = task % groups * a->group},
+              .room = lay_out(a, scratch, &bytes)};
+    w.run.end_head = MIN(heads, w.run.head + a->group);
     w.first_row = (a->row_tasks - 1 - task / groups) * a->task_panels * width;
     w.end_row = MIN(w.first_row + a->task_panels * width, a->panels * width);
-    expect_queries(&w, &a->q, w.head);
-    expect_keys(&w, w.head, 0);
-    cpu_attention_fetch_now(&w.soon);
-    for (; w.head < w.end_head; w.head++)
+    expect_queries(&w, &a->q, w.run.head);
+    expect_keys(&w, w.run.head, 0);
+    cpu_attention_fetch_now(&w.run);
+    for (; w.run.head < w.run.end_head; w.run.head++)
         visit_head(&w);
 }

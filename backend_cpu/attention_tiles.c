@@ -1,9 +1,9 @@
-/* The pieces of attention between its products, each a function of one record (attention.h): straight loops of vectors over
- * tiles that lie in the first- or second-level cache.
+/* The pieces of attention between its products, each a function of one record (attention.h): straight loops of vectors
+ * over tiles that lie in the first- or second-level cache.
  *
- * Keys are taken two at a time: four vectors (two keys by W queries) keep the arithmetic units busy through the latency of exp,
- * and with bf16 in pairs two keys are what one unit of the next product holds. The loops over keys come twice: for the keys
- * that all lanes see, and with masks for those at the diagonal and for a last odd key. */
+ * Keys are taken two at a time: four vectors (two keys by W queries) keep the arithmetic units busy through the latency
+ * of exp, and with bf16 in pairs two keys are what one unit of the next product holds. The loops over keys come twice:
+ * for the keys that all lanes see, and with masks for those at the diagonal and for a last odd key. */
 #include "backend_cpu/attention.h"
 #include "backend_cpu/gemm_emit.h"
 
@@ -38,7 +38,10 @@ static piece begin(LLVMModuleRef module, cpu_isa isa, const cpu_attention_class 
 static value add(const piece *p, value a, value b) { return LLVMBuildFAdd(p->e.v.builder, a, b, ""); }
 static value sub(const piece *p, value a, value b) { return LLVMBuildFSub(p->e.v.builder, a, b, ""); }
 static value mul(const piece *p, value a, value b) { return LLVMBuildFMul(p->e.v.builder, a, b, ""); }
-static value choose(const piece *p, value condition, value a, value b) { return LLVMBuildSelect(p->e.v.builder, condition, a, b, ""); }
+static value choose(const piece *p, value condition, value a, value b)
+{
+    return LLVMBuildSelect(p->e.v.builder, condition, a, b, "");
+}
 static value negate(const piece *p, value a) { return LLVMBuildFNeg(p->e.v.builder, a, ""); }
 static value zero(const piece *p) { return LLVMConstNull(p->vector); }
 
@@ -55,11 +58,17 @@ static value factor_field(const piece *p, size_t offset)
 }
 
 /* Vector j of a row of sums. */
-static value sums_at(const piece *p, value row, int j) { return advance(&p->e, row, constant(&p->e, j * p->row_bytes / VECTORS)); }
+static value sums_at(const piece *p, value row, int j)
+{
+    return advance(&p->e, row, constant(&p->e, j * p->row_bytes / VECTORS));
+}
 static value load_sums(const piece *p, value row, int j) { return cpu_vload(&p->e.v, p->e.sum, sums_at(p, row, j), NULL); }
 static void store_sums(const piece *p, value x, value row, int j) { cpu_vstore(&p->e.v, x, sums_at(p, row, j), NULL); }
 
-static value row_of(const piece *p, value base, value key) { return advance(&p->e, base, imul_constant(&p->e, key, p->row_bytes)); }
+static value row_of(const piece *p, value base, value key)
+{
+    return advance(&p->e, base, imul_constant(&p->e, key, p->row_bytes));
+}
 
 /* Elements of memory in the type of sums, and back. */
 static LLVMTypeRef memory_type(const piece *p, ir_dtype dtype)
@@ -76,7 +85,8 @@ static value load_elements(const piece *p, value at, value mask)
 
 /* -- loops over keys --------------------------------------------------------------------------------------------------- */
 
-/* A loop that carries values from round to round: they come back as they are inside, and after its end as they are there. */
+/* A loop that carries values from round to round: they come back as they are inside, and after its end as they are
+ * there. */
 typedef struct { counted_loop loop; block before; int n; value initial[MAX_CARRIED], inside[MAX_CARRIED]; } carrying_loop;
 
 static carrying_loop begin_carrying(const emitter *e, value from, value to, int64_t step, int n, value *carried)
@@ -154,7 +164,8 @@ static value keep_mask(const piece *p, value key, int j)
     LLVMBuilderRef builder = p->e.v.builder;
     unsigned lanes = (unsigned)p->e.v.lanes;
     value at = advance(&p->e, p->keep, iadd_constant(&p->e, imul_constant(&p->e, key, VECTORS * 2), j * 2));
-    value bits = LLVMBuildTrunc(builder, LLVMBuildLoad2(builder, p->e.i16, at, ""), LLVMIntTypeInContext(p->e.v.context, lanes), "");
+    value bits = LLVMBuildTrunc(builder, LLVMBuildLoad2(builder, p->e.i16, at, ""),
+                                LLVMIntTypeInContext(p->e.v.context, lanes), "");
     return LLVMBuildBitCast(builder, bits, LLVMVectorType(LLVMInt1TypeInContext(p->e.v.context), lanes), "");
 }
 
@@ -172,7 +183,8 @@ static void store_over_keys(const piece *p, value x[2][VECTORS], value base, val
     value row = row_of(p, base, p->pairs ? LLVMBuildLShr(v->builder, key, constant(&p->e, 1), "") : key);
     for (int j = 0; j < VECTORS; j++) {
         if (p->pairs) {
-            value low = half_of_pair(p, cpu_vbf16_from_f32(v, x[0][j]), 0), high = half_of_pair(p, cpu_vbf16_from_f32(v, x[1][j]), 1);
+            value low = half_of_pair(p, cpu_vbf16_from_f32(v, x[0][j]), 0),
+                  high = half_of_pair(p, cpu_vbf16_from_f32(v, x[1][j]), 1);
             cpu_vstore(v, LLVMBuildOr(v->builder, low, high, ""), sums_at(p, row, j), NULL);
             continue;
         }
@@ -183,7 +195,8 @@ static void store_over_keys(const piece *p, value x[2][VECTORS], value base, val
     }
 }
 
-/* The same as operand A of a product over queries, which are pairs as they lie: rows of bf16 are half as long, in place still. */
+/* The same as operand A of a product over queries, which are pairs as they lie: rows of bf16 are half as long, in place
+ * still. */
 static void store_over_queries(const piece *p, value x[2][VECTORS], value base, value key)
 {
     if (!p->pairs) {
@@ -240,8 +253,10 @@ static void visit_exp(piece *p, const two_keys *at, value *carried)
 static void emit_rescale(piece *p)
 {
     const emitter *e = &p->e;
-    value outputs = POINTER_FIELD(e, p->record, cpu_attention_block, outputs), factors = POINTER_FIELD(e, p->record, cpu_attention_block, factors);
-    value panels = FIELD(e, p->record, cpu_attention_block, panels), panel_bytes = FIELD(e, p->record, cpu_attention_block, panel_bytes);
+    value outputs = POINTER_FIELD(e, p->record, cpu_attention_block, outputs),
+          factors = POINTER_FIELD(e, p->record, cpu_attention_block, factors);
+    value panels = FIELD(e, p->record, cpu_attention_block, panels),
+          panel_bytes = FIELD(e, p->record, cpu_attention_block, panel_bytes);
     counted_loop over_panels = begin_loop(e, constant(e, 0), panels, 1);
     value panel = advance(e, outputs, imul(e, over_panels.i, panel_bytes));
     counted_loop rows = begin_loop(e, constant(e, 0), constant(e, VECTORS * e->v.lanes), 1);
@@ -259,8 +274,10 @@ void cpu_attention_emit_softmax(LLVMModuleRef module, cpu_isa isa, const cpu_att
     const emitter *e = &p.e;
     LLVMBuilderRef builder = e->v.builder;
     load_block(&p);
-    value most = POINTER_FIELD(e, p.record, cpu_attention_block, most), sum = POINTER_FIELD(e, p.record, cpu_attention_block, sum);
-    value factors = POINTER_FIELD(e, p.record, cpu_attention_block, factors), first = FIELD(e, p.record, cpu_attention_block, first);
+    value most = POINTER_FIELD(e, p.record, cpu_attention_block, most),
+          sum = POINTER_FIELD(e, p.record, cpu_attention_block, sum);
+    value factors = POINTER_FIELD(e, p.record, cpu_attention_block, factors),
+          first = FIELD(e, p.record, cpu_attention_block, first);
     block start = new_block(e), again = new_block(e), go_on = new_block(e), rescale = new_block(e), end = new_block(e);
     value carried[2 * VECTORS];
 
@@ -315,8 +332,10 @@ void cpu_attention_emit_close(LLVMModuleRef module, cpu_isa isa, const cpu_atten
 {
     piece p = begin(module, isa, class, name);
     const emitter *e = &p.e;
-    value most = POINTER_FIELD(e, p.record, cpu_attention_close, most), sum = POINTER_FIELD(e, p.record, cpu_attention_close, sum);
-    value factors = POINTER_FIELD(e, p.record, cpu_attention_close, factors), lse = POINTER_FIELD(e, p.record, cpu_attention_close, lse);
+    value most = POINTER_FIELD(e, p.record, cpu_attention_close, most),
+          sum = POINTER_FIELD(e, p.record, cpu_attention_close, sum);
+    value factors = POINTER_FIELD(e, p.record, cpu_attention_close, factors),
+          lse = POINTER_FIELD(e, p.record, cpu_attention_close, lse);
     value keep_scale = factor_field(&p, offsetof(cpu_attention_close, keep_scale));
     for (int j = 0; j < VECTORS; j++) {
         value total = load_sums(&p, sum, j);
@@ -360,7 +379,8 @@ void cpu_attention_emit_gradient(LLVMModuleRef module, cpu_isa isa, const cpu_at
     load_block(&p);
     p.gradients = POINTER_FIELD(e, p.record, cpu_attention_block, gradients);
     p.pair_rows = POINTER_FIELD(e, p.record, cpu_attention_block, pairs);
-    value lse = POINTER_FIELD(e, p.record, cpu_attention_block, lse), delta = POINTER_FIELD(e, p.record, cpu_attention_block, delta);
+    value lse = POINTER_FIELD(e, p.record, cpu_attention_block, lse),
+          delta = POINTER_FIELD(e, p.record, cpu_attention_block, delta);
     if (class->dropout)
         p.keep_scale = factor_field(&p, offsetof(cpu_attention_block, keep_scale));
     for (int j = 0; j < VECTORS; j++)
@@ -397,7 +417,8 @@ static value store_columns(piece *p, value column, value mask, value carried, vo
     const stored_row *row = context;
     ir_dtype stored = p->class->stored;
     int width = VECTORS * e->v.lanes;
-    value panel = LLVMBuildUDiv(builder, column, constant(e, width), ""), within = LLVMBuildURem(builder, column, constant(e, width), "");
+    value panel = LLVMBuildUDiv(builder, column, constant(e, width), ""),
+          within = LLVMBuildURem(builder, column, constant(e, width), "");
     value from = advance(e, row->from, iadd(e, imul(e, panel, row->panel_bytes), imul_constant(e, within, p->sum_bytes)));
     value x = mul(p, cpu_vload(&e->v, e->sum, from, NULL), row->factor);
     if (stored == IR_BF16)
@@ -410,11 +431,15 @@ void cpu_attention_emit_store(LLVMModuleRef module, cpu_isa isa, const cpu_atten
 {
     piece p = begin(module, isa, class, name);
     const emitter *e = &p.e;
-    CHECK(class->stored == IR_BF16 || memory_type(&p, class->stored) == e->sum, "expected %s to be stored as it is or as bf16, got %s",
-          ir_dtype_name(class->dtype), ir_dtype_name(class->stored));
-    value from = POINTER_FIELD(e, p.record, cpu_attention_store, from), to = POINTER_FIELD(e, p.record, cpu_attention_store, to);
-    value panel_bytes = FIELD(e, p.record, cpu_attention_store, panel_bytes), columns = FIELD(e, p.record, cpu_attention_store, columns);
-    value factors = POINTER_FIELD(e, p.record, cpu_attention_store, factors), factor_stride = FIELD(e, p.record, cpu_attention_store, factor_stride);
+    CHECK(class->stored == IR_BF16 || memory_type(&p, class->stored) == e->sum,
+          "expected %s to be stored as it is or as bf16, got %s", ir_dtype_name(class->dtype),
+          ir_dtype_name(class->stored));
+    value from = POINTER_FIELD(e, p.record, cpu_attention_store, from),
+          to = POINTER_FIELD(e, p.record, cpu_attention_store, to);
+    value panel_bytes = FIELD(e, p.record, cpu_attention_store, panel_bytes),
+          columns = FIELD(e, p.record, cpu_attention_store, columns);
+    value factors = POINTER_FIELD(e, p.record, cpu_attention_store, factors),
+          factor_stride = FIELD(e, p.record, cpu_attention_store, factor_stride);
     value row_stride = imul_constant(e, FIELD(e, p.record, cpu_attention_store, row_stride), ir_dtype_bytes(class->stored));
     counted_loop rows = begin_loop(e, constant(e, 0), FIELD(e, p.record, cpu_attention_store, rows), 1);
     value at = advance(e, factors, imul_constant(e, imul(e, rows.i, factor_stride), p.sum_bytes));
@@ -431,7 +456,8 @@ static value dot_columns(piece *p, value column, value mask, value carried, void
 {
     const two_rows *rows = context;
     value offset = imul_constant(&p->e, column, ir_dtype_bytes(p->class->dtype));
-    value a = load_elements(p, advance(&p->e, rows->a, offset), mask), b = load_elements(p, advance(&p->e, rows->b, offset), mask);
+    value a = load_elements(p, advance(&p->e, rows->a, offset), mask),
+          b = load_elements(p, advance(&p->e, rows->b, offset), mask);
     return cpu_vfma(&p->e.v, a, b, carried);
 }
 
@@ -443,7 +469,8 @@ void cpu_attention_emit_dots(LLVMModuleRef module, cpu_isa isa, const cpu_attent
     value a = POINTER_FIELD(e, p.record, cpu_attention_dots, a), b = POINTER_FIELD(e, p.record, cpu_attention_dots, b);
     value a_stride = imul_constant(e, FIELD(e, p.record, cpu_attention_dots, a_stride), bytes);
     value b_stride = imul_constant(e, FIELD(e, p.record, cpu_attention_dots, b_stride), bytes);
-    value columns = FIELD(e, p.record, cpu_attention_dots, columns), to = POINTER_FIELD(e, p.record, cpu_attention_dots, to);
+    value columns = FIELD(e, p.record, cpu_attention_dots, columns),
+          to = POINTER_FIELD(e, p.record, cpu_attention_dots, to);
     counted_loop rows = begin_loop(e, constant(e, 0), FIELD(e, p.record, cpu_attention_dots, rows), 1);
     two_rows at = {advance(e, a, imul(e, rows.i, a_stride)), advance(e, b, imul(e, rows.i, b_stride))};
     value sum = cpu_vsum(&e->v, each_column(&p, columns, zero(&p), dot_columns, &at));
@@ -460,7 +487,8 @@ static void philox(const piece *p, value counter, value key_low, value key_high,
 {
     LLVMBuilderRef builder = p->e.v.builder;
     value low32 = cpu_vsplat(&p->e.v, constant(&p->e, 0xffffffff)), shift = cpu_vsplat(&p->e.v, constant(&p->e, 32));
-    value c[4] = {counter, LLVMBuildLShr(builder, counter, shift, ""), cpu_vsplat(&p->e.v, third), cpu_vsplat(&p->e.v, fourth)};
+    value c[4] = {counter, LLVMBuildLShr(builder, counter, shift, ""), cpu_vsplat(&p->e.v, third),
+                  cpu_vsplat(&p->e.v, fourth)};
     value m0 = cpu_vsplat(&p->e.v, constant(&p->e, 0xD2511F53)), m1 = cpu_vsplat(&p->e.v, constant(&p->e, 0xCD9E8D57));
     for (int round = 0; round < 10; round++) {
         value p0 = LLVMBuildMul(builder, LLVMBuildAnd(builder, c[0], low32, ""), m0, "");
@@ -489,9 +517,12 @@ void cpu_attention_emit_keep(LLVMModuleRef module, cpu_isa isa, const cpu_attent
     LLVMBuilderRef builder = e->v.builder;
     unsigned lanes = (unsigned)e->v.lanes;
     value keep = POINTER_FIELD(e, p.record, cpu_attention_keep, keep), keys = FIELD(e, p.record, cpu_attention_keep, keys);
-    value first = FIELD(e, p.record, cpu_attention_keep, first), stride = FIELD(e, p.record, cpu_attention_keep, query_stride);
-    value seed_low = word_field(&p, offsetof(cpu_attention_keep, seed)), seed_high = word_field(&p, offsetof(cpu_attention_keep, seed) + 4);
-    value site = word_field(&p, offsetof(cpu_attention_keep, site)), counter = word_field(&p, offsetof(cpu_attention_keep, counter));
+    value first = FIELD(e, p.record, cpu_attention_keep, first),
+          stride = FIELD(e, p.record, cpu_attention_keep, query_stride);
+    value seed_low = word_field(&p, offsetof(cpu_attention_keep, seed)),
+          seed_high = word_field(&p, offsetof(cpu_attention_keep, seed) + 4);
+    value site = word_field(&p, offsetof(cpu_attention_keep, site)),
+          counter = word_field(&p, offsetof(cpu_attention_keep, counter));
     value threshold = cpu_vsplat(&e->v, word_field(&p, offsetof(cpu_attention_keep, threshold)));
     LLVMTypeRef i64s = cpu_vtype(&e->v, e->i64), bits = LLVMIntTypeInContext(e->v.context, lanes);
 
@@ -522,7 +553,8 @@ void cpu_attention_emit_keep(LLVMModuleRef module, cpu_isa isa, const cpu_attent
         value x = choose(&p, by[0], word[i + 1], word[i]);
         value kept = LLVMBuildBitCast(builder, LLVMBuildICmp(builder, LLVMIntUGE, x, threshold, ""), bits, "");
         kept = lanes == 16 ? kept : LLVMBuildZExt(builder, kept, e->i16, "");
-        value place = iadd(e, imul_constant(e, iadd_constant(e, groups.loop.i, i), VECTORS * 2), imul_constant(e, vectors.i, 2));
+        value place = iadd(e, imul_constant(e, iadd_constant(e, groups.loop.i, i), VECTORS * 2),
+                           imul_constant(e, vectors.i, 2));
         LLVMBuildStore(builder, kept, advance(e, keep, place));
     }
     end_carrying(e, &groups, words);

@@ -4,15 +4,16 @@
  *         row = clamp(index(p))
  *         target[row, columns] += updates[p, columns]
  *
- * Many positions may share a row, so positions are never split: a task is a range of columns of all of them, or of pre, and adds
- * in the order that the interpreter has. Lanes are columns. */
+ * Many positions may share a row, so positions are never split: a task is a range of columns of all of them, or of pre,
+ * and adds in the order that the interpreter has. Lanes are columns. */
 #include "backend_cpu/backend.h"
 #include "backend_cpu/gemm_emit.h"
 
 enum { TASKS = 8, LEAST_COLUMN_BYTES = 128 };
 
 /* Where args has what. */
-enum { TARGET, INDICES = 2, UPDATES = 4, TARGET_PRE = 6, TARGET_ROW, TARGET_POST, INDEX_STRIDE, UPDATE_PRE, UPDATE_POSITION, UPDATE_POST,
+enum { TARGET, INDICES = 2, UPDATES = 4,                                                    /* views */
+       TARGET_PRE = 6, TARGET_ROW, TARGET_POST, INDEX_STRIDE, UPDATE_PRE, UPDATE_POSITION, UPDATE_POST,    /* strides */
        PRE, POSITIONS, ROWS, POST, TASK_PRE, TASK_COLUMNS, N_ARGS };
 
 typedef struct { ir_dtype dtype; bool unit_stride; } scatter_class;
@@ -28,7 +29,8 @@ static value pointer_of(const scatterer *s, value args, value buffers, int index
 {
     const emitter *e = &s->e;
     value number = load_field(e, args, (size_t)index * 8, e->i64);
-    value base = LLVMBuildLoad2(e->v.builder, e->pointer, advance(e, buffers, imul_constant(e, number, sizeof(char *))), "");
+    value base = LLVMBuildLoad2(e->v.builder, e->pointer, advance(e, buffers, imul_constant(e, number, sizeof(char *))),
+                                "");
     return advance(e, base, load_field(e, args, (size_t)(index + 1) * 8, e->i64));
 }
 
@@ -52,7 +54,10 @@ static void add_vector(const scatterer *s, value to, value from, value column, v
     cpu_vstore(&e->v, sum_of(s, cpu_vload(&e->v, element, to, mask), cpu_vload(&e->v, element, from, mask)), to, mask);
 }
 
-static value greater(const emitter *e, value a, value b) { return LLVMBuildSelect(e->v.builder, is_less(e, a, b), b, a, ""); }
+static value greater(const emitter *e, value a, value b)
+{
+    return LLVMBuildSelect(e->v.builder, is_less(e, a, b), b, a, "");
+}
 
 /* The row of target that position p adds to. */
 static value row_of(const scatterer *s, value p)
@@ -83,7 +88,8 @@ static void emit_scatter(const void *context, const cpu_machine *machine, LLVMMo
 
     /* task = block of pre * blocks of columns + block of columns */
     LLVMBuilderRef builder = e->v.builder;
-    value blocks = LLVMBuildUDiv(builder, iadd_constant(e, iadd(e, s.arg[POST], s.arg[TASK_COLUMNS]), -1), s.arg[TASK_COLUMNS], "");
+    value blocks = LLVMBuildUDiv(builder, iadd_constant(e, iadd(e, s.arg[POST], s.arg[TASK_COLUMNS]), -1),
+                                 s.arg[TASK_COLUMNS], "");
     value first_pre = imul(e, LLVMBuildUDiv(builder, task, blocks, ""), s.arg[TASK_PRE]);
     value first = imul(e, LLVMBuildURem(builder, task, blocks, ""), s.arg[TASK_COLUMNS]);
     value last_pre = lesser(e, iadd(e, first_pre, s.arg[TASK_PRE]), s.arg[PRE]);
@@ -135,7 +141,8 @@ bool cpu_plan_scatter(cpu_compiler *compiler, const kl_kernel *kernel, cpu_plan 
         cpu_arg(compiler, plan, values[i]);
     CHECK(plan->n_args == N_ARGS, "expected %d arguments, got %d", N_ARGS, plan->n_args);
 
-    const char *key = base_arena_text(compiler->arena, "scatter %s%s", ir_dtype_name(s->dtype), class->unit_stride ? "" : " strided");
+    const char *key = base_arena_text(compiler->arena, "scatter %s%s", ir_dtype_name(s->dtype),
+                                      class->unit_stride ? "" : " strided");
     plan->n_phases = 1;
     plan->phases[0] = (cpu_phase){
         .function = cpu_request_code(compiler, key, 150, emit_scatter, class),

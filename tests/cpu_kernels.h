@@ -226,7 +226,8 @@ static void run_on_thread(void *context, int thread, int n_threads)
     (void)n_threads;
     for (int phase = 0; phase < run->plan->n_phases; phase++) {
         for (int64_t task; (task = cpu_next_task(&run->tasks[phase], 1)) < run->plan->phases[phase].tasks;)
-            run->code[phase](run->args + run->plan->phases[phase].arg_base, run->buffers, task, run->scratch + (size_t)thread * run->scratch_stride);
+            run->code[phase](run->args + run->plan->phases[phase].arg_base, run->buffers, task,
+                             run->scratch + (size_t)thread * run->scratch_stride);
         cpu_barrier(run->pool);
     }
 }

@@ -18,8 +18,8 @@ enum { SITE = 7, SEED_LOW = 12345, SEED_HIGH = 678, COUNTER = 9 };
 
 static char *describe(const attention_case *c)
 {
-    return text_of("%s B%d H%d T%d S%d D%d%s dropout %g layout %d", ir_dtype_name(c->dtype), (int)c->batch, (int)c->heads, (int)c->rows,
-                   (int)c->keys, (int)c->head_dim, c->causal ? " causal" : "", c->dropout, c->layout);
+    return text_of("%s B%d H%d T%d S%d D%d%s dropout %g layout %d", ir_dtype_name(c->dtype), (int)c->batch, (int)c->heads,
+                   (int)c->rows, (int)c->keys, (int)c->head_dim, c->causal ? " causal" : "", c->dropout, c->layout);
 }
 
 /* -- tensors of a case -------------------------------------------------------------------------------------------------- */
@@ -158,13 +158,13 @@ static void check_numbers(const attention_case *c, const char *name, const tenso
 {
     for (int64_t i = 0; i < tensor_count(got); i++)
         if (!is_near(get_element(got, i), expected[i], tolerance))
-            fail_msg("%s: %s[%lld]: expected %.9g, got %.9g, off by %.3g, tolerance %.3g", describe(c), name, (long long)i, expected[i],
-                     get_element(got, i), get_element(got, i) - expected[i], tolerance);
+            fail_msg("%s: %s[%lld]: expected %.9g, got %.9g, off by %.3g, tolerance %.3g", describe(c), name, (long long)i,
+                     expected[i], get_element(got, i), get_element(got, i) - expected[i], tolerance);
     check_guards(got, "%s: %s", describe(c), name);
 }
 
-/* Sums of f32 in any order are off by some roundings times the square root of their length; bf16 rounds operands, probabilities and
- * gradients of scores to 8 bits, which for single terms near 1 is 2^-8 each. */
+/* Sums of f32 in any order are off by some roundings times the square root of their length; bf16 rounds operands,
+ * probabilities and gradients of scores to 8 bits, which for single terms near 1 is 2^-8 each. */
 static double tolerance_of(const attention_case *c)
 {
     switch (c->dtype) {
@@ -198,11 +198,14 @@ static void check_case(const attention_case *c) { check_scaled(c, usual_scale(c)
 /* Cases are drawn: all dimensions vary at once. */
 static void check_many(ir_dtype dtype, int n)
 {
-    static const int64_t lengths[] = { 1, 2, 3, 17, 31, 32, 33, 64, 65, 100, 129, 260 }, dims[] = { 1, 3, 16, 32, 33, 64, 80, 128 };
+    static const int64_t lengths[] = { 1, 2, 3, 17, 31, 32, 33, 64, 65, 100, 129, 260 },
+                         dims[] = { 1, 3, 16, 32, 33, 64, 80, 128 };
     static const double dropouts[] = { 0, 0, 0.2, 0.75 };
     dice d = { 1 };
     for (int i = 0; i < n; i++) {
-        attention_case c = { .batch = 1 + (int)(2 * roll(&d)), .heads = 1 + (int)(3 * roll(&d)), .dtype = dtype, .layout = (int)(3 * roll(&d)) };
+        attention_case c = {
+            .batch = 1 + (int)(2 * roll(&d)), .heads = 1 + (int)(3 * roll(&d)), .dtype = dtype, .layout = (int)(3 * roll(&d))
+        };
         c.rows = lengths[(int)(COUNT_OF(lengths) * roll(&d))];
         c.keys = roll(&d) < 0.5 ? c.rows : lengths[(int)(COUNT_OF(lengths) * roll(&d))];
         c.head_dim = dims[(int)(COUNT_OF(dims) * roll(&d))];
@@ -245,14 +248,17 @@ static void check_array(const attention_case *c, const char *name, const tensor 
     check_numbers(c, name, got, x, tolerance_of(c));
 }
 
-static void check_decomposition(const attention_case *c)
+/* out, lse, dq, dk, dv of q, k, v, dout, dlse, seed, counter. */
+static ir_graph *graph_of_case(const attention_case *c)
 {
-    const char *dtype = ir_dtype_name(c->dtype), *wide = c->dtype == IR_F64 ? "f64" : "f32", *random = c->dropout > 0 ? ", %5, %6" : "";
+    const char *dtype = ir_dtype_name(c->dtype), *wide = c->dtype == IR_F64 ? "f64" : "f32",
+               *random = c->dropout > 0 ? ", %5, %6" : "";
     char *q = text_of("[%d,%d,%d,%d]", (int)c->batch, (int)c->heads, (int)c->rows, (int)c->head_dim);
     char *k = text_of("[%d,%d,%d,%d]", (int)c->batch, (int)c->heads, (int)c->keys, (int)c->head_dim);
     char *l = text_of("[%d,%d,%d]", (int)c->batch, (int)c->heads, (int)c->rows);
-    char *attributes = text_of("{causal=%s, scale=%.17g, dropout=%.17g, site=%d}", c->causal ? "true" : "false", usual_scale(c), c->dropout, SITE);
-    ir_graph *graph = graph_of(text_of(
+    char *attributes = text_of("{causal=%s, scale=%.17g, dropout=%.17g, site=%d}", c->causal ? "true" : "false",
+                               usual_scale(c), c->dropout, SITE);
+    return graph_of(text_of(
         "graph t(%%0: %s%s, %%1: %s%s, %%2: %s%s, %%3: %s%s, %%4: %s%s, %%5: i32[2], %%6: i32[]) {\n"
         " %%7: (%s%s, %s%s) = attention %%0, %%1, %%2%s %s\n"
         " %%8: %s%s = result %%7 {index=0}\n %%9: %s%s = result %%7 {index=1}\n"
@@ -261,12 +267,22 @@ static void check_decomposition(const attention_case *c)
         " return %%8, %%9, %%11, %%12, %%13\n}\n",
         dtype, q, dtype, k, dtype, k, dtype, q, wide, l, dtype, q, wide, l, random, attributes, dtype, q, wide, l,
         wide, q, wide, k, wide, k, random, attributes, wide, q, wide, k, wide, k));
-    tensors t = make_tensors(c, true);
+}
+
+static ir_array *params_of_case(const ir_graph *graph, tensors *t)
+{
     ir_array *in = arrays_for_params(graph);
-    const tensor *from[] = { &t.q, &t.k, &t.v, &t.dout, &t.dlse, &t.seed, &t.counter };
+    const tensor *from[] = { &t->q, &t->k, &t->v, &t->dout, &t->dlse, &t->seed, &t->counter };
     for (size_t i = 0; i < COUNT_OF(from); i++)
         copy_elements(&in[i], from[i]);
-    ir_array *out = run_graph(graph, in);
+    return in;
+}
+
+static void check_decomposition(const attention_case *c)
+{
+    ir_graph *graph = graph_of_case(c);
+    tensors t = make_tensors(c, true);
+    ir_array *out = run_graph(graph, params_of_case(graph, &t));
     run_kernel(c, usual_scale(c), false, &t, 1);
     run_kernel(c, usual_scale(c), true, &t, 1);
     check_array(c, "out", &t.out, &out[0]);
@@ -282,8 +298,53 @@ static void attention_as_decomposed(void **state)
     for (int dtype = 0; dtype < 3; dtype++)
         for (int causal = 0; causal < 2; causal++)
             for (int drops = 0; drops < 2; drops++)
-                check_decomposition(&(attention_case){ .batch = 2, .heads = 3, .rows = 37, .keys = 45, .head_dim = 20, .causal = causal,
-                                                       .dropout = drops ? 0.3 : 0, .dtype = (ir_dtype[]){ IR_F32, IR_BF16, IR_F64 }[dtype] });
+                check_decomposition(&(attention_case){ .batch = 2,
+                                                       .heads = 3,
+                                                       .rows = 37,
+                                                       .keys = 45,
+                                                       .head_dim = 20,
+                                                       .causal = causal,
+                                                       .dropout = drops ? 0.3 : 0,
+                                                       .dtype = (ir_dtype[]){ IR_F32, IR_BF16, IR_F64 }[dtype] });
+}
+
+/* A graph with both, left whole, through lowering, planning and linking. */
+static void attention_through_the_backend(void **state)
+{
+    (void)state;
+    ir_backend_settings settings = { .threads = 2, .cache_dir = "" };
+    assert_true(cpu_backend.configure(&settings));
+    for (int dtype = 0; dtype < 3; dtype++) {
+        attention_case c = { .batch = 2,
+                             .heads = 3,
+                             .rows = 37,
+                             .keys = 45,
+                             .head_dim = 20,
+                             .causal = true,
+                             .dropout = dtype == 0 ? 0.3 : 0,
+                             .dtype = (ir_dtype[]){ IR_F32, IR_BF16, IR_F64 }[dtype] };
+        ir_graph *graph = graph_of_case(&c);
+        tensors t = make_tensors(&c, true);
+        ir_array *in = params_of_case(graph, &t), *expected = run_graph(graph, in), *got = arrays_for_results(graph);
+        void *params[7], *results[5];
+        for (int i = 0; i < 7; i++)
+            params[i] = in[i].data;
+        for (int i = 0; i < 5; i++)
+            results[i] = got[i].data;
+        ir_compile_report report = {0};
+        ir_executable *program = cpu_backend.compile(graph, &(ir_compile_options){ .name = "attention", .verify = true },
+                                                     &report);
+        if (!program)
+            fail_msg("%s", base_error());
+        assert_true(cpu_backend.run(program, params, results));
+        cpu_backend.free(program);
+        base_text_free(&report.lines);
+        for (int r = 0; r < 5; r++)
+            for (int64_t i = 0; i < ir_type_count(&got[r].type); i++)
+                assert_near(get(&got[r], i), get(&expected[r], i), tolerance_of(&c), "%s: result %d element %d",
+                            describe(&c), r, (int)i);
+    }
+    cpu_backend.shutdown();
 }
 
 /* -- what the drawn cases do not reach ---------------------------------------------------------------------------------- */
@@ -303,9 +364,12 @@ static void attention_of_many_heads(void **state)
 {
     (void)state;
     for (int dtype = IR_F32; dtype <= IR_BF16; dtype++) {
-        check_case(&(attention_case){ .batch = 1, .heads = 9, .rows = 260, .keys = 260, .head_dim = 16, .causal = true, .dtype = dtype, .layout = 1 });
-        check_case(&(attention_case){ .batch = 10, .heads = 6, .rows = 131, .keys = 270, .head_dim = 8, .causal = true, .dtype = dtype, .layout = 1 });
-        check_case(&(attention_case){ .batch = 7, .heads = 5, .rows = 70, .keys = 70, .head_dim = 8, .dropout = 0.25, .dtype = dtype });
+        check_case(&(attention_case){
+            .batch = 1, .heads = 9, .rows = 260, .keys = 260, .head_dim = 16, .causal = true, .dtype = dtype, .layout = 1 });
+        check_case(&(attention_case){
+            .batch = 10, .heads = 6, .rows = 131, .keys = 270, .head_dim = 8, .causal = true, .dtype = dtype, .layout = 1 });
+        check_case(&(attention_case){
+            .batch = 7, .heads = 5, .rows = 70, .keys = 70, .head_dim = 8, .dropout = 0.25, .dtype = dtype });
     }
 }
 
@@ -373,8 +437,14 @@ static void masks_of_philox(void **state)
         for (size_t s = 0; s < COUNT_OF(strides); s++) {
             enum { KEYS = 7 };
             uint16_t keep[(KEYS + 1) * 2];
-            cpu_attention_keep record = { .keep = keep, .keys = KEYS, .first = firsts[f], .query_stride = strides[s], .seed = { 3, 0xfffffff0 },
-                                          .site = 5, .counter = 77, .threshold = threshold };
+            cpu_attention_keep record = { .keep = keep,
+                                          .keys = KEYS,
+                                          .first = firsts[f],
+                                          .query_stride = strides[s],
+                                          .seed = { 3, 0xfffffff0 },
+                                          .site = 5,
+                                          .counter = 77,
+                                          .threshold = threshold };
             piece(&record);
             for (int64_t key = 0; key < KEYS; key++)
                 for (int query = 0; query < 2 * lanes; query++) {
@@ -383,8 +453,8 @@ static void masks_of_philox(void **state)
                     ir_philox(counter, record.seed, word);
                     int kept = keep[key * 2 + query / lanes] >> query % lanes & 1;
                     if (kept != (word[i & 3] >= threshold))
-                        fail_msg("first %lld stride %lld: query %d key %d: element %lld is %s", (long long)firsts[f], (long long)strides[s], query,
-                                 (int)key, (long long)i, kept ? "kept" : "dropped");
+                        fail_msg("first %lld stride %lld: query %d key %d: element %lld is %s", (long long)firsts[f],
+                                 (long long)strides[s], query, (int)key, (long long)i, kept ? "kept" : "dropped");
                 }
         }
 }
@@ -397,6 +467,7 @@ int main(void)
         KERNEL_TEST(attention_avx2),
         KERNEL_TEST(attention_generic),
         KERNEL_TEST(attention_as_decomposed),
+        KERNEL_TEST(attention_through_the_backend),
         KERNEL_TEST(attention_of_any_scale),
         KERNEL_TEST(attention_of_many_heads),
         KERNEL_TEST(attention_of_nothing),

@@ -1,13 +1,13 @@
-/* Scatter-add of the CPU backend against a loop with the interpreter's order and roundings, bit for bit; memory around and between
- * what a view reaches must stay as it was. */
+/* Scatter-add of the CPU backend against a loop with the interpreter's order and roundings, bit for bit; memory around and
+ * between what a view reaches must stay as it was. */
 #include "tests/cpu_kernels.h"
 
 typedef struct { int64_t pre, positions, rows, post; ir_dtype dtype; int layout; } scatter_case;
 
 static char *describe(const scatter_case *c)
 {
-    return text_of("%s pre %d positions %d rows %d post %d layout %d", ir_dtype_name(c->dtype), (int)c->pre, (int)c->positions, (int)c->rows,
-                   (int)c->post, c->layout);
+    return text_of("%s pre %d positions %d rows %d post %d layout %d", ir_dtype_name(c->dtype), (int)c->pre,
+                   (int)c->positions, (int)c->rows, (int)c->post, c->layout);
 }
 
 /* [pre, n, post]: 0 contiguous, 1 columns of wider rows, 2 columns apart. */
@@ -54,14 +54,17 @@ static void check_case(const scatter_case *c, int threads)
         }
 
     one_kernel k = begin_kernel(KL_SCATTER);
-    k.kernel->scatter = (kl_scatter){ .pre = c->pre, .positions = c->positions, .rows = c->rows, .post = c->post, .dtype = c->dtype };
+    k.kernel->scatter = (kl_scatter){
+        .pre = c->pre, .positions = c->positions, .rows = c->rows, .post = c->post, .dtype = c->dtype
+    };
     k.kernel->scatter.target = view_of(&k, &target);
     k.kernel->scatter.indices = view_of(&k, &indices);
     k.kernel->scatter.updates = view_of(&k, &updates);
     run_one_kernel(&k, cpu_plan_scatter, threads);
     for (int64_t i = 0; i < tensor_count(&target); i++)
         if (get_element(&target, i) != expected[i])
-            fail_msg("%s: element %lld: expected %.9g, got %.9g", describe(c), (long long)i, expected[i], get_element(&target, i));
+            fail_msg("%s: element %lld: expected %.9g, got %.9g", describe(c), (long long)i, expected[i],
+                     get_element(&target, i));
     check_guards(&target, "%s: target", describe(c));
 }
 
@@ -77,7 +80,9 @@ static void at_isa(cpu_isa isa)
     assert_true(cpu_machine_set_isa(test_machine(), isa));
     dice d = { 5 };
     for (int i = 0; i < 80; i++) {
-        scatter_case c = { .pre = roll(&d) < 0.5 ? 1 : 1 + (int)(20 * roll(&d)), .dtype = dtypes[i % 4], .layout = (int)(3 * roll(&d)) };
+        scatter_case c = { .pre = roll(&d) < 0.5 ? 1 : 1 + (int)(20 * roll(&d)),
+                           .dtype = dtypes[i % 4],
+                           .layout = (int)(3 * roll(&d)) };
         c.positions = sizes[(int)(COUNT_OF(sizes) * roll(&d))];
         c.rows = rows[(int)(COUNT_OF(rows) * roll(&d))];
         c.post = sizes[(int)(COUNT_OF(sizes) * roll(&d))];
