@@ -132,7 +132,7 @@ static void plan_kernel(kl_kernel *kernel, void *context)
 
 /* -- the compile trace ------------------------------------------------------------------------------------------------------ */
 
-typedef struct { const kl_program *list; const cpu_plan *plans; ir_compile_report *report; int n[KL_REPEAT + 1]; double flops, bytes; } survey;
+typedef struct { const kl_program *list; const cpu_plan *plans; ir_compile_report *report; int n[KL_REPEAT + 1], n_openblas; double flops, bytes; } survey;
 
 static void report_kernel(kl_kernel *kernel, void *context)
 {
@@ -141,6 +141,7 @@ static void report_kernel(kl_kernel *kernel, void *context)
     double flops = 0, bytes = 0;
     int64_t tasks = 0;
     s->n[kernel->kind]++;
+    s->n_openblas += kernel->kind == KL_CONTRACTION && kernel->contraction.algorithm == CPU_PRODUCT_OPENBLAS;
     if (kernel->kind == KL_REPEAT) {
         ir_report_line(s->report, 2, "k%-4d repeat %lld times, %d kernels", kernel->id, (long long)kernel->repeat.count, kernel->repeat.n_body);
         return;
@@ -173,8 +174,10 @@ static void report_program(const ir_executable *p, const cpu_plan *plans, const 
     for_each_kernel(p->list->kernels, p->list->n_kernels, report_kernel, &s);
     ir_report_line(report, 1, "kernels: %d loops, %d products, %d attentions, %d scatters, %d repeats; %.3f GFLOP, %.1f MB read and written (repeats once)",
                    s.n[KL_LOOP], s.n[KL_CONTRACTION], s.n[KL_ATTENTION], s.n[KL_SCATTER], s.n[KL_REPEAT], s.flops * 1e-9, s.bytes * 1e-6);
-    if (s.n[KL_CONTRACTION])
-        ir_report_line(report, 1, "products: OpenBLAS, kernels for %s%s", cpu_blas_core(), pinned ? " because of OPENBLAS_CORETYPE" : "");
+    if (s.n[KL_CONTRACTION] > s.n_openblas)
+        ir_report_line(report, 1, "products: %d by generated code", s.n[KL_CONTRACTION] - s.n_openblas);
+    if (s.n_openblas)
+        ir_report_line(report, 1, "products: %d by OpenBLAS, kernels for %s%s", s.n_openblas, cpu_blas_core(), pinned ? " because of OPENBLAS_CORETYPE" : "");
     ir_report_line(report, 1, "code: %d functions, %d not in the process, %d of these not on disk; %d modules, %.1f KB", fetched->functions,
                    fetched->new_functions, fetched->compiled_functions, fetched->modules, (double)fetched->bytes / 1024);
     ir_report_line(report, 1, "stages: %d on %d threads", cpu_execution_stages(p->execution), cpu_pool_threads(process.pool));

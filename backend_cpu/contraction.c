@@ -16,13 +16,13 @@ typedef struct { bool transposed; int64_t lead; } blas_form;
 
 static bool form_of(int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride, blas_form *form)
 {
-    if ((column_stride == 1 || columns == 1) && (rows == 1 || row_stride >= columns))
-        *form = (blas_form){ false, rows == 1 ? MAX(columns, 1) : row_stride };
-    else if ((row_stride == 1 || rows == 1) && (columns == 1 || column_stride >= rows))
-        *form = (blas_form){ true, columns == 1 ? MAX(rows, 1) : column_stride };
+    if ((column_stride == 1 || columns <= 1) && (rows <= 1 || row_stride >= columns))
+        *form = (blas_form){ false, MAX(rows <= 1 ? columns : row_stride, 1) };
+    else if ((row_stride == 1 || rows <= 1) && (columns <= 1 || column_stride >= rows))
+        *form = (blas_form){ true, MAX(columns <= 1 ? rows : column_stride, 1) };
     else
         return false;
-    return form->lead > 0 && form->lead <= INT_MAX && rows <= INT_MAX && columns <= INT_MAX;
+    return form->lead <= INT_MAX && rows <= INT_MAX && columns <= INT_MAX;
 }
 
 static const kl_view *operand_view(const kl_contraction *c, cpu_operand which)
@@ -132,6 +132,8 @@ static void cut(int64_t m, int64_t n, double wanted, int64_t *tile_m, int64_t *t
 bool cpu_plan_contraction(cpu_compiler *c, const kl_kernel *kernel, cpu_plan *plan)
 {
     const kl_contraction *p = &kernel->contraction;
+    if (p->algorithm == CPU_PRODUCT_GENERATED)
+        return cpu_gemm_plan_contraction(c, kernel, plan);
     const kl_output *o = &p->c.outputs[0];
     const kl_view *a = operand_view(p, CPU_OPERAND_A), *b = operand_view(p, CPU_OPERAND_B), *to = &o->view;
     blas_form form_a, form_b, form_c;

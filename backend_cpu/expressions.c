@@ -32,10 +32,12 @@ static int stride_set(cpu_compiler *c, cpu_plan *plan, cpu_expressions *x, const
     return x->n_sets++;
 }
 
-static cpu_view_plan plan_view(cpu_compiler *c, cpu_plan *plan, cpu_expressions *x, const kl_view *view, bool memory, ir_dtype dtype)
+static cpu_view_plan plan_view(cpu_compiler *c, cpu_plan *plan, cpu_expressions *x, const kl_view *view, bool load, bool memory, ir_dtype dtype)
 {
     cpu_view_plan v = { .used = true, .lane_arg = -1, .dynamic = -1, .set = stride_set(c, plan, x, view) };
-    int64_t stride = x->loop.extent[x->vector_axis] == 1 ? 0 : view->stride[x->vector_axis];
+    int64_t stride = view->stride[x->vector_axis];
+    if (x->loop.extent[x->vector_axis] == 1)               /* lanes of a product are lanes even where there is but one column */
+        stride = x->of_product && !load ? 1 : 0;
     v.lanes = stride == 0 ? CPU_LANES_ONE_PLACE : stride == 1 ? CPU_LANES_SIDE_BY_SIDE : CPU_LANES_APART;
     if (v.lanes == CPU_LANES_APART)
         v.lane_arg = add_arg(c, plan, x, stride);
@@ -89,6 +91,8 @@ cpu_expressions *cpu_expressions_plan(cpu_compiler *c, cpu_plan *plan, const kl_
     x->value_arg = ARENA_NEW(c->arena, int, n);
     x->depth = ARENA_NEW(c->arena, cpu_depth, n);
     x->varies = ARENA_NEW(c->arena, bool, n);
+    for (int i = 0; i < n; i++)
+        x->of_product |= loop->exprs[i].kind == KL_PRODUCT;
     for (int i = 0; i < n; i++) {
         const kl_expr *e = &loop->exprs[i];
         cpu_depth depth = CPU_DEPTH_TASK;
@@ -102,7 +106,7 @@ cpu_expressions *cpu_expressions_plan(cpu_compiler *c, cpu_plan *plan, const kl_
         case KL_LOAD:
         case KL_INDEX:
         case KL_RANDOM:
-            x->views[i] = plan_view(c, plan, x, &e->view, e->kind == KL_LOAD, e->dtype);
+            x->views[i] = plan_view(c, plan, x, &e->view, true, e->kind == KL_LOAD, e->dtype);
             depth = MAX(depth, depth_of_strides(x, &e->view));
             varies |= x->views[i].lanes != CPU_LANES_ONE_PLACE;
             for (int j = 0; j < e->view.n_dynamic; j++) {
@@ -133,7 +137,7 @@ cpu_expressions *cpu_expressions_plan(cpu_compiler *c, cpu_plan *plan, const kl_
     for (int i = 0; i < loop->n_outputs; i++) {
         const kl_output *o = &loop->outputs[i];
         if (o->kind == KL_STORE && o->view.buffer >= 0)
-            x->views[n + i] = plan_view(c, plan, x, &o->view, true, loop->exprs[o->expr].dtype);
+            x->views[n + i] = plan_view(c, plan, x, &o->view, false, true, loop->exprs[o->expr].dtype);
     }
     return x;
 }

@@ -38,6 +38,7 @@ typedef struct {
 
 typedef struct {
     kl_loop loop;                 /* its axes may be in another order than the kernel's */
+    bool of_product;              /* an epilogue: KL_PRODUCT is among the expressions */
     int n_unit_axes, vector_axis; /* the vector axis is the last axis, or the last of the unit's */
     int arg_base;                 /* where this function's arguments begin; all indices count from there */
     int n_sets;

@@ -9,6 +9,7 @@
  */
 #include "backend_cpu/contraction.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct { kl_program *program; kl_kernel **at; int n, cap; } list;
@@ -100,7 +101,18 @@ static kl_kernel *split_epilogue(list *l, kl_kernel *kernel, ir_dtype dtype)
     return rest;
 }
 
-static void legalise_product(list *l, kl_kernel *kernel)
+static void legalise_for_generated(list *l, kl_kernel *kernel)
+{
+    kl_contraction *c = &kernel->contraction;
+    ir_dtype wide = c->dtype == IR_F64 ? IR_F64 : IR_F32;
+    c->algorithm = CPU_PRODUCT_GENERATED;
+    kl_kernel *rest = cpu_gemm_takes_epilogue(c) ? NULL : split_epilogue(l, kernel, wide);
+    append(l, kernel);
+    if (rest)
+        append(l, rest);
+}
+
+static void legalise_for_openblas(list *l, kl_kernel *kernel)
 {
     kl_contraction *c = &kernel->contraction;
     ir_dtype wide = c->dtype == IR_F64 ? IR_F64 : IR_F32;
@@ -116,17 +128,17 @@ static void legalise_product(list *l, kl_kernel *kernel)
         append(l, rest);
 }
 
-static void legalise_list(kl_program *program, kl_kernel ***kernels, int *n)
+static void legalise_list(kl_program *program, bool generated, kl_kernel ***kernels, int *n)
 {
     list l = { .program = program };
     for (int i = 0; i < *n; i++) {
         kl_kernel *kernel = (*kernels)[i];
         switch (kernel->kind) {
         case KL_CONTRACTION:
-            legalise_product(&l, kernel);
+            (generated ? legalise_for_generated : legalise_for_openblas)(&l, kernel);
             break;
         case KL_REPEAT:
-            legalise_list(program, &kernel->repeat.body, &kernel->repeat.n_body);
+            legalise_list(program, generated, &kernel->repeat.body, &kernel->repeat.n_body);
             append(&l, kernel);
             break;
         case KL_LOOP:
@@ -140,9 +152,19 @@ static void legalise_list(kl_program *program, kl_kernel ***kernels, int *n)
     *n = l.n;
 }
 
+/* The generated GEMM wherever there are vector units that it was written for. RAX_PRODUCTS=openblas or generated says otherwise: for
+ * tests, and to compare the two. */
+static bool choose_generated(const cpu_machine *machine)
+{
+    const char *forced = getenv("RAX_PRODUCTS");
+    return forced ? !strcmp(forced, "generated") : machine->isa >= CPU_AVX2;
+}
+
 void cpu_legalise(kl_program *program, const cpu_machine *machine)
 {
-    (void)machine;
-    legalise_list(program, &program->kernels, &program->n_kernels);
+    bool generated = choose_generated(machine);
+    if (generated)
+        kl_fuse_epilogues(program);
+    legalise_list(program, generated, &program->kernels, &program->n_kernels);
     kl_renumber(program);
 }
