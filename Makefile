@@ -2,8 +2,10 @@
 # `make asan` and `make tsan` the same tests under sanitizers, `make shakespeare` trains a small GPT.
 
 # -- settings ----------------------------------------------------------------------------------------------------------
-# LLVM 15 to 22; the newest that is installed, unless LLVM_CONFIG names one. C11, gcc or clang.
-LLVM_CONFIG ?= $(firstword $(foreach v,19 20 21 22 18 17 16 15,$(shell command -v llvm-config-$(v))) $(shell command -v llvm-config))
+# LLVM 15 to 22, 19 before the others, unless LLVM_CONFIG names one. An llvm-config without a number may be of any release. C11, gcc or clang.
+LLVM_VERSIONS := 19 22 21 20 18 17 16 15
+LLVM_CONFIG ?= $(firstword $(foreach v,$(LLVM_VERSIONS),$(shell command -v llvm-config-$(v))) $(shell command -v llvm-config))
+LLVM_FOUND  := $(shell $(LLVM_CONFIG) --version 2>/dev/null)
 BUILD    ?= build
 PACKAGES := libcjson libpcre2-8 libxxhash libcurl libcrypto
 CFLAGS   ?= -O2 -g
@@ -30,7 +32,11 @@ EXAMPLE_BIN := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*
 # -- rules -------------------------------------------------------------------------------------------------------------
 all: $(if $(CLI_SRC),$(BUILD)/rax) $(EXAMPLE_BIN)
 
-$(BUILD)/%.o: %.c
+# Said before the first file is compiled, not by the linker after the last.
+llvm:
+	$(if $(filter $(LLVM_VERSIONS),$(firstword $(subst ., ,$(LLVM_FOUND)))),@:,$(error LLVM 15 to 22 is needed and $(or $(LLVM_CONFIG),no llvm-config) $(if $(LLVM_FOUND),is of $(LLVM_FOUND),was found): make deps installs it))
+
+$(BUILD)/%.o: %.c | llvm
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC $<")
 	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) -c $< -o $@
@@ -77,5 +83,5 @@ shakespeare:
 clean:
 	$(Q)rm -rf build build-*
 
-.PHONY: all check asan tsan deps shakespeare clean
+.PHONY: all llvm check asan tsan deps shakespeare clean
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:=.d)
