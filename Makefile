@@ -32,11 +32,13 @@ EXAMPLE_BIN := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*
 # -- rules -------------------------------------------------------------------------------------------------------------
 all: $(if $(CLI_SRC),$(BUILD)/rax) $(EXAMPLE_BIN)
 
-# Said before the first file is compiled, not by the linker after the last.
-llvm:
-	$(if $(filter $(LLVM_VERSIONS),$(firstword $(subst ., ,$(LLVM_FOUND)))),@:,$(error LLVM 15 to 22 is needed and $(or $(LLVM_CONFIG),no llvm-config) $(if $(LLVM_FOUND),is of $(LLVM_FOUND),was found): make deps installs it))
+# Said before the first file is compiled, not by the linker after the last. What was compiled for another release is compiled anew.
+$(BUILD)/llvm-version: llvm
+	$(if $(filter $(LLVM_VERSIONS),$(firstword $(subst ., ,$(LLVM_FOUND)))),,$(error LLVM 15 to 22 is needed and $(or $(LLVM_CONFIG),no llvm-config) $(if $(LLVM_FOUND),is of $(LLVM_FOUND),was found): make deps installs it))
+	@mkdir -p $(@D)
+	@echo "$(LLVM_FOUND)" | cmp -s - $@ || echo "$(LLVM_FOUND)" > $@
 
-$(BUILD)/%.o: %.c | llvm
+$(BUILD)/%.o: %.c $(BUILD)/llvm-version
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC $<")
 	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) -c $< -o $@
