@@ -46,8 +46,11 @@ static void draw_space(writer *w)
             extent = (extent + 1) / 2;
         total *= loop->extent[i] = extent;
     }
-    if (draw(w, 12) == 0)
-        loop->extent[loop->n_axes - 1] = 2500 + draw(w, 3000);         /* columns enough to be cut */
+    if (draw(w, 12) == 0) {                                            /* columns enough to be cut, of few rows */
+        for (int i = 0; i < loop->n_axes; i++)
+            loop->extent[i] = MIN(loop->extent[i], 3);
+        loop->extent[loop->n_axes - 1] = 2500 + draw(w, 3000);
+    }
 }
 
 /* A view that no two indices share, but along the axes left out. */
