@@ -45,6 +45,9 @@ static const struct {
 
 typedef struct { piece_id id; cpu_attention_class class; } piece_request;
 
+/* Products with the vector units, also where there are tile registers. */
+static cpu_isa isa_of(const cpu_machine *machine) { return MIN(machine->isa, CPU_AVX512BF16); }
+
 /* The micro-kernels have names of their own; the function that was asked for does nothing. */
 static void emit_micro(const void *context, const cpu_machine *machine, LLVMModuleRef module, const char *name)
 {
@@ -55,14 +58,14 @@ static void emit_micro(const void *context, const cpu_machine *machine, LLVMModu
         builder, LLVMAppendBasicBlockInContext(llvm, LLVMAddFunction(module, name, cpu_task_type(module)), ""));
     LLVMBuildRetVoid(builder);
     LLVMDisposeBuilder(builder);
-    cpu_gemm_emit_micro(module, machine->isa, request->class.dtype);
+    cpu_gemm_emit_micro(module, isa_of(machine), request->class.dtype);
 }
 
 static void emit_packing(const void *context, const cpu_machine *machine, LLVMModuleRef module, const char *name)
 {
     const piece_request *request = context;
     cpu_gemm_pack_class class = {
-        .isa = machine->isa, .dtype = request->class.dtype, .side = request->id == ROWS ? CPU_GEMM_A : CPU_GEMM_B,
+        .isa = isa_of(machine), .dtype = request->class.dtype, .side = request->id == ROWS ? CPU_GEMM_A : CPU_GEMM_B,
         .along_k = request->id != INTERLEAVE, .unit_stride = true, .source = request->class.dtype };
     cpu_gemm_emit_pack(module, &class, name);
 }
@@ -70,7 +73,7 @@ static void emit_packing(const void *context, const cpu_machine *machine, LLVMMo
 static void emit_piece(const void *context, const cpu_machine *machine, LLVMModuleRef module, const char *name)
 {
     const piece_request *request = context;
-    pieces[request->id].emit(module, machine->isa, &request->class, name);
+    pieces[request->id].emit(module, isa_of(machine), &request->class, name);
 }
 
 static bool needs(const cpu_attention *a, piece_id id)
@@ -99,7 +102,8 @@ static void request_code(cpu_compiler *compiler, cpu_attention *a, int *requests
             more = base_arena_text(compiler->arena, " to %s", dtype);
         if ((id == SOFTMAX || id == GRADIENT) && s->dropout > 0)
             request->class.dropout = true, more = " dropout";
-        const char *key = base_arena_text(compiler->arena, "%s %s%s", pieces[id].name, dtype, more);
+        bool other = id == MICRO && cpu_gemm_has_tiles(compiler->machine->isa, s->dtype);      /* than those of products */
+        const char *key = base_arena_text(compiler->arena, "%s %s%s", other ? "attention micro" : pieces[id].name, dtype, more);
         cpu_emit *emit = id == MICRO ? emit_micro : pieces[id].emit ? emit_piece : emit_packing;
         requests[id] = cpu_request_code(compiler, key, pieces[id].cost, emit, request);
     }
@@ -179,7 +183,7 @@ bool cpu_plan_attention(cpu_compiler *compiler, const kl_kernel *kernel, cpu_pla
     cpu_attention *a = context->a = ARENA_NEW(compiler->arena, cpu_attention, 1);
     ir_dtype wide = s->dtype == IR_F64 ? IR_F64 : IR_F32;
     a->shape = *s;
-    a->isa = compiler->machine->isa;
+    a->isa = isa_of(compiler->machine);
     a->tile = cpu_gemm_tile_of(a->isa, s->dtype);
     a->unit = cpu_gemm_unit_of(a->isa, s->dtype);
     a->sum_bytes = ir_dtype_bytes(wide);

@@ -24,7 +24,7 @@
 
 cpu_gemm_unit cpu_gemm_unit_of(cpu_isa isa, ir_dtype dtype)
 {
-    if (dtype == IR_BF16 && isa == CPU_AVX512BF16)
+    if (dtype == IR_BF16 && isa >= CPU_AVX512BF16)
         return (cpu_gemm_unit){4, 2};
     return (cpu_gemm_unit){dtype == IR_F64 ? 8 : 4, 1};
 }
@@ -32,8 +32,10 @@ cpu_gemm_unit cpu_gemm_unit_of(cpu_isa isa, ir_dtype dtype)
 cpu_gemm_tile_shape cpu_gemm_tile_of(cpu_isa isa, ir_dtype dtype)
 {
     int shrink = dtype == IR_F64 ? 2 : 1;
+    if (cpu_gemm_has_tiles(isa, dtype))
+        return (cpu_gemm_tile_shape){16, 32, {32, 16}, 2};
     switch (isa) {
-    case CPU_AVX512: case CPU_AVX512BF16:        /* 24 of 32 registers */
+    case CPU_AVX512: case CPU_AVX512BF16: case CPU_AMX:      /* 24 of 32 registers */
         return (cpu_gemm_tile_shape){16 / shrink, 32 / shrink, {12, 8, 4, 2, 1}, 5};
     case CPU_AVX2:                               /* 12 of 16 */
         return (cpu_gemm_tile_shape){8 / shrink, 16 / shrink, {6, 4, 2, 1}, 4};
@@ -65,6 +67,12 @@ void cpu_gemm_find_micro(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa is
             CHECK(at != NULL, "expected the code to have %s", name);
             memcpy(&code->micro[h][vectors - 1], &at, sizeof at);
         }
+    if (cpu_gemm_has_tiles(isa, dtype)) {
+        void *configure = cpu_code_find(loaded, CPU_GEMM_CONFIGURE), *release = cpu_code_find(loaded, CPU_GEMM_RELEASE);
+        CHECK(configure && release, "expected the code to have %s and %s", CPU_GEMM_CONFIGURE, CPU_GEMM_RELEASE);
+        memcpy(&code->configure, &configure, sizeof configure);
+        memcpy(&code->release, &release, sizeof release);
+    }
 }
 
 /* -- the plan -------------------------------------------------------------------------------------------------------- */
@@ -87,11 +95,14 @@ static int64_t b_panel_bytes(const cpu_gemm_plan *plan)
     return depth_units(plan) * cpu_gemm_tile_of(s->isa, s->dtype).columns * cpu_gemm_unit_of(s->isa, s->dtype).bytes;
 }
 
+/* A, packed: rows as they lie in memory, or panels of them. */
+static bool packs_rows(const cpu_gemm_shape *s) { return s->a.along_k || cpu_gemm_has_tiles(s->isa, s->dtype); }
+
 static int64_t a_line_bytes(const cpu_gemm_plan *plan)       /* of a row, or of a panel */
 {
     const cpu_gemm_shape *s = &plan->shape;
     int64_t row = depth_units(plan) * cpu_gemm_unit_of(s->isa, s->dtype).bytes;
-    return s->a.along_k ? row + 64 : row * cpu_gemm_a_panel(s->isa, s->dtype);
+    return packs_rows(s) ? row + 64 : row * cpu_gemm_a_panel(s->isa, s->dtype);
 }
 
 static int64_t tile_bytes(const cpu_gemm_plan *plan)
@@ -117,7 +128,7 @@ static scratch_layout scratch_of(const cpu_gemm_plan *plan)
     at.b = align64((size_t)(tiles * tile_bytes(plan)));
     at.a = at.b + (plan->b_way == CPU_GEMM_LOCAL ? align64((size_t)(panels * b_panel_bytes(plan))) : 0);
     int64_t lines = plan->block_rows;
-    if (!plan->shape.a.along_k)
+    if (!packs_rows(&plan->shape))
         lines = divide_up(lines, cpu_gemm_a_panel(plan->shape.isa, plan->shape.dtype));
     at.end = at.a + (plan->a_way == CPU_GEMM_LOCAL ? align64((size_t)(lines * a_line_bytes(plan))) : 0);
     return at;
@@ -139,7 +150,7 @@ static cpu_gemm_way choose_a(const cpu_gemm_shape *s, cpu_gemm_unit unit, const 
     if (!s->a.plain || tuning->pack_a || is_widened(s->dtype, unit))
         return CPU_GEMM_LOCAL;
     if (unit.k_per_unit == 2)
-        return along_k && s->k % 2 == 0 ? CPU_GEMM_DIRECT : CPU_GEMM_LOCAL;
+        return along_k && s->k % (cpu_gemm_has_tiles(s->isa, s->dtype) ? CPU_GEMM_TILES_K : 2) == 0 ? CPU_GEMM_DIRECT : CPU_GEMM_LOCAL;
     return along_k || s->m * s->k * unit.bytes <= l3_bytes / 2 ? CPU_GEMM_DIRECT : CPU_GEMM_LOCAL;
 }
 
@@ -361,7 +372,7 @@ static operand_view view_a(const task_state *t, int64_t depth_block, int64_t row
         .batch = t->batch, .line = row, .lines = rows, .k = k, .depth = depth_of(plan, depth_block),
         .to = to, .to_stride = a_line_bytes(plan) };
     gemm->code.pack_a(&block);
-    if (plan->shape.a.along_k)
+    if (packs_rows(&plan->shape))
         return (operand_view){to, a_line_bytes(plan), t->unit.bytes};
     return (operand_view){to, t->unit.bytes, (int64_t)cpu_gemm_a_panel(plan->shape.isa, plan->shape.dtype) * t->unit.bytes};
 }
@@ -370,10 +381,20 @@ static operand_view view_a(const task_state *t, int64_t depth_block, int64_t row
 static const char *tile_of_a(const task_state *t, operand_view a, int64_t i)
 {
     const cpu_gemm_plan *plan = &t->gemm->plan;
-    if (plan->a_way == CPU_GEMM_DIRECT || plan->shape.a.along_k)
+    if (plan->a_way == CPU_GEMM_DIRECT || packs_rows(&plan->shape))
         return a.at + i * a.line;
     int64_t panel = cpu_gemm_a_panel(plan->shape.isa, plan->shape.dtype);
     return a.at + i / panel * a_line_bytes(plan) + i % panel * a.line;
+}
+
+/* Tile registers of 16 rows, or fewer for A and C. */
+static void configure_tiles(const cpu_gemm *gemm, int64_t rows)
+{
+    enum { TILES = 8, FIRST_OF_B = 6, ROWS = 16, ROW_BYTES = 64 };
+    _Alignas(64) cpu_gemm_tiles tiles = {.palette = 1};
+    for (int i = 0; i < TILES; i++)
+        tiles.rows[i] = i < FIRST_OF_B ? (uint8_t)MIN(rows, ROWS) : ROWS, tiles.row_bytes[i] = ROW_BYTES;
+    gemm->code.configure(&tiles);
 }
 
 /* All rows of a tile, by micro-kernels of as much height as is left. */
@@ -390,6 +411,11 @@ static void compute_tile(const task_state *t, int64_t units, operand_view a, con
     for (int h = 0; h < t->tile.n_heights; h++)
         for (int height = t->tile.heights[h]; rows - row >= height; row += height)
             t->gemm->code.micro[h][vectors - 1](units, a_at + row * a.line, a.line, a.unit, b_at, b.unit, sums + row * row_bytes, resume, soon, soon_step);
+    if (row == rows)
+        return;
+    configure_tiles(t->gemm, rows - row);        /* the last height computes as many rows as tiles have */
+    t->gemm->code.micro[t->tile.n_heights - 1][vectors - 1](units, a_at + row * a.line, a.line, a.unit, b_at, b.unit, sums + row * row_bytes, resume, soon, soon_step);
+    configure_tiles(t->gemm, t->tile.heights[0]);
 }
 
 static void finish_tile(const task_state *t, const char *sums, int64_t row, int64_t rows, int64_t column, int64_t columns)
@@ -435,6 +461,9 @@ static void multiply(const cpu_gemm *gemm, int64_t task, char *scratch)
     for (int i = 0; i < gemm->n_touched; i++)
         t.touched[i] = operand_at(gemm, &gemm->touched[i], t.batch);
     int64_t height = t.tile.heights[0], width = t.tile.columns, tiles_a_panel = divide_up(plan->task_rows, height);
+    bool has_tiles = cpu_gemm_has_tiles(plan->shape.isa, plan->shape.dtype);
+    if (has_tiles)
+        configure_tiles(gemm, height);
 
     for (int64_t d = 0; d < plan->depth_blocks; d++) {
         int64_t units = divide_up(depth_of(plan, d), t.unit.k_per_unit);
@@ -449,7 +478,8 @@ static void multiply(const cpu_gemm *gemm, int64_t task, char *scratch)
                     int64_t kept = plan->depth_blocks > 1 ? j / width * tiles_a_panel + i / height : 0;
                     char *sums = scratch + kept * tile_bytes(plan);
                     const char *panel = b.at + j / width * b.line, *soon = panel;
-                    int64_t soon_step = 0, ahead = (i - block) / height * units * 64;
+                    int64_t soon_step = 0, lines = has_tiles ? divide_up(units, CPU_GEMM_TILES_K / 2) * CPU_GEMM_TILES_SOON : units;
+                    int64_t ahead = (i - block) / height * lines * 64;
                     if (ahead < b.line && j + width < t.columns)
                         soon = panel + b.line + ahead, soon_step = 64;
                     if (last && plan->fetches)
@@ -460,6 +490,8 @@ static void multiply(const cpu_gemm *gemm, int64_t task, char *scratch)
                 }
         }
     }
+    if (has_tiles)
+        gemm->code.release();
 }
 
 /* -- column sums ----------------------------------------------------------------------------------------------------- */

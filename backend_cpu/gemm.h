@@ -5,6 +5,7 @@
  * The compiler generates four small pieces of code, each a function, and a driver in C walks blocks and calls them:
  *
  *   gemm_micro.c      the micro-kernels: a tile of C in registers, over one block of K; the same for every product of a dtype
+ *   gemm_amx.c        those of bf16 for CPUs with tile registers
  *   gemm_pack.c       packing: copies a block of A or B for the micro-kernel, with a prologue of the caller's on the way
  *   gemm_epilogue.c   what becomes of a finished tile, by a callback of the caller's
  *   gemm.c            the plan of blocks, and the driver; calls no LLVM, so that a start without compilation does without
@@ -12,11 +13,13 @@
  * Shapes, strides and pointers are arguments at run time: one compiled piece serves all shapes. What is compiled in is the
  * ISA, the dtypes, which axis of an operand lies side by side in memory, and the callbacks.
  *
- * dtype f32: products and sums by fused multiply-add in f32. bf16: operands are rounded to bf16, sums are f32 (dpbf16ps where
- * there is one, which takes k in pairs; else widened to f32 while packing). f64: plain, for tests.
+ * dtype f32: products and sums by fused multiply-add in f32. bf16: operands are rounded to bf16, sums are f32 (TDPBF16PS on AMX
+ * or dpbf16ps where there is one, which take k in pairs, and subnormals as 0; else widened to f32 while packing). f64: plain, for tests.
  *
  * Determinism: an element of C is one chain of multiply-adds with k ascending from 0, whatever the blocks, tiles and threads;
- * where K is cut, the partial sum is kept in f32 and continued. How work is cut into tasks follows from shape and machine. */
+ * where K is cut, the partial sum is kept in f32 and continued. On AMX a link of the chain is 32 k: their even and their odd
+ * products are summed up from 0, ascending, and both sums are added to the chain; blocks of K are whole links, and the last one is
+ * filled up with zeros. How work is cut into tasks follows from shape and machine. */
 #ifndef CPU_GEMM_H
 #define CPU_GEMM_H
 
@@ -39,6 +42,11 @@ typedef struct { int lanes, columns, heights[CPU_GEMM_HEIGHTS], n_heights; } cpu
 cpu_gemm_tile_shape cpu_gemm_tile_of(cpu_isa isa, ir_dtype dtype);
 int cpu_gemm_a_panel(cpu_isa isa, ir_dtype dtype);      /* rows of a panel of A: whole tiles and whole vectors */
 
+/* With tile registers A is read by rows with K side by side, whatever it is in memory, and K is taken CPU_GEMM_TILES_K at a time:
+ * packing fills it up with zeros. A step of that many fetches CPU_GEMM_TILES_SOON lines of soon, not one a unit. */
+enum { CPU_GEMM_TILES_K = 32, CPU_GEMM_TILES_SOON = 4 };
+static inline bool cpu_gemm_has_tiles(cpu_isa isa, ir_dtype dtype) { return isa == CPU_AMX && dtype == IR_BF16; }
+
 /* tile[row][column] (+)= the sum over units units of K. tile has the full number of columns a row, also for the kernel of
  * one vector. Strides in bytes: A's from row to row and from unit to unit, B's from unit to unit. resume: tile holds a sum
  * to go on from. units >= 1. */
@@ -46,7 +54,7 @@ typedef void cpu_gemm_micro(int64_t units, const void *a, int64_t a_row, int64_t
                             void *tile, int64_t resume, const void *soon, int64_t soon_step);
 
 /* A block of an operand to be packed. A line is a row of A or a column of B.
- *   rows:   to[line][unit], lines to_stride bytes apart
+ *   rows:   to[line][unit], lines to_stride bytes apart; with tile registers there is room for a multiple of 16 lines
  *   panels: to[line / width][unit][line % width]; panels to_stride bytes apart; width is the tile's columns, of A cpu_gemm_a_panel */
 typedef struct {
     const void *source;                          /* the element of line 0, k 0 of this batch, for plain loads */
@@ -74,6 +82,7 @@ typedef void cpu_gemm_epilogue(const cpu_gemm_tile *tile);
 /* All micro-kernels of a dtype, under the names that cpu_gemm_micro_name gives. */
 void cpu_gemm_emit_micro(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype);
 const char *cpu_gemm_micro_name(char name[32], ir_dtype dtype, int height, int vectors);
+void cpu_gemm_emit_amx(LLVMModuleRef module, cpu_isa isa);      /* what that does where there are tile registers */
 
 /* Where a prologue is: lanes are elements along k, or along lines, from (line, k) on. */
 typedef struct {
@@ -176,8 +185,14 @@ typedef struct {
 extern const cpu_gemm_tuning cpu_gemm_default_tuning;
 cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine *machine, const cpu_gemm_tuning *tuning);
 
+/* Tile registers are configured before the micro-kernels are called, and released after: NULL where there are none. */
+#define CPU_GEMM_CONFIGURE "gemm_configure_tiles"
+#define CPU_GEMM_RELEASE "gemm_release_tiles"
+typedef struct { uint8_t palette, start, reserved[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } cpu_gemm_tiles;    /* as LDTILECFG reads it */
+
 typedef struct {
     cpu_gemm_micro *micro[CPU_GEMM_HEIGHTS][2];  /* by height and vectors less one */
+    void (*configure)(const cpu_gemm_tiles *tiles), (*release)(void);
     cpu_gemm_pack *pack_a, *pack_b;              /* NULL where the operand is never packed */
     cpu_gemm_epilogue *epilogue;
 } cpu_gemm_code;

@@ -114,6 +114,10 @@ static void emit_tile(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int hei
 void cpu_gemm_emit_micro(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype)
 {
     cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtype);
+    if (cpu_gemm_has_tiles(isa, dtype)) {
+        cpu_gemm_emit_amx(module, isa);
+        return;
+    }
     for (int h = 0; h < tile.n_heights; h++)
         for (int vectors = 1; vectors <= MAX_VECTORS; vectors++)
             emit_tile(module, isa, dtype, tile.heights[h], vectors);

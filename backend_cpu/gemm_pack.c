@@ -9,8 +9,11 @@
  *   B, columns side by side panels of the tile's columns, copied.
  *   B, K side by side       panels, by transposing squares of as many units as a vector has lanes.
  *
+ * Tile registers want A by rows whatever it is in memory: rows side by side are transposed, too.
+ *
  * With pairs (bf16 for dpbf16ps) the unit of all this is two elements next to each other in K: neighbours already where K
- * lies side by side, else two rows interleaved. A last odd k is paired with zero. */
+ * lies side by side, else two rows interleaved. A last odd k is paired with zero, and with tile registers K is filled up to whole
+ * tiles. */
 #include "backend_cpu/gemm_emit.h"
 
 enum { MAX_LANES = 16 };
@@ -18,9 +21,10 @@ enum { MAX_LANES = 16 };
 typedef struct {
     emitter e;
     const cpu_gemm_pack_class *class;
-    bool pairs;
+    bool pairs, tiles;                           /* tiles: cpu_gemm_has_tiles */
     int element_bytes, unit_bytes;               /* as packed */
     value user, source, line_stride, k_stride, batch, line, lines, k, depth, to, to_stride;    /* of cpu_gemm_block */
+    value square;                                /* room for as many vectors as lanes */
 } packer;
 
 /* -- loads ----------------------------------------------------------------------------------------------------------- */
@@ -97,6 +101,14 @@ static value load_lanes(packer *p, value line, value k, value count)
     return x;
 }
 
+/* Up to which k is written. */
+static value padded_depth(const packer *p)
+{
+    const emitter *e = &p->e;
+    int step = p->tiles ? CPU_GEMM_TILES_K : 1;
+    return LLVMBuildAnd(e->v.builder, iadd_constant(e, p->depth, step - 1), constant(e, -step), "");
+}
+
 static void store_units(packer *p, value x, value to)
 {
     LLVMSetAlignment(LLVMBuildStore(p->e.v.builder, x, to), (unsigned)p->element_bytes);
@@ -137,7 +149,7 @@ static void emit_rows(packer *p)
 {
     int lanes = p->e.v.lanes;
     counted_loop lines = begin_loop(&p->e, constant(&p->e, 0), p->lines, 1);
-    counted_loop depth = begin_loop(&p->e, constant(&p->e, 0), p->depth, lanes);
+    counted_loop depth = begin_loop(&p->e, constant(&p->e, 0), padded_depth(p), lanes);
     with_or_without_masks(p, isub(&p->e, p->depth, depth.i), lanes, copy_row_lanes, &(place){lines.i, depth.i});
     end_loop(&p->e, &depth);
     end_loop(&p->e, &lines);
@@ -162,6 +174,20 @@ static void prefetch_ahead(packer *p, value line, value k, int lines)
         prefetch(e, advance(e, at, constant(e, byte)));
 }
 
+/* k and k + 1 of as many lines as there are lanes; what does not exist of the second is zero. */
+static value load_pairs(packer *p, value line, value k, value count)
+{
+    const emitter *e = &p->e;
+    LLVMBuilderRef builder = e->v.builder;
+    value second = iadd_constant(e, k, 1), last = isub(e, p->depth, constant(e, 1));
+    value x = load_lanes(p, line, k, count), y = load_lanes(p, line, lesser(e, second, last), count);
+    y = LLVMBuildSelect(builder, is_less(e, second, p->depth), y, cpu_vconst(&e->v, y, 0), "");
+    LLVMTypeRef i32 = cpu_vtype(&e->v, e->i32);
+    value high = LLVMBuildZExt(builder, y, i32, "");
+    high = LLVMBuildShl(builder, high, cpu_vconst(&e->v, high, 16), "");
+    return LLVMBuildOr(builder, LLVMBuildZExt(builder, x, i32, ""), high, "");
+}
+
 /* Units k, of all lines of a panel. */
 static void copy_panel(packer *p, value remaining, void *context)
 {
@@ -170,7 +196,6 @@ static void copy_panel(packer *p, value remaining, void *context)
     panel *at = context;
     int step = p->pairs ? 2 : 1, lanes = e->v.lanes;
     value to = advance(e, p->to, imul(e, LLVMBuildSDiv(builder, at->line, constant(e, at->width), ""), p->to_stride));
-    value last = isub(e, p->depth, constant(e, 1));
 
     counted_loop depth = begin_loop(e, constant(e, 0), p->depth, step);
     value unit = p->pairs ? LLVMBuildLShr(builder, depth.i, constant(e, 1), "") : depth.i;
@@ -179,19 +204,19 @@ static void copy_panel(packer *p, value remaining, void *context)
         prefetch_ahead(p, at->line, depth.i, at->vectors * lanes);
     for (int j = 0; j < at->vectors; j++) {
         value line = iadd_constant(e, at->line, j * lanes), count = remaining ? isub(e, remaining, constant(e, j * lanes)) : NULL;
-        value x = load_lanes(p, line, depth.i, count);
-        if (p->pairs) {
-            value second = iadd_constant(e, depth.i, 1), wide = cpu_vconst(&e->v, x, 0);
-            value y = load_lanes(p, line, lesser(e, second, last), count);
-            y = LLVMBuildSelect(builder, is_less(e, second, p->depth), y, wide, "");
-            LLVMTypeRef i32 = cpu_vtype(&e->v, e->i32);
-            value high = LLVMBuildZExt(builder, y, i32, "");
-            high = LLVMBuildShl(builder, high, cpu_vconst(&e->v, high, 16), "");
-            x = LLVMBuildOr(builder, LLVMBuildZExt(builder, x, i32, ""), high, "");
-        }
+        value x = p->pairs ? load_pairs(p, line, depth.i, count) : load_lanes(p, line, depth.i, count);
         store_units(p, x, advance(e, row, constant(e, j * lanes * p->unit_bytes)));
     }
     end_loop(e, &depth);
+    if (!p->tiles)
+        return;
+    value end = LLVMBuildAnd(builder, iadd_constant(e, p->depth, 1), constant(e, -2), "");
+    counted_loop rest = begin_loop(e, end, padded_depth(p), step);
+    value zeros = LLVMConstNull(cpu_vtype(&e->v, e->i32));
+    row = advance(e, to, imul_constant(e, LLVMBuildLShr(builder, rest.i, constant(e, 1), ""), at->width * p->unit_bytes));
+    for (int j = 0; j < at->vectors; j++)
+        store_units(p, zeros, advance(e, row, constant(e, j * lanes * p->unit_bytes)));
+    end_loop(e, &rest);
 }
 
 static void emit_panels(packer *p, int width, int vectors)
@@ -270,6 +295,48 @@ static void emit_transposed_panels(packer *p)
     end_loop(&p->e, &lines);
 }
 
+/* -- rows of A, lines side by side, for tile registers ------------------------------------------------------------------ */
+
+/* As many units as there are lanes, of as many lines: by way of a square in memory, so that a prologue's code is there twice and not
+ * once a unit. Lines that do not exist are zero. */
+static void transpose_to_rows(packer *p, value remaining, void *context)
+{
+    const emitter *e = &p->e;
+    place *at = context;
+    int lanes = e->v.lanes, bytes = lanes * p->unit_bytes;
+    LLVMTypeRef vector = cpu_vtype(&e->v, e->i32);
+    value rows[MAX_LANES];
+    counted_loop units = begin_loop(e, constant(e, 0), constant(e, lanes), 1);
+    value k = iadd(e, at->k, imul_constant(e, units.i, 2)), last = isub(e, p->depth, constant(e, 1));
+    value x = load_pairs(p, at->line, lesser(e, k, last), remaining);
+    x = LLVMBuildSelect(e->v.builder, is_less(e, k, p->depth), x, LLVMConstNull(vector), "");
+    LLVMSetAlignment(LLVMBuildStore(e->v.builder, x, advance(e, p->square, imul_constant(e, units.i, bytes))), (unsigned)bytes);
+    end_loop(e, &units);
+    for (int i = 0; i < lanes; i++) {
+        rows[i] = LLVMBuildLoad2(e->v.builder, vector, advance(e, p->square, constant(e, i * bytes)), "");
+        LLVMSetAlignment(rows[i], (unsigned)bytes);
+    }
+    transpose(e, rows);
+    value to = advance(e, p->to, imul(e, at->line, p->to_stride));
+    to = advance(e, to, imul_constant(e, at->k, p->element_bytes));
+    for (int i = 0; i < lanes; i++) {
+        store_units(p, rows[i], to);
+        to = advance(e, to, p->to_stride);
+    }
+}
+
+static void emit_transposed_rows(packer *p)
+{
+    int lanes = p->e.v.lanes;
+    p->square = LLVMBuildAlloca(p->e.v.builder, LLVMArrayType(cpu_vtype(&p->e.v, p->e.i32), (unsigned)lanes), "");
+    LLVMSetAlignment(p->square, 64);
+    counted_loop lines = begin_loop(&p->e, constant(&p->e, 0), p->lines, lanes);
+    counted_loop depth = begin_loop(&p->e, constant(&p->e, 0), p->depth, 2 * lanes);
+    with_or_without_masks(p, isub(&p->e, p->lines, lines.i), lanes, transpose_to_rows, &(place){lines.i, depth.i});
+    end_loop(&p->e, &depth);
+    end_loop(&p->e, &lines);
+}
+
 /* -- the function ---------------------------------------------------------------------------------------------------- */
 
 value cpu_gemm_emit_pack(LLVMModuleRef module, const cpu_gemm_pack_class *class, const char *name)
@@ -280,6 +347,7 @@ value cpu_gemm_emit_pack(LLVMModuleRef module, const cpu_gemm_pack_class *class,
     cpu_gemm_unit unit = cpu_gemm_unit_of(class->isa, class->dtype);
     cpu_gemm_tile_shape tile = cpu_gemm_tile_of(class->isa, class->dtype);
     p.pairs = unit.k_per_unit == 2;
+    p.tiles = cpu_gemm_has_tiles(class->isa, class->dtype);
     p.unit_bytes = unit.bytes;
     p.element_bytes = unit.bytes / unit.k_per_unit;
     p.source = POINTER_FIELD(e, record, cpu_gemm_block, source);
@@ -296,6 +364,8 @@ value cpu_gemm_emit_pack(LLVMModuleRef module, const cpu_gemm_pack_class *class,
 
     if (class->side == CPU_GEMM_A && class->along_k)
         emit_rows(&p);
+    else if (class->side == CPU_GEMM_A && p.tiles)
+        emit_transposed_rows(&p);
     else if (class->side == CPU_GEMM_A)
         emit_panels(&p, cpu_gemm_a_panel(class->isa, class->dtype), cpu_gemm_a_panel(class->isa, class->dtype) / tile.lanes);
     else if (class->along_k)

@@ -81,11 +81,13 @@ static char *take_message(char *message)
 static void choose_cpu(cpu_jit *jit)
 {
     static const char *const levels[CPU_ISA_COUNT] = {
-        [CPU_GENERIC] = "x86-64", [CPU_AVX2] = "x86-64-v3", [CPU_AVX512] = "x86-64-v4", [CPU_AVX512BF16] = "x86-64-v4" };
+        [CPU_GENERIC] = "x86-64", [CPU_AVX2] = "x86-64-v3", [CPU_AVX512] = "x86-64-v4", [CPU_AVX512BF16] = "x86-64-v4",
+        [CPU_AMX] = "x86-64-v4" };
     static const char *const features[CPU_ISA_COUNT] = {
         [CPU_GENERIC] = "", [CPU_AVX2] = "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe",
         [CPU_AVX512] = "+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl,+fma",
-        [CPU_AVX512BF16] = "+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl,+fma,+avx512bf16" };
+        [CPU_AVX512BF16] = "+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl,+fma,+avx512bf16",
+        [CPU_AMX] = "+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl,+fma,+avx512bf16,+amx-tile,+amx-bf16" };
     cpu_isa isa = jit->machine.isa;
 
 #if defined(__x86_64__)

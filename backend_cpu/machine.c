@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -22,8 +23,8 @@
 #include <sys/auxv.h>
 #endif
 
-static const char *const isa_names[CPU_ISA_COUNT] = {"generic", "avx2", "avx512", "avx512bf16"};
-static const int isa_f32_lanes[CPU_ISA_COUNT] = {4, 8, 16, 16};
+static const char *const isa_names[CPU_ISA_COUNT] = {"generic", "avx2", "avx512", "avx512bf16", "amx"};
+static const int isa_f32_lanes[CPU_ISA_COUNT] = {4, 8, 16, 16, 16};
 
 const char *cpu_isa_name(cpu_isa isa) { return isa_names[isa]; }
 
@@ -75,6 +76,25 @@ static unsigned saved_state(void)
     return low;
 }
 
+/* Tiles of 16 rows of 64 bytes that multiply bf16, and the system's permission to use them: their 8 KB of state are kept only for
+ * processes that ask (Linux: Documentation/arch/x86/xstate.rst), and threads that are begun later have them too. */
+static bool may_use_tiles(unsigned saved)
+{
+    enum { TILE_CONFIGURATION_AND_DATA = 3 << 17, REQUEST = 0x1023, TILE_DATA = 18 };
+    registers seven = cpuid(7, 0), palette = cpuid(0x1d, 1);
+    bool tiles = has(seven.d, 24) && has(seven.d, 22) && palette.b >> 16 >= 8 && (palette.b & 0xffff) == 64 && (palette.c & 0xffff) == 16;
+    if (!tiles || (saved & TILE_CONFIGURATION_AND_DATA) != TILE_CONFIGURATION_AND_DATA)
+        return false;
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    int reason = errno;
+    bool permitted = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+    errno = reason;
+    return permitted;
+#else
+    return false;
+#endif
+}
+
 static cpu_isa best_isa(void)
 {
     enum { SSE_AND_AVX = 0x6, AND_OPMASK_AND_ZMM = 0xe6 };
@@ -91,7 +111,9 @@ static cpu_isa best_isa(void)
     bool f = has(seven.b, 16), dq = has(seven.b, 17), cd = has(seven.b, 28), bw = has(seven.b, 30), vl = has(seven.b, 31);
     if ((saved & AND_OPMASK_AND_ZMM) != AND_OPMASK_AND_ZMM || !(f && dq && cd && bw && vl))
         return CPU_AVX2;
-    return has(cpuid(7, 1).a, 5) ? CPU_AVX512BF16 : CPU_AVX512;
+    if (!has(cpuid(7, 1).a, 5))
+        return CPU_AVX512;
+    return may_use_tiles(saved) ? CPU_AMX : CPU_AVX512BF16;
 }
 
 static void detect_cpu(cpu_machine *m)
@@ -388,5 +410,5 @@ bool cpu_machine_detect(cpu_machine *m, const char *isa)
     for (int i = 0; i < CPU_ISA_COUNT; i++)
         if (strcmp(isa, isa_names[i]) == 0)
             return cpu_machine_set_isa(m, (cpu_isa)i);
-    return base_fail(BASE_MISTAKE, "RAX_ISA: expected generic, avx2, avx512 or avx512bf16, got \"%s\"", isa);
+    return base_fail(BASE_MISTAKE, "RAX_ISA: expected generic, avx2, avx512, avx512bf16 or amx, got \"%s\"", isa);
 }

@@ -28,9 +28,10 @@ typedef enum {
     CPU_AVX2,          /* x86-64-v3: AVX2, FMA, F16C, BMI */
     CPU_AVX512,        /* x86-64-v4: AVX-512 F, BW, CD, DQ, VL */
     CPU_AVX512BF16,    /* and dpbf16ps */
+    CPU_AMX,           /* and AMX-TILE, AMX-BF16, where the system lets this process have tiles */
     CPU_ISA_COUNT
 } cpu_isa;
-const char *cpu_isa_name(cpu_isa isa);                  /* "generic", "avx2", "avx512", "avx512bf16" */
+const char *cpu_isa_name(cpu_isa isa);                  /* "generic", "avx2", "avx512", "avx512bf16", "amx" */
 
 typedef struct {
     char name[64];                                      /* "AMD EPYC", as the CPU calls itself; "unknown" */
@@ -38,7 +39,7 @@ typedef struct {
     int family, model, stepping;                        /* 0 off x86 */
     uint32_t features[8];                               /* cpuid's words, or the kernel's hwcaps: a hypervisor may hide some */
     cpu_isa isa, best_isa;                              /* what is in force, and the most the CPU has */
-    int f32_lanes;                                      /* floats in a vector of isa: 4, 8, 16, 16 */
+    int f32_lanes;                                      /* floats in a vector of isa: 4, 8, 16 from AVX-512 on */
     size_t l1d_bytes, l2_bytes, l3_bytes;               /* of one core; l3 is shared by the cores of one cache */
     int cpus;                                           /* that the process may use: affinity and cgroup quota; at least 1 */
     char digest[33];                                    /* hex; of all above that generated code may depend on, so not of cpus */

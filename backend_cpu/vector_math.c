@@ -275,7 +275,7 @@ static value native_bf16(env *e, value x, int n)
 value cpu_vbf16_from_f32(env *e, value x)
 {
     int n = lanes_of(x);
-    if (e->isa == CPU_AVX512BF16) {                        /* always by the instruction, so that tails agree on denormals */
+    if (e->isa >= CPU_AVX512BF16) {                        /* always by the instruction, so that tails agree on denormals */
         value none = LLVMGetPoison(LLVMTypeOf(widen(e, x)));
         if (n == 8 || n == 16)
             return native_bf16(e, x, n);

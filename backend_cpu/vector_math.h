@@ -46,7 +46,7 @@ LLVMValueRef cpu_vsum(const cpu_vector_env *env, LLVMValueRef x);
 /* a*b + c, rounded once where the ISA has a fused multiply-add, twice on generic x86. */
 LLVMValueRef cpu_vfma(const cpu_vector_env *env, LLVMValueRef a, LLVMValueRef b, LLVMValueRef c);
 
-/* Round to nearest, ties to even; NaN stays NaN. x: f32, result: i16 lanes. With CPU_AVX512BF16 the instruction is used, which
+/* Round to nearest, ties to even; NaN stays NaN. x: f32, result: i16 lanes. From CPU_AVX512BF16 on the instruction is used, which
  * takes and gives denormals as 0. */
 LLVMValueRef cpu_vbf16_from_f32(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vf32_from_bf16(const cpu_vector_env *env, LLVMValueRef x);            /* i16 lanes; exact */

@@ -60,7 +60,7 @@ typedef struct {
     bool no_jit;              /* run every function by the interpreter */
     int verbose;              /* to standard error: 0 a line a compiled function; 1 the compile trace; 2 every kernel; 3 why */
     int threads;              /* 0: all that the process may use */
-    const char *isa;          /* "generic", "avx2", "avx512", "avx512bf16"; NULL: the CPU's own */
+    const char *isa;          /* "generic", "avx2", "avx512", "avx512bf16", "amx"; NULL: the CPU's own */
     const char *cache_dir;    /* compiled objects; NULL: $XDG_CACHE_HOME/rax or ~/.cache/rax; "": no cache on disk */
     const char *dump_dir;     /* where graphs after each pass, kernels, LLVM IR and assembly are written; NULL: nowhere */
     bool quiet;               /* not even the line a compiled function */

@@ -231,6 +231,7 @@ static void attention_generic(void **state) { (void)state; at_isa(CPU_GENERIC); 
 static void attention_avx2(void **state) { (void)state; at_isa(CPU_AVX2); }
 static void attention_avx512(void **state) { (void)state; at_isa(CPU_AVX512); }
 static void attention_avx512bf16(void **state) { (void)state; at_isa(CPU_AVX512BF16); }
+static void attention_amx(void **state) { (void)state; at_isa(CPU_AMX); }
 
 /* -- the interpreter ---------------------------------------------------------------------------------------------------- */
 
@@ -462,6 +463,7 @@ static void masks_of_philox(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        KERNEL_TEST(attention_amx),
         KERNEL_TEST(attention_avx512bf16),
         KERNEL_TEST(attention_avx512),
         KERNEL_TEST(attention_avx2),

@@ -10,7 +10,7 @@
 enum { GUARD = 64 };
 
 static char cache_dir[] = "/tmp/rax-backend-XXXXXX";
-static const char *const all_isas[] = { "generic", "avx2", "avx512", "avx512bf16" };
+static const char *const all_isas[] = { "generic", "avx2", "avx512", "avx512bf16", "amx" };
 
 static bool configure(const char *isa, int threads, const char *cache)
 {

@@ -394,12 +394,13 @@ static void test_avx512(void **state) { (void)state; check_all("avx512", 2); }
 static void test_avx512bf16_one_thread(void **state) { (void)state; check_all("avx512bf16", 1); }
 static void test_avx512bf16_three_threads(void **state) { (void)state; check_all("avx512bf16", 3); }
 static void test_avx512bf16_seven_threads(void **state) { (void)state; check_all("avx512bf16", 7); }
+static void test_amx(void **state) { (void)state; check_all("amx", 2); }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         GRAPH_TEST(test_avx512), GRAPH_TEST(test_avx512bf16_one_thread), GRAPH_TEST(test_avx512bf16_three_threads),
-        GRAPH_TEST(test_avx512bf16_seven_threads), GRAPH_TEST(test_avx2), GRAPH_TEST(test_generic),
+        GRAPH_TEST(test_avx512bf16_seven_threads), GRAPH_TEST(test_amx), GRAPH_TEST(test_avx2), GRAPH_TEST(test_generic),
     };
     if (!mkdtemp(cache_dir))
         return 1;

@@ -94,11 +94,12 @@ static void scatter_generic(void **state) { (void)state; at_isa(CPU_GENERIC); }
 static void scatter_avx2(void **state) { (void)state; at_isa(CPU_AVX2); }
 static void scatter_avx512(void **state) { (void)state; at_isa(CPU_AVX512); }
 static void scatter_avx512bf16(void **state) { (void)state; at_isa(CPU_AVX512BF16); }
+static void scatter_amx(void **state) { (void)state; at_isa(CPU_AMX); }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        KERNEL_TEST(scatter_generic), KERNEL_TEST(scatter_avx2), KERNEL_TEST(scatter_avx512), KERNEL_TEST(scatter_avx512bf16),
+        KERNEL_TEST(scatter_generic), KERNEL_TEST(scatter_avx2), KERNEL_TEST(scatter_avx512), KERNEL_TEST(scatter_avx512bf16), KERNEL_TEST(scatter_amx),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
