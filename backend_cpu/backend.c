@@ -78,8 +78,9 @@ static void print_info(FILE *out)
 struct ir_executable {
     kl_program *list;
     base_arena *arena;
+    cpu_plan *plans;                          /* by kernel id */
     cpu_execution *execution;
-    cpu_kernel_time *times;                   /* by kernel id; NULL while nobody asks */
+    ir_profile *profile;                      /* NULL while nobody asks */
 };
 
 static void free_program(ir_executable *p)
@@ -87,7 +88,6 @@ static void free_program(ir_executable *p)
     if (!p)
         return;
     cpu_execution_free(p->execution);
-    base_free(p->times);
     base_arena_free(p->arena);
     kl_program_free(p->list);
     base_free(p);
@@ -243,7 +243,7 @@ static bool verified(const kl_program *list)
 
 static bool finish(ir_executable *p, cpu_compiler *c, const ir_compile_options *options, ir_compile_report *report, double *since)
 {
-    cpu_plan *plans = ARENA_NEW(p->arena, cpu_plan, p->list->n_ids);
+    cpu_plan *plans = p->plans = ARENA_NEW(p->arena, cpu_plan, p->list->n_ids);
     planning planning = { c, plans, true };
     cpu_fetched fetched = {0};
     for_each_kernel(p->list->kernels, p->list->n_kernels, plan_kernel, &planning);
@@ -304,13 +304,68 @@ static bool run(ir_executable *p, void *const *params, void *const *results)
     return true;
 }
 
-const cpu_kernel_time *cpu_time_kernels(ir_executable *p, const kl_program **list)
+/* -- where time goes ---------------------------------------------------------------------------------------------------------- */
+
+static const char *shape_of(base_arena *arena, const kl_kernel *kernel)
 {
-    if (!p->times)
-        p->times = base_alloc(sizeof(cpu_kernel_time) * (size_t)MAX(p->list->n_ids, 1));
-    cpu_execution_time(p->execution, p->times);
-    *list = p->list;
-    return p->times;
+    base_text text = {0};
+    switch (kernel->kind) {
+    case KL_LOOP:
+        for (int i = 0; i < kernel->loop.n_axes; i++)
+            base_text_add(&text, "%s%lld", i ? "x" : "", (long long)kernel->loop.extent[i]);
+        break;
+    case KL_CONTRACTION: {
+        const kl_contraction *c = &kernel->contraction;
+        for (int i = 0; i < c->n_batch; i++)
+            base_text_add(&text, "%lld,", (long long)c->batch[i]);
+        base_text_add(&text, "%lldx%lldx%lld", (long long)c->m, (long long)c->n, (long long)c->k);
+        break;
+    }
+    case KL_ATTENTION: {
+        const kl_attention *a = &kernel->attention;
+        base_text_add(&text, "%lld,%lld,%lldx%lldx%lld", (long long)a->batch, (long long)a->heads, (long long)a->rows, (long long)a->keys,
+                      (long long)a->head_dim);
+        break;
+    }
+    case KL_SCATTER: {
+        const kl_scatter *sc = &kernel->scatter;
+        base_text_add(&text, "%lldx%lldx%lld into %lld", (long long)sc->pre, (long long)sc->positions, (long long)sc->post, (long long)sc->rows);
+        break;
+    }
+    case KL_REPEAT:
+        break;
+    }
+    const char *kept = base_arena_text(arena, "%s", text.at ? text.at : "");
+    base_text_free(&text);
+    return kept;
+}
+
+static void describe_kernel(kl_kernel *kernel, void *context)
+{
+    ir_executable *p = context;
+    ir_kernel_profile *k = &p->profile->kernels[kernel->id];
+    *k = (ir_kernel_profile){ .name = kernel->name ? kernel->name : "", .how = p->plans[kernel->id].how, .place = kernel->place,
+                              .shape = shape_of(p->arena, kernel) };
+    k->dtype = kernel->kind == KL_CONTRACTION ? kernel->contraction.dtype : kernel->kind == KL_ATTENTION ? kernel->attention.dtype : IR_F32;
+    kl_cost(p->list, kernel, &k->flops, &k->bytes);
+}
+
+static void profile(ir_executable *p, int traced_runs)
+{
+    if (p->profile)
+        return;
+    p->profile = ARENA_NEW(p->arena, ir_profile, 1);
+    p->profile->n_kernels = p->list->n_ids;
+    p->profile->kernels = ARENA_NEW(p->arena, ir_kernel_profile, p->list->n_ids);
+    for_each_kernel(p->list->kernels, p->list->n_kernels, describe_kernel, p);
+    cpu_execution_profile(p->execution, traced_runs);
+}
+
+static const ir_profile *profile_of(ir_executable *p)
+{
+    if (p->profile)
+        cpu_execution_read_profile(p->execution, p->profile);
+    return p->profile;
 }
 
 static size_t arena_bytes(const ir_executable *p) { return cpu_execution_bytes(p->execution); }
@@ -327,4 +382,6 @@ const ir_backend cpu_backend = {
     .run = run,
     .free = free_program,
     .arena_bytes = arena_bytes,
+    .profile = profile,
+    .profile_of = profile_of,
 };

@@ -8,6 +8,7 @@
  *   attention.c, scatter.c
  *   requests.c       code by key: from the process, the disk, or LLVM
  *   execute.c        launches in stages; the walk of all threads through them
+ *   profile.c        what the walk notes where it is timed
  *   backend.c        the whole way, and what the process keeps: machine, threads, compiled functions
  *
  * A kernel kind plugs in by one planner: it looks at a kernel and says how it runs, as a cpu_plan. Planning calls no LLVM: code
@@ -128,15 +129,32 @@ void cpu_execute(cpu_execution *execution, cpu_pool *pool, void *const *params, 
 size_t cpu_execution_bytes(const cpu_execution *execution);              /* arena, workspace, scratch */
 size_t cpu_execution_workspace(const cpu_execution *execution);          /* workspace, scratch */
 int cpu_execution_stages(const cpu_execution *execution);                /* barriers of a run, repeats counted once */
-/* From now on every task is timed: by kernel id, how often and how long on all threads together. NULL: no more. */
-typedef struct { int64_t calls, tasks, nanoseconds; } cpu_kernel_time;
-void cpu_execution_time(cpu_execution *execution, cpu_kernel_time *times);
+/* From now on every task is timed, and each of the first traced_runs runs keeps its events. */
+void cpu_execution_profile(cpu_execution *execution, int traced_runs);
+/* What has been seen; kernels has room for every id, and all but times and runs is filled in. */
+void cpu_execution_read_profile(cpu_execution *execution, ir_profile *profile);
+
+/* -- profile.c -------------------------------------------------------------------------------------------------------- */
+
+/* A phase of a kernel in its stage. */
+typedef struct { int kernel, stage; int64_t tasks; bool first_phase; } cpu_profile_item;
+typedef struct cpu_profile cpu_profile;
+cpu_profile *cpu_profile_new(int threads, int n_items, const cpu_profile_item *items, int n_stages, int traced_runs);   /* borrows items */
+void cpu_profile_free(cpu_profile *profile);                              /* NULL is fine */
+int64_t cpu_profile_now(void);                                           /* ns of CLOCK_MONOTONIC */
+/* By the thread that begins and ends the run. */
+void cpu_profile_begin(cpu_profile *profile);
+void cpu_profile_end(cpu_profile *profile);
+/* By every thread, about itself: a task that began at begin has ended; so has a stage, and the waiting in its barrier since waits
+ * (0: there is none). */
+void cpu_profile_task(cpu_profile *profile, int thread, int item, int64_t begin);
+void cpu_profile_stage(cpu_profile *profile, int thread, int stage, int64_t begin, int64_t waits);
+void cpu_profile_read(const cpu_profile *profile, ir_kernel_profile *kernels);       /* adds to runs, busy_ns, idle_ns, by id */
+void cpu_profile_totals(cpu_profile *profile, ir_profile *into);
 
 /* -- backend.c -------------------------------------------------------------------------------------------------------- */
 
 extern const ir_backend cpu_backend;
-/* From now on its kernels are timed: where the times are, by id, and what kernels these are. Both live as long as it does. */
-const cpu_kernel_time *cpu_time_kernels(ir_executable *executable, const kl_program **list);
 void cpu_set_grain(cpu_grain grain);             /* until the next configure; for tests */
 /* The backend's compile from the kernel list on, which it takes. */
 ir_executable *cpu_compile_list(kl_program *list, const ir_compile_options *options, ir_compile_report *report);

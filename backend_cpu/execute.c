@@ -14,7 +14,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 typedef struct {
     const cpu_phase *phase;
@@ -54,7 +53,7 @@ struct cpu_execution {
     size_t arena_bytes, workspace_bytes, scratch_bytes, total_bytes;
     char *memory;
     bool alone;                              /* nothing is worth sharing */
-    cpu_kernel_time *times;
+    cpu_profile *profile;                    /* NULL while nobody asks */
     cpu_pool *pool;
     void *const *params, *const *results;    /* of the run in progress */
 };
@@ -339,12 +338,12 @@ void cpu_execution_free(cpu_execution *x)
         return;
     base_free(x->memory);
     base_free(x->counters);
+    cpu_profile_free(x->profile);
     base_arena_free(x->arena);
 }
 
 size_t cpu_execution_bytes(const cpu_execution *x) { return x->total_bytes; }
 size_t cpu_execution_workspace(const cpu_execution *x) { return x->total_bytes - x->arena_bytes; }
-void cpu_execution_time(cpu_execution *x, cpu_kernel_time *times) { x->times = times; }
 
 int cpu_execution_stages(const cpu_execution *x)
 {
@@ -354,28 +353,38 @@ int cpu_execution_stages(const cpu_execution *x)
     return n;
 }
 
-/* -- the walk -------------------------------------------------------------------------------------------------------------- */
-
-static int64_t now_ns(void)
+void cpu_execution_profile(cpu_execution *x, int traced_runs)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    if (x->profile)
+        return;
+    cpu_profile_item *items = ARENA_NEW(x->arena, cpu_profile_item, x->n_items);
+    for (int i = 0; i < x->n_stages; i++)
+        for (int j = 0; j < x->stages[i].n_items; j++) {
+            const item *it = &x->items[x->stages[i].first_item + j];
+            items[x->stages[i].first_item + j] = (cpu_profile_item){ it->kernel, i, it->phase->tasks, it->first_phase };
+        }
+    x->profile = cpu_profile_new(x->alone ? 1 : x->threads, x->n_items, items, x->n_stages, traced_runs);
 }
+
+void cpu_execution_read_profile(cpu_execution *x, ir_profile *profile)
+{
+    for (int i = 0; i < profile->n_kernels; i++)
+        profile->kernels[i].runs = 0, profile->kernels[i].busy_ns = profile->kernels[i].idle_ns = 0;
+    cpu_profile_read(x->profile, profile->kernels);
+    cpu_profile_totals(x->profile, profile);
+}
+
+/* -- the walk -------------------------------------------------------------------------------------------------------------- */
 
 static void run_task(cpu_execution *x, const item *it, int64_t task, const worker *w)
 {
-    if (!x->times) {
+    if (!x->profile) {
         it->phase->code(it->args, w->buffers, task, w->scratch);
         return;
     }
-    int64_t start = now_ns();
+    int64_t begin = cpu_profile_now();
     it->phase->code(it->args, w->buffers, task, w->scratch);
-    cpu_kernel_time *t = &x->times[it->kernel];
-    __atomic_fetch_add(&t->nanoseconds, now_ns() - start, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&t->tasks, 1, __ATOMIC_RELAXED);
-    if (task == 0 && it->first_phase)
-        __atomic_fetch_add(&t->calls, 1, __ATOMIC_RELAXED);
+    cpu_profile_task(x->profile, (int)(w - x->workers), (int)(it - x->items), begin);
 }
 
 /* The item of a stage that task belongs to: the last that begins at or before it and has tasks. */
@@ -453,6 +462,7 @@ static void walk(void *context, int thread, int n_threads)
     for (int at = 0; at < x->n_steps; at++) {
         const step *s = &x->steps[at];
         const stage *st = &x->stages[s->stage];
+        int64_t begin = x->profile && s->kind == STEP_STAGE ? cpu_profile_now() : 0, waits = 0;
         switch (s->kind) {
         case STEP_STAGE:
             if (!st->serial)
@@ -474,8 +484,12 @@ static void walk(void *context, int thread, int n_threads)
             }
             break;
         }
-        if (s->kind == STEP_STAGE && st->barrier && n_threads > 1)
+        if (s->kind == STEP_STAGE && st->barrier && n_threads > 1) {
+            waits = x->profile ? cpu_profile_now() : 0;
             cpu_barrier(x->pool);
+        }
+        if (begin)
+            cpu_profile_stage(x->profile, thread, s->stage, begin, waits);
     }
 }
 
@@ -486,8 +500,12 @@ void cpu_execute(cpu_execution *x, cpu_pool *pool, void *const *params, void *co
     x->pool = pool;
     for (int i = 0; i < x->threads; i++)
         cpu_tasks_reset(&x->counters[i]);
+    if (x->profile)
+        cpu_profile_begin(x->profile);
     if (x->alone || x->threads == 1)
         walk(x, 0, 1);
     else
         cpu_pool_run(pool, walk, x);
+    if (x->profile)
+        cpu_profile_end(x->profile);
 }

@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "cli/cli.h"
+#include "cli/profile.h"
 #include "cli/run.h"
 #include "nanogpt/train.h"
 
@@ -53,18 +54,42 @@ static bool print_samples(const gpt_config *config, const gpt_trainer *trainer, 
     return cli_print_samples(&model, gpt_trainer_params(trainer), corpus->tokenizer, &sampling);
 }
 
-static bool train(const gpt_config *config, const data_corpus *corpus, loaders *l)
+/* What is told of the run's programs at its end. */
+typedef struct { bool table; const char *trace; cli_trace *file; } profiling;
+enum { TRACED_RUNS = 3 };
+
+static void show_function(rax_fn *fn, const profiling *wanted)
+{
+    const rax_profile *profile;
+    for (int i = 0; (profile = rax_profile_of(fn, i)) != NULL; i++) {
+        if (wanted->table)
+            cli_print_profile(stdout, profile);
+        if (wanted->file)
+            cli_trace_add(wanted->file, profile);
+    }
+}
+
+static void show_profile(const gpt_trainer *trainer, const profiling *wanted)
+{
+    show_function(gpt_trainer_train_step(trainer), wanted);
+    show_function(gpt_trainer_eval_step(trainer), wanted);
+}
+
+static bool train(const gpt_config *config, const data_corpus *corpus, loaders *l, const profiling *wanted)
 {
     gpt_batches batches = { .context = l, .train = train_batch, .val = l->val ? val_batch : NULL, .val_part = val_part };
     gpt_trainer *trainer = gpt_trainer_new(config, &batches);
     cli_end_gracefully();
     bool trained = trainer && gpt_trainer_run(trainer, cli_signal) &&
                    (!corpus->tokenizer || cli_signal() != 0 || print_samples(config, trainer, corpus));
+    if (trained)
+        show_profile(trainer, wanted);
     gpt_trainer_free(trainer);
     return trained;
 }
 
-static bool run(const cli_line *line, gpt_config *config)
+/* The file is opened first: a run of hours does not end in a path that cannot be written. */
+static bool run(const cli_line *line, gpt_config *config, profiling *wanted)
 {
     data_corpus corpus = {0};
     loaders l = {0};
@@ -73,8 +98,14 @@ static bool run(const cli_line *line, gpt_config *config)
     if (!cli_config_load(line, line->operands[0], config))
         return false;
     settings.threads = config->threads;
+    settings.profile = wanted->table || wanted->trace;
+    settings.trace_runs = wanted->trace ? TRACED_RUNS : 0;
+    if (wanted->trace && !(wanted->file = cli_trace_new(wanted->trace)))
+        return false;
     bool trained = rax_configure(&settings) && cli_corpus_open(&corpus, config, line) && open_loaders(&l, &corpus, config) &&
-                   train(config, &corpus, &l);
+                   train(config, &corpus, &l, wanted);
+    if (wanted->file)
+        trained = cli_trace_end(wanted->file) && trained;
     close_loaders(&l);
     data_corpus_close(&corpus);
     return trained;
@@ -82,8 +113,14 @@ static bool run(const cli_line *line, gpt_config *config)
 
 int cli_train(int argc, char **argv)
 {
+    profiling wanted = {0};
+    const cli_option rows[] = {
+        { "profile", 0, CLI_FLAG, &wanted.table, .help = "at the end, where the time of each program went, kernel by kernel" },
+        { "trace", 0, CLI_TEXT, &wanted.trace, .what = "FILE", .help = "write when each thread did what, in a few iterations, for Perfetto" },
+        { 0 }
+    };
     const cli_usage usage = {
-        .command = "train", .operands = "CONFIG", .least = 1, .most = 1, .config_keys = true,
+        .command = "train", .operands = "CONFIG", .least = 1, .most = 1, .config_keys = true, .options = rows,
         .about = "Trains a GPT. CONFIG is a file of JSON; any of its keys can be given as an option too. Iterations go to standard output and\n"
                  "OUT_DIR/metrics.jsonl, checkpoints to OUT_DIR. After SIGINT or SIGTERM the iteration is finished and a checkpoint written;\n"
                  "--init_from=resume goes on from it.",
@@ -92,7 +129,7 @@ int cli_train(int argc, char **argv)
     cli_line line;
     int status = cli_parse(&line, &usage, argc, argv);
     if (status == CLI_GO)
-        status = !run(&line, &config) ? cli_fail() : cli_signal() ? cli_signal_status() : 0;
+        status = !run(&line, &config, &wanted) ? cli_fail() : cli_signal() ? cli_signal_status() : 0;
     gpt_config_free(&config);
     rax_shutdown();
     cli_line_free(&line);

@@ -8,7 +8,7 @@
  *   errors and memory       settings       tensors       trees       records
  *   functions and calls     arguments and results, inside a step
  *   ops: elementwise, reductions, products, movement, indexing, random, control, composites
- *   gradients               what a function did      reading graphs
+ *   gradients               what a function did      where time goes      reading graphs
  *
  * Threads: one thread at a time may be inside a rax_fn; the runtime uses threads of its own.
  */
@@ -64,6 +64,8 @@ typedef struct {
     const char *cache_dir;    /* compiled objects; NULL: $XDG_CACHE_HOME/rax or ~/.cache/rax; "": no cache on disk */
     const char *dump_dir;     /* where graphs after each pass, kernels, LLVM IR and assembly are written; NULL: nowhere */
     bool quiet;               /* not even the line a compiled function */
+    bool profile;             /* time every kernel: rax_profile_of */
+    int trace_runs;           /* with profile: keep the events of so many runs of each program */
 } rax_settings;
 
 /* To be called before the first rax_call; NULL is {0}. Fails on an ISA that is unknown or that the CPU lacks. */
@@ -434,6 +436,36 @@ typedef struct {
     const char *last_miss;                /* "arg 5 model_config.n_layer: 6 → 8"; "" where there was none */
 } rax_fn_stats;
 rax_fn_stats rax_stats(const rax_fn *fn);
+
+/* == where time goes =================================================================================================== */
+
+/* With rax_settings.profile programs are timed kernel by kernel. Figures are of all runs but a program's first, which touches
+ * its memory for the first time (of that where there was no other). busy_ms is added over the threads; so is idle_ms: what
+ * threads waited while the kernel ran, because it was too small to be shared or its tasks did not end together. Over a
+ * program's kernels both come to wall_ms * threads, less what waking the threads takes. */
+typedef struct {
+    const char *name, *shape, *how;       /* "matmul+gelu"; "256x3072x768"; "generated 12x32", or "" */
+    rax_place place;                      /* the line of the step; file NULL: none */
+    rax_dtype dtype;                      /* that its products are made in; RAX_F32 where it has none */
+    int64_t runs;                         /* 0: no work of its own */
+    double busy_ms, idle_ms;
+    double gflop, mb;                     /* arithmetic; what is read and written, each element once a run */
+} rax_kernel_profile;
+typedef struct { int kernel, thread; double begin_us, end_us; } rax_profile_event;      /* kernel -1: waiting for other threads */
+typedef struct {
+    const char *function;
+    int threads;
+    int64_t runs;
+    double wall_ms;
+    int n_kernels;
+    const rax_kernel_profile *kernels;
+    int n_events;                         /* of the first rax_settings.trace_runs of these runs */
+    const rax_profile_event *events;
+} rax_profile;
+
+/* Of a program of fn: index 0 is the one that was called last. NULL where there is none, or it is not timed (what the
+ * interpreter runs never is). fn's; valid until it is asked again, called, or freed. */
+const rax_profile *rax_profile_of(rax_fn *fn, int index);
 
 /* == reading graphs ==================================================================================================== */
 

@@ -33,6 +33,32 @@ static inline void ir_report_phase(ir_compile_report *report, const char *name, 
 #define ir_report_line(report, level, ...) \
     (base_text_add(&(report)->lines, "%d", (level)), base_text_add(&(report)->lines, __VA_ARGS__), base_text_add(&(report)->lines, "\n"))
 
+/* -- where time goes ---------------------------------------------------------------------------------------------------- */
+
+/* A thread at a kernel, or (kernel -1) waiting for others. Nanoseconds of CLOCK_MONOTONIC. */
+typedef struct { int kernel, thread; int64_t begin_ns, end_ns; } ir_event;
+
+typedef struct {
+    const char *name, *how;               /* "matmul+gelu"; "generated 12x32", or NULL */
+    const char *shape;                    /* "256x3072x768"; NULL where a name says enough */
+    ir_place place;                       /* the user's line */
+    ir_dtype dtype;                       /* that it computes products in, or f32 */
+    int64_t runs;
+    double busy_ns, idle_ns;              /* of all runs, added over threads: computing, and waiting while it was computed */
+    double flops, bytes;                  /* of one run */
+} ir_kernel_profile;
+
+/* Of all runs but the first, which touches its memory for the first time; of that where there was no other. */
+typedef struct {
+    int threads;
+    int64_t runs;
+    double wall_ns;
+    int n_kernels;
+    ir_kernel_profile *kernels;           /* by number; runs is 0 where it is no work of its own */
+    int n_events;
+    const ir_event *events;
+} ir_profile;
+
 /* -- a backend --------------------------------------------------------------------------------------------------------- */
 
 typedef struct ir_executable ir_executable;   /* each backend's own */
@@ -71,6 +97,12 @@ typedef struct {
     bool (*run)(ir_executable *program, void *const *params, void *const *results);
     void (*free)(ir_executable *program);
     size_t (*arena_bytes)(const ir_executable *program);               /* of all intermediates together */
+
+    /* Optional, both or none. From now on runs are timed, and events of the first traced_runs are kept. Until it is asked for it
+     * costs nothing. */
+    void (*profile)(ir_executable *program, int traced_runs);
+    /* What was seen so far; NULL where nobody asked. The program's; valid until the next run or question. */
+    const ir_profile *(*profile_of)(ir_executable *program);
 } ir_backend;
 
 #endif

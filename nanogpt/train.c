@@ -182,6 +182,8 @@ void gpt_trainer_free(gpt_trainer *trainer)
 }
 
 rax_tree gpt_trainer_params(const gpt_trainer *trainer) { return trainer->params; }
+rax_fn *gpt_trainer_train_step(const gpt_trainer *trainer) { return trainer->step; }
+rax_fn *gpt_trainer_eval_step(const gpt_trainer *trainer) { return trainer->evaluator.step; }
 
 /* -- the loop ------------------------------------------------------------------------------------------------------------- */
 

@@ -37,6 +37,8 @@ typedef int gpt_stop(void);
 bool gpt_trainer_run(gpt_trainer *trainer, gpt_stop *stop);
 
 rax_tree gpt_trainer_params(const gpt_trainer *trainer);  /* the trainer's */
+rax_fn *gpt_trainer_train_step(const gpt_trainer *trainer);      /* likewise; for what rax tells of them */
+rax_fn *gpt_trainer_eval_step(const gpt_trainer *trainer);       /* NULL where there is no evaluation */
 
 /* The mean loss over a whole split, part by part. B and T are the configuration's. Where stop ends it the result is false and
  * rax_error() is "". */

@@ -87,6 +87,34 @@ ids() { for id in "$@"; do printf "\\x$(printf %02x $((id & 255)))\\x$(printf %0
     fails 2 "n_head" train "$CONFIG" --out_dir=fourth --init_from=out --n_head=7
 }
 
+@test "--profile tells where the time went, in rows that add up" {
+    train --profile --eval_interval=4 --eval_iters=3
+    cat stdout
+    [ "$(grep -cE '^(train|eval)_step: [0-9]+ runs, [0-9.]+ ms each on [0-9]+ threads?: [0-9.]+% computing, ' stdout)" -eq 2 ]
+    grep -q '^train_step: 11 runs, ' stdout
+    grep -q '^eval_step: 11 runs, ' stdout
+    grep -qE '^ +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+  model.c:[0-9]+ +matmul.* [0-9]+x[0-9]+x[0-9]+, ' stdout
+    # shares of both programs together, with what starting takes
+    awk '/^(train|eval)_step/ { split($0, part, ", "); rest += part[length(part)] } $2 ~ /^[0-9.]+$/ && NF > 6 { sum += $1 }
+         END { print sum, rest; exit !(sum + rest > 198 && sum + rest < 202) }' stdout
+}
+
+@test "--trace writes an array of complete events" {
+    command -v python3 >/dev/null || skip "there is no python3"
+    train --trace=trace.json --threads=2
+    [ "$(wc -l <stdout)" -eq 12 ]
+    python3 - <<'END'
+import json
+events = json.load(open("trace.json"))
+tracks = {e["tid"] for e in events if e["ph"] == "M"}
+spans = [e for e in events if e["ph"] == "X"]
+assert len(tracks) + len(spans) == len(events) and spans
+assert all(e["dur"] >= 0 and e["tid"] in tracks and e["pid"] == 1 for e in spans)
+assert any(e["name"].startswith("matmul") and e["args"]["file"].endswith("model.c") and e["args"]["line"] > 0 for e in spans)
+END
+    fails 1 "no/trace.json: cannot be written: No such file" train "$CONFIG" --out_dir=out --trace=no/trace.json
+}
+
 @test "no progress line in a pipe; one on a terminal" {
     train
     ! grep -q $'\r' stdout

@@ -44,6 +44,7 @@ void rax_function_free(rax_fn *fn)
     trace_report_function(fn);
     trace_cache_free(fn);
     trace_statics_free(&fn->statics);
+    base_arena_free(fn->profile_arena);
     base_arena_free(fn->arena);
     base_free(fn->key);
     base_free(fn->last_miss);

@@ -212,6 +212,8 @@ static bool compile(rax_fn *fn, ir_graph *graph, trace_program *program, const i
             trace_say(1, "  %-12s %9.2f ms", report.phases[i].name, report.phases[i].ms);
         trace_say_lines(&report.lines);
         trace_say(1, "%s: compiled by %s in %.1f ms", fn->name, backend->name, ms);
+        if (trace_settings()->profile && backend->profile)
+            backend->profile(program->compiled, trace_settings()->trace_runs);
     }
     base_text_free(&report.lines);
     base_free(folder);

@@ -20,6 +20,7 @@
  *   compile.c              a miss: trace, passes, backend
  *   call.c                 a call: check, run, results and donation
  *   report.c               the compile trace
+ *   profile.c              where a function's time goes
  *   backends.c             the backends; settings
  *   interpreter.c          the interpreter as a backend
  *   compile_text.c         a graph as text, through every stage
@@ -326,6 +327,7 @@ struct rax_fn {
     char *last_miss;
     float check_us[RECENT_CALLS];
     double checked_ms, called_ms;        /* of all hits */
+    base_arena *profile_arena;           /* of the last rax_profile_of, or NULL */
 };
 struct rax_args { trace *t; };
 struct rax_results { trace *t; };
