@@ -6,15 +6,20 @@
 LLVM_VERSIONS := 19 22 21 20 18 17 16 15
 LLVM_CONFIG ?= $(firstword $(foreach v,$(LLVM_VERSIONS),$(shell command -v llvm-config-$(v))) $(shell command -v llvm-config))
 LLVM_FOUND  := $(shell $(LLVM_CONFIG) --version 2>/dev/null)
+# LLVM, OpenBLAS and libcurl are opened when they are first needed, not linked: a start that needs none of them should not pay for
+# them. LLVM is linked all the same where there is no shared library, or none of the architectures that llvm_library.c knows.
+LLVM_FOLDER := $(shell $(LLVM_CONFIG) --libdir 2>/dev/null)
+LLVM_SONAME := $(if $(filter x86_64-% aarch64-%,$(shell $(CC) -dumpmachine)),$(shell objdump -p $$($(LLVM_CONFIG) --link-shared --libfiles) 2>/dev/null | awk '$$1 == "SONAME" { print $$2 }'))
 BUILD    ?= build
-PACKAGES := libcjson libpcre2-8 libxxhash libcurl libcrypto
+PACKAGES := libcjson libpcre2-8 libxxhash libcrypto
+OPENED   := openblas libcurl
 CFLAGS   ?= -O2 -g
 SANITIZE ?=
 # Nothing is compiled for the machine that builds: no -march here. What needs the host's vectors is generated at run time.
 # -ffp-contract=off: a*b+c rounds twice or once by what the source says, whatever the compiler.
 RAX_CFLAGS := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wno-missing-field-initializers -fno-math-errno -ffp-contract=off -pthread -I. -Iinclude \
-              -MMD -MP $(SANITIZE) $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null) $(shell $(LLVM_CONFIG) --cflags 2>/dev/null | tr ' ' '\n' | grep '^-I')
-RAX_LIBS   := $(shell pkg-config --libs $(PACKAGES) openblas 2>/dev/null) $(shell $(LLVM_CONFIG) --ldflags --libs 2>/dev/null | tr '\n' ' ') -lm -ldl -pthread
+              -MMD -MP $(SANITIZE) $(shell pkg-config --cflags $(PACKAGES) $(OPENED) 2>/dev/null) $(shell $(LLVM_CONFIG) --cflags 2>/dev/null | tr ' ' '\n' | grep '^-I')
+RAX_LIBS   := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) $(if $(LLVM_SONAME),,$(shell $(LLVM_CONFIG) --ldflags --libs 2>/dev/null | tr '\n' ' ')) -lm -ldl -pthread
 
 Q := $(if $(V),,@)
 
@@ -42,6 +47,8 @@ $(BUILD)/%.o: %.c $(BUILD)/llvm-version
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC $<")
 	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) -c $< -o $@
+
+$(BUILD)/backend_cpu/llvm_library.o: RAX_CFLAGS += $(if $(LLVM_SONAME),-DLLVM_SONAME='"$(LLVM_SONAME)"' -DLLVM_FOLDER='"$(LLVM_FOLDER)"')
 
 $(BUILD)/librax.a: $(LIB_OBJ)
 	$(Q)rm -f $@ && ar rcs $@ $^

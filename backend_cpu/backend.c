@@ -42,7 +42,6 @@ static bool configure(const ir_backend_settings *settings)
     process.threads = settings->threads;
     process.grain = usual_grain;
     process.store = cpu_store_new(&process.machine, settings->cache_dir);
-    cpu_blas_begin();
     process.ready = true;
     return true;
 }
@@ -62,6 +61,7 @@ static void print_info(FILE *out)
         return;
     const cpu_machine *m = &process.machine;
     cpu_memory memory = cpu_memory_now();
+    const cpu_blas *blas = cpu_blas_open();
     const char *pinned = getenv("OPENBLAS_CORETYPE");
     fprintf(out, "cpu         %s, %s%s%s, %d lanes of f32\n", m->name, cpu_isa_name(m->isa), m->isa < m->best_isa ? " of " : "",
             m->isa < m->best_isa ? cpu_isa_name(m->best_isa) : "", m->f32_lanes);
@@ -69,7 +69,10 @@ static void print_info(FILE *out)
     fprintf(out, "threads     %d of %d CPUs\n", process.threads ? process.threads : m->cpus, m->cpus);
     fprintf(out, "memory      %zu MB, %zu MB available\n", memory.total_bytes >> 20, memory.available_bytes >> 20);
     fprintf(out, "LLVM        %s\n", cpu_jit_version());
-    fprintf(out, "BLAS        OpenBLAS, kernels for %s%s%s\n", cpu_blas_core(), pinned ? ", as OPENBLAS_CORETYPE says: " : "", pinned ? pinned : "");
+    if (blas)
+        fprintf(out, "BLAS        OpenBLAS, kernels for %s%s%s\n", blas->core, pinned ? ", as OPENBLAS_CORETYPE says: " : "", pinned ? pinned : "");
+    else
+        fprintf(out, "BLAS        none: %s\n", base_error());
     fprintf(out, "code        %s\n", *cpu_store_folder(process.store) ? cpu_store_folder(process.store) : "not kept");
 }
 
@@ -177,7 +180,7 @@ static void report_program(const ir_executable *p, const cpu_plan *plans, const 
     if (s.n[KL_CONTRACTION] > s.n_openblas)
         ir_report_line(report, 1, "products: %d by generated code", s.n[KL_CONTRACTION] - s.n_openblas);
     if (s.n_openblas)
-        ir_report_line(report, 1, "products: %d by OpenBLAS, kernels for %s%s", s.n_openblas, cpu_blas_core(), pinned ? " because of OPENBLAS_CORETYPE" : "");
+        ir_report_line(report, 1, "products: %d by OpenBLAS, kernels for %s%s", s.n_openblas, cpu_blas_open()->core, pinned ? " because of OPENBLAS_CORETYPE" : "");
     ir_report_line(report, 1, "code: %d functions, %d not in the process, %d of these not on disk; %d modules, %.1f KB", fetched->functions,
                    fetched->new_functions, fetched->compiled_functions, fetched->modules, (double)fetched->bytes / 1024);
     ir_report_line(report, 1, "stages: %d on %d threads", cpu_execution_stages(p->execution), cpu_pool_threads(process.pool));

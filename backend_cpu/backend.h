@@ -4,7 +4,7 @@
  *   loops.c          plans loops: tasks, arguments, the key of the code that they need; loop_emit.c generates that code
  *   expressions.c    the code of a kernel's expressions at a place of its index space: for loops, prologues and epilogues
  *   random.c         Philox in vectors
- *   contraction.c    products: OpenBLAS
+ *   contraction.c    products: OpenBLAS, which blas.c opens
  *   attention.c, scatter.c
  *   requests.c       code by key: from the process, the disk, or LLVM
  *   execute.c        launches in stages; the walk of all threads through them

@@ -2,7 +2,6 @@
  * do not depend on the number of threads. What OpenBLAS cannot take has been split off by legalise.c. */
 #include "backend_cpu/contraction.h"
 
-#include <cblas.h>
 #include <limits.h>
 
 /* A tile is to have at least so many operations, and sides that are multiples of these: of register tiles, and of a cache line. */
@@ -53,17 +52,14 @@ bool cpu_blas_takes_epilogue(const kl_contraction *c)
            form_of(c->m, c->n, o->view.stride[c->n_batch], o->view.stride[c->n_batch + 1], &form);
 }
 
-extern char *openblas_get_corename(void);
-extern void openblas_set_num_threads(int threads);
-const char *cpu_blas_core(void) { return openblas_get_corename(); }
-void cpu_blas_begin(void) { openblas_set_num_threads(1); }
-
 /* -- running ----------------------------------------------------------------------------------------------------------------- */
 
 /* The arguments: a, b and c are views with the offsets of an element in the tile's own units; after BATCH come, for each batch axis, its
  * extent and the three strides. All strides in elements. */
 enum { A, B = A + 2, C = B + 2, M = C + 2, N, K, TILE_M, TILE_N, TILES_M, TILES_N, A_TRANSPOSED, A_LEAD, A_ROW, B_TRANSPOSED, B_LEAD,
        B_COLUMN, C_TRANSPOSED, C_LEAD, C_ROW, C_COLUMN, ACCUMULATE, N_BATCH, BATCH };
+
+static const cpu_blas *blas;                /* set by the first plan */
 
 typedef struct { int64_t a, b, c, m, n; } tile;      /* offsets, extents */
 
@@ -93,7 +89,7 @@ static void run_f32(const int64_t *args, char *const *buffers, int64_t task, cha
 {
     tile t = tile_of(args, task);
     (void)scratch;
-    cblas_sgemm(args[C_TRANSPOSED] ? CblasColMajor : CblasRowMajor, transpose_of(args, A_TRANSPOSED), transpose_of(args, B_TRANSPOSED),
+    blas->sgemm(args[C_TRANSPOSED] ? CblasColMajor : CblasRowMajor, transpose_of(args, A_TRANSPOSED), transpose_of(args, B_TRANSPOSED),
                 (int)t.m, (int)t.n, (int)args[K], 1, (const float *)cpu_pointer(args, buffers, A) + t.a, (int)args[A_LEAD],
                 (const float *)cpu_pointer(args, buffers, B) + t.b, (int)args[B_LEAD], args[ACCUMULATE] ? 1 : 0,
                 (float *)cpu_pointer(args, buffers, C) + t.c, (int)args[C_LEAD]);
@@ -103,7 +99,7 @@ static void run_f64(const int64_t *args, char *const *buffers, int64_t task, cha
 {
     tile t = tile_of(args, task);
     (void)scratch;
-    cblas_dgemm(args[C_TRANSPOSED] ? CblasColMajor : CblasRowMajor, transpose_of(args, A_TRANSPOSED), transpose_of(args, B_TRANSPOSED),
+    blas->dgemm(args[C_TRANSPOSED] ? CblasColMajor : CblasRowMajor, transpose_of(args, A_TRANSPOSED), transpose_of(args, B_TRANSPOSED),
                 (int)t.m, (int)t.n, (int)args[K], 1, (const double *)cpu_pointer(args, buffers, A) + t.a, (int)args[A_LEAD],
                 (const double *)cpu_pointer(args, buffers, B) + t.b, (int)args[B_LEAD], args[ACCUMULATE] ? 1 : 0,
                 (double *)cpu_pointer(args, buffers, C) + t.c, (int)args[C_LEAD]);
@@ -134,6 +130,8 @@ bool cpu_plan_contraction(cpu_compiler *c, const kl_kernel *kernel, cpu_plan *pl
     const kl_contraction *p = &kernel->contraction;
     if (p->algorithm == CPU_PRODUCT_GENERATED)
         return cpu_gemm_plan_contraction(c, kernel, plan);
+    if (!(blas = cpu_blas_open()))
+        return false;
     const kl_output *o = &p->c.outputs[0];
     const kl_view *a = operand_view(p, CPU_OPERAND_A), *b = operand_view(p, CPU_OPERAND_B), *to = &o->view;
     blas_form form_a, form_b, form_c;

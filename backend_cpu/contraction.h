@@ -1,6 +1,9 @@
-/* Products: which algorithm takes which, for legalise.c to ask; contraction.c runs OpenBLAS, gemm_contraction.c the generated GEMM. */
+/* Products: which algorithm takes which, for legalise.c to ask; contraction.c runs OpenBLAS (blas.c opens it), gemm_contraction.c the
+ * generated GEMM. */
 #ifndef CPU_CONTRACTION_H
 #define CPU_CONTRACTION_H
+
+#include <cblas.h>
 
 #include "backend_cpu/backend.h"
 
@@ -18,9 +21,15 @@ bool cpu_blas_takes_epilogue(const kl_contraction *product);
 bool cpu_gemm_takes_epilogue(const kl_contraction *product);
 cpu_planner cpu_gemm_plan_contraction;
 
-/* "SkylakeX", the kernels that OpenBLAS has chosen, by the CPU or by OPENBLAS_CORETYPE. */
-const char *cpu_blas_core(void);
-/* OpenBLAS runs inside the pool, with one thread a task. */
-void cpu_blas_begin(void);
+/* -- blas.c: OpenBLAS itself --------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    __typeof__(cblas_sgemm) *sgemm;
+    __typeof__(cblas_dgemm) *dgemm;
+    const char *core;                        /* "SkylakeX", the kernels that it has chosen, by the CPU or by OPENBLAS_CORETYPE */
+} cpu_blas;
+
+/* Opens it at the first call, to run inside the pool with one thread a task. NULL and base_error where it is not there. */
+const cpu_blas *cpu_blas_open(void);
 
 #endif

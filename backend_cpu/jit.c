@@ -116,6 +116,8 @@ cpu_jit *cpu_jit_new(const cpu_machine *machine)
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     char *message = NULL;
 
+    if (!cpu_llvm_open())
+        return NULL;
     pthread_once(&once, initialize_llvm);
     cpu_jit *jit = base_alloc(sizeof *jit);
     jit->machine = *machine;

@@ -3,7 +3,8 @@
  *
  *   machine.c        what this CPU is: instruction set, caches, CPUs and memory that the process may use
  *   threads.c        one pool of threads that walk a step together: regions, barriers, tasks
- *   jit.c            LLVM module -> object code; the only file of these five that calls LLVM
+ *   llvm_library.c   LLVM itself, opened when it is first needed
+ *   jit.c            LLVM module -> object code; the only file of these that calls LLVM
  *   loader.c         object code -> functions in memory
  *   object_cache.c   object code on disk
  *
@@ -87,6 +88,11 @@ static inline int64_t cpu_next_task(cpu_tasks *tasks, int64_t chunk)    /* the f
 {
     return atomic_fetch_add_explicit(&tasks->next, chunk, memory_order_relaxed);
 }
+
+/* -- llvm_library.c ------------------------------------------------------------------------------------------------- */
+
+/* To be called before any function of LLVM is (cpu_jit_new does). Failure: the library is not there. */
+bool cpu_llvm_open(void);
 
 /* -- jit.c ---------------------------------------------------------------------------------------------------------- */
 

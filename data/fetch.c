@@ -6,6 +6,7 @@
 
 #include <curl/curl.h>
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -40,9 +41,39 @@ void data_say(const data_places *places, const char *format, ...)
         fprintf(stderr, "[RAX] %s\n", line);
 }
 
-/* -- addresses -------------------------------------------------------------------------------------------------------- */
+/* -- libcurl ---------------------------------------------------------------------------------------------------------- */
 
-static void start_curl(void) { curl_global_init(CURL_GLOBAL_DEFAULT); }
+/* Opened at the first fetch: it brings some thirty libraries with it, and most runs have their data. */
+static struct {
+    __typeof__(curl_global_init) *global_init;
+    __typeof__(curl_easy_init) *easy_init;
+    __typeof__(curl_easy_setopt) *easy_setopt;
+    __typeof__(curl_easy_perform) *easy_perform;
+    __typeof__(curl_easy_cleanup) *easy_cleanup;
+    __typeof__(curl_easy_strerror) *easy_strerror;
+    bool started;
+} curl_library;
+
+static void start_curl(void)
+{
+    static const char *const names[] = { "libcurl.so.4", "libcurl-gnutls.so.4", "libcurl-nss.so.4" };
+    void *library = NULL;
+    for (size_t i = 0; i < sizeof names / sizeof names[0] && !library; i++)
+        library = dlopen(names[i], RTLD_LAZY | RTLD_LOCAL);
+    if (!library)
+        return;
+    curl_library.global_init = (__typeof__(curl_global_init) *)dlsym(library, "curl_global_init");
+    curl_library.easy_init = (__typeof__(curl_easy_init) *)dlsym(library, "curl_easy_init");
+    curl_library.easy_setopt = (__typeof__(curl_easy_setopt) *)dlsym(library, "curl_easy_setopt");
+    curl_library.easy_perform = (__typeof__(curl_easy_perform) *)dlsym(library, "curl_easy_perform");
+    curl_library.easy_cleanup = (__typeof__(curl_easy_cleanup) *)dlsym(library, "curl_easy_cleanup");
+    curl_library.easy_strerror = (__typeof__(curl_easy_strerror) *)dlsym(library, "curl_easy_strerror");
+    curl_library.started = curl_library.global_init && curl_library.easy_init && curl_library.easy_setopt &&
+                           curl_library.easy_perform && curl_library.easy_cleanup && curl_library.easy_strerror &&
+                           curl_library.global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
+}
+
+/* -- addresses -------------------------------------------------------------------------------------------------------- */
 
 static size_t receive(char *bytes, size_t size, size_t count, void *writer)
 {
@@ -64,44 +95,46 @@ bool data_fetch_url(const char *url, const char *path)
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, start_curl);
 
-    CURL *curl = curl_easy_init();
-    data_writer *writer = curl ? data_writer_open(path) : NULL;
+    CURL *curl = curl_library.started ? curl_library.easy_init() : NULL;
+    if (!curl)
+        return rax_fail(RAX_FAILURE, "%s: libcurl is not there or does not start", url);
+    data_writer *writer = data_writer_open(path);
     if (!writer) {
-        curl_easy_cleanup(curl);
-        return curl ? false : rax_fail(RAX_FAILURE, "%s: libcurl does not start", url);
+        curl_library.easy_cleanup(curl);
+        return false;
     }
     char why[CURL_ERROR_SIZE] = "";
     bool terminal = isatty(STDERR_FILENO);
     const char *name = strrchr(url, '/');
-    curl_easy_setopt(curl, CURLOPT_URL, url);
-    curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
-    curl_easy_setopt(curl, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
-    curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 1L);
-    curl_easy_setopt(curl, CURLOPT_MAXREDIRS, 5L);
-    curl_easy_setopt(curl, CURLOPT_FAILONERROR, 1L);
-    curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, (long)CONNECT_SECONDS);
-    curl_easy_setopt(curl, CURLOPT_LOW_SPEED_LIMIT, 1L);
-    curl_easy_setopt(curl, CURLOPT_LOW_SPEED_TIME, (long)STALL_SECONDS);
-    curl_easy_setopt(curl, CURLOPT_MAXFILESIZE, (long)FILE_BYTES_MAX);
-    curl_easy_setopt(curl, CURLOPT_USERAGENT, "rax");
-    curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, why);
-    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, receive);
-    curl_easy_setopt(curl, CURLOPT_WRITEDATA, writer);
-    curl_easy_setopt(curl, CURLOPT_NOPROGRESS, terminal ? 0L : 1L);
-    curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, show_progress);
-    curl_easy_setopt(curl, CURLOPT_XFERINFODATA, name ? name + 1 : url);
+    curl_library.easy_setopt(curl, CURLOPT_URL, url);
+    curl_library.easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
+    curl_library.easy_setopt(curl, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
+    curl_library.easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 1L);
+    curl_library.easy_setopt(curl, CURLOPT_MAXREDIRS, 5L);
+    curl_library.easy_setopt(curl, CURLOPT_FAILONERROR, 1L);
+    curl_library.easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    curl_library.easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, (long)CONNECT_SECONDS);
+    curl_library.easy_setopt(curl, CURLOPT_LOW_SPEED_LIMIT, 1L);
+    curl_library.easy_setopt(curl, CURLOPT_LOW_SPEED_TIME, (long)STALL_SECONDS);
+    curl_library.easy_setopt(curl, CURLOPT_MAXFILESIZE, (long)FILE_BYTES_MAX);
+    curl_library.easy_setopt(curl, CURLOPT_USERAGENT, "rax");
+    curl_library.easy_setopt(curl, CURLOPT_ERRORBUFFER, why);
+    curl_library.easy_setopt(curl, CURLOPT_WRITEFUNCTION, receive);
+    curl_library.easy_setopt(curl, CURLOPT_WRITEDATA, writer);
+    curl_library.easy_setopt(curl, CURLOPT_NOPROGRESS, terminal ? 0L : 1L);
+    curl_library.easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, show_progress);
+    curl_library.easy_setopt(curl, CURLOPT_XFERINFODATA, name ? name + 1 : url);
 
-    CURLcode code = curl_easy_perform(curl);
+    CURLcode code = curl_library.easy_perform(curl);
     if (terminal)
         fprintf(stderr, "\r\033[K");
-    curl_easy_cleanup(curl);
+    curl_library.easy_cleanup(curl);
     if (code == CURLE_OK)
         return data_writer_commit(&writer, 1);
     data_writer_abandon(writer);
     if (code == CURLE_WRITE_ERROR)
         return false;                                    /* the writer has said why */
-    return rax_fail(RAX_FAILURE, "%s: %s", url, why[0] ? why : curl_easy_strerror(code));
+    return rax_fail(RAX_FAILURE, "%s: %s", url, why[0] ? why : curl_library.easy_strerror(code));
 }
 
 /* -- packages --------------------------------------------------------------------------------------------------------- */

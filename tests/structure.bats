@@ -48,10 +48,16 @@ foreign() { grep -hoE '^ *# *include "[^"]+"' "$1"/*.[ch] | sed -E 's/.*"([^"]+)
     [ -z "$output" ] || { echo "$output"; false; }
 }
 
+@test "every listed function of LLVM is one that is called" {
+    for name in $(sed -n 's/^FUNCTION(\(LLVM[A-Z][A-Za-z0-9]*\))$/\1/p' backend_cpu/llvm_functions.def); do
+        grep -qrE "\\b$name\\b" --include=*.c --include=*.h backend_cpu tests || { echo "$name"; false; }
+    done
+}
+
 @test "names between files carry their folder's prefix" {
     build=${RAX_BIN%/rax}
     [ -d "$build" ] || skip "there is no build"
     run bash -c "for o in $build/base/*.o $build/tracer/*.o $build/nanogpt/*.o $build/data/*.o $build/backend_cpu/*.o; do
-        nm --defined-only -g \$o | awk -v o=\$o '{ print o, \$3 }'; done | grep -vE ' (base|rax|trace|gpt|data|cpu)_|__(asan|odr_asan|tsan|start|stop)|DW\.|\.(0|cold)$'"
+        nm --defined-only -g \$o | awk -v o=\$o '{ print o, \$3 }'; done | grep -vE ' (base|rax|trace|gpt|data|cpu)_|llvm_library.o LLVM|__(asan|odr_asan|tsan|start|stop)|DW\.|\.(0|cold)$'"
     [ -z "$output" ] || { echo "$output"; false; }
 }
