@@ -60,6 +60,13 @@ const char *__tsan_default_suppressions(void) { return "race:libLLVM\n"; }
 
 const char *cpu_jit_version(void) { return LLVM_VERSION_STRING; }
 
+base_key cpu_cache_key(const cpu_machine *machine, const void *text, size_t size)
+{
+    char compiler[256];
+    snprintf(compiler, sizeof compiler, "llvm %s cpu %s", cpu_jit_version(), machine->digest);
+    return base_cache_key(compiler, text, size);
+}
+
 /* -- the target ------------------------------------------------------------------------------------------------------- */
 
 static void initialize_llvm(void)
@@ -273,7 +280,7 @@ static bool optimise(LLVMModuleRef module, const char *name, LLVMTargetMachineRe
 }
 
 /* Emitting runs passes that change the module; text is therefore emitted from a copy. */
-static bool emit(LLVMModuleRef module, const char *name, LLVMTargetMachineRef tm, LLVMCodeGenFileType type, cpu_bytes *bytes)
+static bool emit(LLVMModuleRef module, const char *name, LLVMTargetMachineRef tm, LLVMCodeGenFileType type, base_bytes *bytes)
 {
     LLVMMemoryBufferRef buffer = NULL;
     char *message = NULL;
@@ -293,15 +300,15 @@ static bool dump_assembly(const cpu_jit *jit, LLVMModuleRef module, const char *
 {
     if (!jit->dump_folder)
         return true;
-    cpu_bytes text = {0};
+    base_bytes text = {0};
     LLVMModuleRef copy = LLVMCloneModule(module);
     bool written = emit(copy, name, tm, LLVMAssemblyFile, &text) && write_dump(jit, name, ".s", text.at, text.size);
     LLVMDisposeModule(copy);
-    cpu_bytes_free(&text);
+    base_bytes_free(&text);
     return written;
 }
 
-static bool compile_with(const cpu_jit *jit, LLVMTargetMachineRef tm, LLVMModuleRef module, cpu_bytes *object)
+static bool compile_with(const cpu_jit *jit, LLVMTargetMachineRef tm, LLVMModuleRef module, base_bytes *object)
 {
     size_t len;
     const char *name = LLVMGetModuleIdentifier(module, &len);
@@ -310,7 +317,7 @@ static bool compile_with(const cpu_jit *jit, LLVMTargetMachineRef tm, LLVMModule
     void *handler_context = LLVMContextGetDiagnosticContext(llvm);
     char *diagnostic = NULL, *message = NULL;
 
-    *object = (cpu_bytes){0};
+    *object = (base_bytes){0};
     prepare(jit, module);
     if (!dump_ir(jit, module, name, ".ll"))
         return false;
@@ -329,11 +336,11 @@ static bool compile_with(const cpu_jit *jit, LLVMTargetMachineRef tm, LLVMModule
     LLVMContextSetDiagnosticHandler(llvm, handler, handler_context);
     base_free(diagnostic);
     if (!compiled)
-        cpu_bytes_free(object);
+        base_bytes_free(object);
     return compiled;
 }
 
-bool cpu_jit_compile(const cpu_jit *jit, LLVMModuleRef module, cpu_bytes *object)
+bool cpu_jit_compile(const cpu_jit *jit, LLVMModuleRef module, base_bytes *object)
 {
     LLVMTargetMachineRef tm = target_machine(jit);
     bool compiled = compile_with(jit, tm, module, object);
@@ -348,7 +355,7 @@ typedef struct {
     int n;
     cpu_build *build;
     void *context;
-    cpu_bytes *objects;
+    base_bytes *objects;
     cpu_tasks tasks;
     pthread_mutex_t lock;                    /* of what follows */
     int failed;                              /* the least that did, or n */
@@ -393,7 +400,7 @@ static void *compile_main(void *argument)
 
 /* Plain threads, not the pool's: compiling is long, rare, and takes locks of its own. One that the system does not give is
  * done without. */
-bool cpu_jit_compile_many(const cpu_jit *jit, int n, cpu_build *build, void *context, int threads, cpu_bytes *objects)
+bool cpu_jit_compile_many(const cpu_jit *jit, int n, cpu_build *build, void *context, int threads, base_bytes *objects)
 {
     many m = { .jit = jit, .n = n, .build = build, .context = context, .objects = objects, .failed = n };
     pthread_mutex_init(&m.lock, NULL);
@@ -416,7 +423,7 @@ bool cpu_jit_compile_many(const cpu_jit *jit, int n, cpu_build *build, void *con
     if (m.failed == n)
         return true;
     for (int i = 0; i < n; i++)
-        cpu_bytes_free(&objects[i]);
+        base_bytes_free(&objects[i]);
     base_fail(m.kind, "%s", m.error);
     base_free(m.error);
     return false;
@@ -484,7 +491,7 @@ static bool define_externals(LLVMOrcLLJITRef jit, const cpu_symbol *externals, i
     return error ? orc_failed(error) : true;
 }
 
-cpu_code *cpu_code_load_orc(const cpu_bytes *objects, int n, const cpu_symbol *externals, int n_externals)
+cpu_code *cpu_code_load_orc(const base_bytes *objects, int n, const cpu_symbol *externals, int n_externals)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, initialize_llvm);

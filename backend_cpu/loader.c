@@ -55,12 +55,6 @@ void *cpu_runtime_function(const char *name)
 
 /* -- either loader ---------------------------------------------------------------------------------------------------- */
 
-void cpu_bytes_free(cpu_bytes *bytes)
-{
-    base_free(bytes->at);
-    *bytes = (cpu_bytes){0};
-}
-
 void *cpu_code_find(const cpu_code *code, const char *name) { return code->find(code, name); }
 size_t cpu_code_bytes(const cpu_code *code) { return code->bytes; }
 
@@ -72,7 +66,7 @@ void cpu_code_free(cpu_code *code)
 
 #if !(defined(__x86_64__) && defined(__ELF__))
 
-cpu_code *cpu_code_load(const cpu_bytes *objects, int n, const cpu_symbol *externals, int n_externals)
+cpu_code *cpu_code_load(const base_bytes *objects, int n, const cpu_symbol *externals, int n_externals)
 {
     return cpu_code_load_orc(objects, n, externals, n_externals);
 }
@@ -604,7 +598,7 @@ static bool link_objects(linker *l)
     return true;
 }
 
-cpu_code *cpu_code_load(const cpu_bytes *objects, int n, const cpu_symbol *externals, int n_externals)
+cpu_code *cpu_code_load(const base_bytes *objects, int n, const cpu_symbol *externals, int n_externals)
 {
     linker l = { .n = n, .externals = externals, .n_externals = n_externals };
     l.objects = base_alloc(sizeof(object) * (size_t)MAX(n, 1));

@@ -23,7 +23,7 @@ int cpu_request_code(cpu_compiler *c, const char *key, double cost, cpu_emit *em
             memcpy(more, c->requests, sizeof *more * (size_t)c->n_requests);
         c->requests = more;
     }
-    cpu_key name = cpu_cache_key(c->machine, key, strlen(key));
+    base_key name = cpu_cache_key(c->machine, key, strlen(key));
     cpu_request *r = &c->requests[c->n_requests];
     *r = (cpu_request){ .key = base_arena_text(c->arena, "%s", key), .cost = cost, .emit = emit, .context = context };
     snprintf(r->name, sizeof r->name, "f%016llx%016llx", (unsigned long long)name.high, (unsigned long long)name.low);
@@ -72,7 +72,7 @@ LLVMTypeRef cpu_task_type(LLVMModuleRef module)
 typedef struct { char name[40]; void *address; const cpu_code *code; } function;
 struct cpu_store {
     cpu_machine machine;
-    cpu_cache *cache;
+    base_cache *cache;
     cpu_jit *jit;                             /* made when first needed */
     int n_functions, cap_functions, n_codes, cap_codes;
     function *functions;
@@ -84,7 +84,7 @@ cpu_store *cpu_store_new(const cpu_machine *machine, const char *cache_dir)
     cpu_store *s = base_alloc(sizeof *s);
     s->machine = *machine;
     if (!cache_dir || *cache_dir)
-        s->cache = cpu_cache_open(cache_dir, 0);
+        s->cache = base_cache_open(cache_dir, 0);
     return s;
 }
 
@@ -95,13 +95,13 @@ void cpu_store_free(cpu_store *s)
     for (int i = 0; i < s->n_codes; i++)
         cpu_code_free(s->codes[i]);
     cpu_jit_free(s->jit);
-    cpu_cache_close(s->cache);
+    base_cache_close(s->cache);
     base_free(s->functions);
     base_free(s->codes);
     base_free(s);
 }
 
-const char *cpu_store_folder(const cpu_store *s) { return cpu_cache_folder(s->cache); }
+const char *cpu_store_folder(const cpu_store *s) { return base_cache_folder(s->cache); }
 
 static const function *find(const cpu_store *s, const char *name)
 {
@@ -114,7 +114,7 @@ static const function *find(const cpu_store *s, const char *name)
 /* -- modules ---------------------------------------------------------------------------------------------------------------- */
 
 /* Functions of one module: indices of requests. */
-typedef struct { int n; int *request; double cost; cpu_key key; char name[24]; cpu_bytes object; bool cached; } module_plan;
+typedef struct { int n; int *request; double cost; base_key key; char name[24]; base_bytes object; bool cached; } module_plan;
 
 /* A module costs something by itself, and the last one to be done is waited for: a few for each thread. */
 enum { MAX_MODULES = 8, LEAST_COST = 600 };
@@ -181,14 +181,14 @@ static bool compile_missing(cpu_compiler *c, cpu_store *s, module_plan *modules,
         return false;
     cpu_jit_set_verify(s->jit, verify);
     cpu_jit_set_dump(s->jit, dump_dir);
-    cpu_bytes *objects = ARENA_NEW(c->arena, cpu_bytes, count);
+    base_bytes *objects = ARENA_NEW(c->arena, base_bytes, count);
     building b = { c, s, modules, missing };
     if (!cpu_jit_compile_many(s->jit, count, build, &b, 0, objects))
         return false;
     for (int i = 0; i < count; i++) {
         module_plan *m = &modules[missing[i]];
         m->object = objects[i];
-        cpu_cache_put(s->cache, m->key, m->object.at, m->object.size);
+        base_cache_put(s->cache, m->key, m->object.at, m->object.size);
     }
     return true;
 }
@@ -218,7 +218,7 @@ static void add_function(cpu_store *s, const char *name, void *address, const cp
 
 static bool load(cpu_compiler *c, cpu_store *s, module_plan *modules, int n)
 {
-    cpu_bytes *objects = ARENA_NEW(c->arena, cpu_bytes, n);
+    base_bytes *objects = ARENA_NEW(c->arena, base_bytes, n);
     for (int i = 0; i < n; i++)
         objects[i] = modules[i].object;
     cpu_code *code = cpu_code_load(objects, n, NULL, 0);
@@ -251,7 +251,7 @@ bool cpu_store_fetch(cpu_store *s, cpu_compiler *c, const char *dump_dir, bool v
         qsort(wanted, (size_t)n, sizeof *wanted, dearest_first);
         n_modules = divide_modules(c, wanted, n, modules);
         for (int i = 0; i < n_modules && !dump_dir; i++)
-            modules[i].cached = cpu_cache_get(s->cache, modules[i].key, &modules[i].object);
+            modules[i].cached = base_cache_get(s->cache, modules[i].key, &modules[i].object);
         for (int i = 0; i < n_modules; i++)
             fetched->compiled_functions += modules[i].cached ? 0 : modules[i].n;
         ok = compile_missing(c, s, modules, n_modules, dump_dir, verify);
@@ -260,7 +260,7 @@ bool cpu_store_fetch(cpu_store *s, cpu_compiler *c, const char *dump_dir, bool v
         fetched->modules = n_modules;
         ok = ok && load(c, s, modules, n_modules);
         for (int i = 0; i < n_modules; i++)
-            cpu_bytes_free(&modules[i].object);
+            base_bytes_free(&modules[i].object);
     }
     if (!ok)
         return false;

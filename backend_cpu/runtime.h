@@ -6,19 +6,18 @@
  *   llvm_library.c   LLVM itself, opened when it is first needed
  *   jit.c            LLVM module -> object code; the only file of these that calls LLVM
  *   loader.c         object code -> functions in memory
- *   object_cache.c   object code on disk
  *
- * The way of a kernel: cpu_cache_key of what describes it, cpu_cache_get; on a miss cpu_jit_compile and cpu_cache_put; then
+ * The way of a kernel: cpu_cache_key of what describes it, base_cache_get; on a miss cpu_jit_compile and base_cache_put; then
  * cpu_code_load and cpu_code_find. On a hit no LLVM function is called.
  *
- * Functions that return false or NULL have set base_error, but for cpu_cache_*, which warn and do without. */
+ * Functions that return false or NULL have set base_error. */
 #ifndef CPU_RUNTIME_H
 #define CPU_RUNTIME_H
 
 #include <llvm-c/Types.h>
 #include <stdatomic.h>
 
-#include "base/base.h"
+#include "base/object_cache.h"
 
 /* -- machine.c ------------------------------------------------------------------------------------------------------ */
 
@@ -96,9 +95,6 @@ bool cpu_llvm_open(void);
 
 /* -- jit.c ---------------------------------------------------------------------------------------------------------- */
 
-/* Object code, or any bytes that came by file or compiler. */
-typedef struct { void *at; size_t size; } cpu_bytes;
-void cpu_bytes_free(cpu_bytes *bytes);                  /* and sets it to {0}; in loader.c */
 
 /* A compiler for one machine. Kernels need not name the target: the jit sets triple and data layout of the module, and for
  * every function with a body target-cpu, target-features, prefer-vector-width, min-legal-vector-width and nounwind. Without
@@ -106,6 +102,8 @@ void cpu_bytes_free(cpu_bytes *bytes);                  /* and sets it to {0}; i
 typedef struct cpu_jit cpu_jit;
 cpu_jit *cpu_jit_new(const cpu_machine *machine);
 void cpu_jit_free(cpu_jit *jit);                        /* NULL is fine */
+/* The cache's key of what text describes, compiled by this LLVM for this machine. */
+base_key cpu_cache_key(const cpu_machine *machine, const void *text, size_t size);
 const char *cpu_jit_version(void);                      /* "19.1.7", of the LLVM that this was built with; calls nothing */
 const char *cpu_jit_target(const cpu_jit *jit);         /* "znver5, x86_64-pc-linux-gnu", for the trace */
 void cpu_jit_set_verify(cpu_jit *jit, bool verify);     /* LLVM's verifier before compiling; off at first */
@@ -118,14 +116,14 @@ LLVMModuleRef cpu_jit_module(const cpu_jit *jit, const char *name, LLVMContextRe
 
 /* Optimises module in place and gives its object code. Any number of threads may do so with modules of different contexts.
  * Failure: what LLVM rejects; a dump that cannot be written. */
-bool cpu_jit_compile(const cpu_jit *jit, LLVMModuleRef module, cpu_bytes *object);
+bool cpu_jit_compile(const cpu_jit *jit, LLVMModuleRef module, base_bytes *object);
 
 /* Builds and compiles n modules, each in a context of its own, on up to `threads` threads (0: the usable CPUs). build fills
  * module i on some thread, and may fail with base_fail; of several failures the one with the lowest i is reported, and no
  * object is left. objects has room for n, and they do not depend on the number of threads. A module costs some 0.6 ms
  * beside what its functions cost, a GEMM tile some 3 ms. */
 typedef bool cpu_build(void *context, int i, LLVMModuleRef module);
-bool cpu_jit_compile_many(const cpu_jit *jit, int n, cpu_build *build, void *context, int threads, cpu_bytes *objects);
+bool cpu_jit_compile_many(const cpu_jit *jit, int n, cpu_build *build, void *context, int threads, base_bytes *objects);
 
 /* -- loader.c ------------------------------------------------------------------------------------------------------- */
 
@@ -135,14 +133,14 @@ bool cpu_jit_compile_many(const cpu_jit *jit, int n, cpu_build *build, void *con
  * the functions for perf. */
 typedef struct cpu_code cpu_code;
 typedef struct { const char *name; void *address; } cpu_symbol;
-cpu_code *cpu_code_load(const cpu_bytes *objects, int n, const cpu_symbol *externals, int n_externals);
+cpu_code *cpu_code_load(const base_bytes *objects, int n, const cpu_symbol *externals, int n_externals);
 void *cpu_code_find(const cpu_code *code, const char *name);     /* NULL and no error where no object defines it */
 size_t cpu_code_bytes(const cpu_code *code);                     /* of memory taken */
 void cpu_code_free(cpu_code *code);                              /* NULL is fine */
 
 /* The same through LLVM's ORC: what cpu_code_load does where it has no loader of its own. In jit.c. Objects are linked when
  * first looked for: a name that none defines is a NULL of cpu_code_find. */
-cpu_code *cpu_code_load_orc(const cpu_bytes *objects, int n, const cpu_symbol *externals, int n_externals);
+cpu_code *cpu_code_load_orc(const base_bytes *objects, int n, const cpu_symbol *externals, int n_externals);
 
 /* Between the two: a cpu_code begins with these. NULL for a name that the C library's table has not. */
 struct cpu_code {
@@ -152,25 +150,5 @@ struct cpu_code {
 };
 void *cpu_runtime_function(const char *name);
 const cpu_symbol *cpu_runtime_functions(int *n);
-
-/* -- object_cache.c ------------------------------------------------------------------------------------------------- */
-
-/* A folder of entries, each a file named by its key, checked by digest when read. Bounded: what was not used for longest
- * goes first. Several processes and threads may use one folder. Every function takes NULL for a cache that is not there. */
-typedef struct cpu_cache cpu_cache;
-typedef struct { uint64_t high, low; } cpu_key;
-
-/* folder: NULL for $RAX_CACHE_DIR, $XDG_CACHE_HOME/rax or ~/.cache/rax; entries lie in folder/objects, made if absent.
- * limit_bytes: 0 for 256 MB. NULL, and a warning, where the folder cannot be made or is not private to the user. */
-cpu_cache *cpu_cache_open(const char *folder, size_t limit_bytes);
-void cpu_cache_close(cpu_cache *cache);
-const char *cpu_cache_folder(const cpu_cache *cache);   /* "" for NULL */
-
-/* The key of what text describes, compiled by this build of RAX and this LLVM for this machine. text must say all else that
- * the code depends on. */
-cpu_key cpu_cache_key(const cpu_machine *machine, const void *text, size_t size);
-
-bool cpu_cache_get(cpu_cache *cache, cpu_key key, cpu_bytes *bytes);    /* false: a miss; sets no error */
-void cpu_cache_put(cpu_cache *cache, cpu_key key, const void *at, size_t size);
 
 #endif

@@ -2,6 +2,7 @@
  *
  *   memory.c   one allocator for the whole program; arenas
  *   text.c     strings that grow
+ *   object_cache.c, object_cache.h         compiled code on disk
  *   error.c    a user's mistake and a machine's refusal are values; our own mistake is an assertion
  */
 #ifndef BASE_H

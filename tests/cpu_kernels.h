@@ -165,13 +165,13 @@ static const compiled_code *code_of(const cpu_request *request)
     compiled_code *c = &kernels.codes[kernels.n_codes++];
     *c = (compiled_code){ .key = base_strdup(request->key), .isa = kernels.machine.isa };
     snprintf(c->name, sizeof c->name, "%s", request->name);
-    cpu_bytes object = {0};
+    base_bytes object = {0};
     if (!cpu_jit_compile_many(kernels.jit, 1, build_request, &(build_context){ request }, 1, &object))
         fail_msg("%s: %s", request->key, base_error());
     c->code = cpu_code_load(&object, 1, NULL, 0);
     if (!c->code)
         fail_msg("%s: %s", request->key, base_error());
-    cpu_bytes_free(&object);
+    base_bytes_free(&object);
     return c;
 }
 

@@ -524,7 +524,7 @@ static bool build_kernels(void *context, int i, LLVMModuleRef module)
     return true;
 }
 
-static void compile_kernels(const char *isa, cpu_bytes objects[2])
+static void compile_kernels(const char *isa, base_bytes objects[2])
 {
     cpu_machine machine;
     assert_true(cpu_machine_detect(&machine, isa));
@@ -589,7 +589,7 @@ static void each_level_compiles(void **state)
     cpu_machine best;
     assert_true(cpu_machine_detect(&best, ""));
     for (int i = 0; i <= (int)best.best_isa; i++) {
-        cpu_bytes objects[2];
+        base_bytes objects[2];
         cpu_machine m;
         assert_true(cpu_machine_detect(&m, cpu_isa_name((cpu_isa)i)));
         compile_kernels(cpu_isa_name((cpu_isa)i), objects);
@@ -604,8 +604,8 @@ static void each_level_compiles(void **state)
         assert_true(cpu_code_bytes(own) > 0 && cpu_code_bytes(orc) > 0);
         cpu_code_free(own);
         cpu_code_free(orc);
-        cpu_bytes_free(&objects[0]);
-        cpu_bytes_free(&objects[1]);
+        base_bytes_free(&objects[0]);
+        base_bytes_free(&objects[1]);
     }
     cpu_code_free(NULL);
 }
@@ -622,7 +622,7 @@ static void levels_use_their_vectors(void **state)
 #endif
     for (int i = 0; i <= (int)best.best_isa; i++) {
         cpu_machine m;
-        cpu_bytes object;
+        base_bytes object;
         size_t size;
         assert_true(cpu_machine_detect(&m, cpu_isa_name((cpu_isa)i)));
         cpu_jit *jit = cpu_jit_new(&m);
@@ -644,7 +644,7 @@ static void levels_use_their_vectors(void **state)
         base_free(ir);
         base_free(optimised);
         base_free(assembly);
-        cpu_bytes_free(&object);
+        base_bytes_free(&object);
 
         cpu_jit_set_dump(jit, in_scratch("no-such-folder"));
         assert_false(cpu_jit_compile(jit, module, &object));
@@ -678,7 +678,7 @@ static void many_modules_compile_in_parallel(void **state)
     assert_true(cpu_machine_detect(&machine, ""));
     cpu_jit *jit = cpu_jit_new(&machine);
     batch all = { .bad = {-1, -1, -1} }, some = { .bad = {17, 5, 9} };
-    cpu_bytes alone[MODULES], together[MODULES];
+    base_bytes alone[MODULES], together[MODULES];
     assert_true(cpu_jit_compile_many(jit, MODULES, build_numbered, &all, 1, alone));
     assert_true(cpu_jit_compile_many(jit, MODULES, build_numbered, &all, 3, together));
     for (int i = 0; i < MODULES; i++) {
@@ -693,8 +693,8 @@ static void many_modules_compile_in_parallel(void **state)
         int (*f)(void) = (int (*)(void))cpu_code_find(code, name);
         assert_non_null(f);
         assert_int_equal(f(), i);
-        cpu_bytes_free(&alone[i]);
-        cpu_bytes_free(&together[i]);
+        base_bytes_free(&alone[i]);
+        base_bytes_free(&together[i]);
     }
     cpu_code_free(code);
 
@@ -725,7 +725,7 @@ static void what_llvm_rejects_is_an_error(void **state)
     static const char *const assembly[] = {
         "define void @f() { call void asm sideeffect \"no such instruction\", \"\"() ret void }" };
     cpu_machine machine;
-    cpu_bytes object;
+    base_bytes object;
     assert_true(cpu_machine_detect(&machine, ""));
     cpu_jit *jit = cpu_jit_new(&machine);
     cpu_jit_set_verify(jit, true);
@@ -755,7 +755,7 @@ static void loader_names_what_is_missing(void **state)
                                            ("declare extern_weak void @nobody()\n"
                                             "define i1 @f() { %r = icmp eq ptr @nobody, null\n ret i1 %r }") };
     cpu_machine machine;
-    cpu_bytes objects[4];
+    base_bytes objects[4];
     assert_true(cpu_machine_detect(&machine, ""));
     cpu_jit *jit = cpu_jit_new(&machine);
     assert_true(cpu_jit_compile_many(jit, 4, build_text, (void *)missing, 1, objects));
@@ -771,7 +771,7 @@ static void loader_names_what_is_missing(void **state)
     cpu_code_free(code);
 #endif
     for (int i = 0; i < 4; i++)
-        cpu_bytes_free(&objects[i]);
+        base_bytes_free(&objects[i]);
     cpu_jit_free(jit);
 }
 
@@ -779,9 +779,9 @@ static void loader_names_what_is_missing(void **state)
 
 /* A damaged object is linked or refused, and never read or written beyond its bounds (AddressSanitizer watches: the bytes
  * lie in a block of exactly their size). Nothing of it runs. */
-static void load_damaged(const cpu_bytes objects[2], cpu_bytes damaged)
+static void load_damaged(const base_bytes objects[2], base_bytes damaged)
 {
-    cpu_bytes exact[2] = { { base_alloc(damaged.size), damaged.size }, objects[1] };
+    base_bytes exact[2] = { { base_alloc(damaged.size), damaged.size }, objects[1] };
     if (damaged.size)
         memcpy(exact[0].at, damaged.at, damaged.size);
     cpu_code *code = cpu_code_load(exact, 2, externals, EXTERNALS);
@@ -796,14 +796,14 @@ static void load_damaged(const cpu_bytes objects[2], cpu_bytes damaged)
 static void loader_bears_truncation(void **state)
 {
     (void)state;
-    cpu_bytes objects[2];
+    base_bytes objects[2];
     compile_kernels("", objects);
     for (size_t size = 0; size < objects[0].size; size++)
-        load_damaged(objects, (cpu_bytes){ objects[0].at, size });
-    assert_null(cpu_code_load(&(cpu_bytes){ objects[0].at, 63 }, 1, NULL, 0));
+        load_damaged(objects, (base_bytes){ objects[0].at, size });
+    assert_null(cpu_code_load(&(base_bytes){ objects[0].at, 63 }, 1, NULL, 0));
     assert_string_equal(base_error(), "object 0 of 63 bytes: shorter than an ELF header");
-    cpu_bytes_free(&objects[0]);
-    cpu_bytes_free(&objects[1]);
+    base_bytes_free(&objects[0]);
+    base_bytes_free(&objects[1]);
 }
 
 static void loader_bears_damage(void **state)
@@ -811,7 +811,7 @@ static void loader_bears_damage(void **state)
     (void)state;
     static const uint64_t extremes[] = {0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x7fffffff, 0x80000000, 0xffffffff, INT64_MAX,
                                         1ull << 63, UINT64_MAX, UINT64_MAX - 7};
-    cpu_bytes objects[2];
+    base_bytes objects[2];
     compile_kernels("", objects);
     size_t size = objects[0].size;
     unsigned char *bytes = base_alloc(size);
@@ -824,7 +824,7 @@ static void loader_bears_damage(void **state)
             for (size_t e = 0; e < COUNT_OF(extremes) && at % width == 0 && at + width <= size; e++) {
                 memcpy(bytes, objects[0].at, size);
                 memcpy(bytes + at, &extremes[e], width);
-                load_damaged(objects, (cpu_bytes){ bytes, size });
+                load_damaged(objects, (base_bytes){ bytes, size });
             }
     /* And anything anywhere. */
     for (int round = 0; round < 20000; round++) {
@@ -833,17 +833,17 @@ static void loader_bears_damage(void **state)
             size_t at = draw(4) ? draw(size) : (size_t)(sections_at + draw(size - sections_at));
             bytes[at] = draw(3) ? (unsigned char)draw(256) : (unsigned char)(bytes[at] ^ (1u << draw(8)));
         }
-        load_damaged(objects, (cpu_bytes){ bytes, size });
+        load_damaged(objects, (base_bytes){ bytes, size });
     }
     base_free(bytes);
-    cpu_bytes_free(&objects[0]);
-    cpu_bytes_free(&objects[1]);
+    base_bytes_free(&objects[0]);
+    base_bytes_free(&objects[1]);
 }
 
 static void loader_writes_a_perf_map(void **state)
 {
     (void)state;
-    cpu_bytes objects[2];
+    base_bytes objects[2];
     char path[64];
     size_t size;
     compile_kernels("", objects);
@@ -859,8 +859,8 @@ static void loader_writes_a_perf_map(void **state)
     unlink(path);
     base_free(map);
     cpu_code_free(code);
-    cpu_bytes_free(&objects[0]);
-    cpu_bytes_free(&objects[1]);
+    base_bytes_free(&objects[0]);
+    base_bytes_free(&objects[1]);
 }
 
 #endif
@@ -878,48 +878,48 @@ static int count_files(const char *folder)
     return n;
 }
 
-static void entry_path(const cpu_cache *cache, cpu_key key, char path[256])
+static void entry_path(const base_cache *cache, base_key key, char path[256])
 {
-    snprintf(path, 256, "%s/%016llx%016llx.o", cpu_cache_folder(cache), (unsigned long long)key.high, (unsigned long long)key.low);
+    snprintf(path, 256, "%s/%016llx%016llx.o", base_cache_folder(cache), (unsigned long long)key.high, (unsigned long long)key.low);
 }
 
 static void cache_keeps_what_is_put(void **state)
 {
     (void)state;
     cpu_machine m;
-    cpu_bytes bytes;
+    base_bytes bytes;
     struct stat s;
     assert_true(cpu_machine_detect(&m, ""));
-    cpu_cache *cache = cpu_cache_open(in_scratch("cache"), 0);
+    base_cache *cache = base_cache_open(in_scratch("cache"), 0);
     assert_non_null(cache);
-    assert_int_equal(stat(cpu_cache_folder(cache), &s), 0);
+    assert_int_equal(stat(base_cache_folder(cache), &s), 0);
     assert_int_equal(s.st_mode & 0777, 0700);
 
-    cpu_key a = cpu_cache_key(&m, "a", 1), b = cpu_cache_key(&m, "b", 1);
-    assert_false(cpu_cache_get(cache, a, &bytes));
-    cpu_cache_put(cache, a, "code of a", 9);
-    cpu_cache_put(cache, b, "", 0);
-    assert_true(cpu_cache_get(cache, a, &bytes));
+    base_key a = cpu_cache_key(&m, "a", 1), b = cpu_cache_key(&m, "b", 1);
+    assert_false(base_cache_get(cache, a, &bytes));
+    base_cache_put(cache, a, "code of a", 9);
+    base_cache_put(cache, b, "", 0);
+    assert_true(base_cache_get(cache, a, &bytes));
     assert_int_equal(bytes.size, 9);
     assert_memory_equal(bytes.at, "code of a", 9);
-    cpu_bytes_free(&bytes);
-    assert_true(cpu_cache_get(cache, b, &bytes));
+    base_bytes_free(&bytes);
+    assert_true(base_cache_get(cache, b, &bytes));
     assert_int_equal(bytes.size, 0);
-    cpu_bytes_free(&bytes);
-    cpu_cache_close(cache);
+    base_bytes_free(&bytes);
+    base_cache_close(cache);
 
-    cache = cpu_cache_open(in_scratch("cache"), 0);               /* as a second start */
-    assert_true(cpu_cache_get(cache, a, &bytes));
-    cpu_bytes_free(&bytes);
-    cpu_cache_close(cache);
+    cache = base_cache_open(in_scratch("cache"), 0);               /* as a second start */
+    assert_true(base_cache_get(cache, a, &bytes));
+    base_bytes_free(&bytes);
+    base_cache_close(cache);
 
-    cpu_cache_put(NULL, a, "x", 1);                               /* no cache at all */
-    assert_false(cpu_cache_get(NULL, a, &bytes));
-    assert_string_equal(cpu_cache_folder(NULL), "");
-    cpu_cache_close(NULL);
+    base_cache_put(NULL, a, "x", 1);                               /* no cache at all */
+    assert_false(base_cache_get(NULL, a, &bytes));
+    assert_string_equal(base_cache_folder(NULL), "");
+    base_cache_close(NULL);
 }
 
-static bool same_key(cpu_key a, cpu_key b) { return a.high == b.high && a.low == b.low; }
+static bool same_key(base_key a, base_key b) { return a.high == b.high && a.low == b.low; }
 
 static void cache_keys_tell_apart(void **state)
 {
@@ -927,7 +927,7 @@ static void cache_keys_tell_apart(void **state)
     cpu_machine m, generic;
     assert_true(cpu_machine_detect(&m, ""));
     assert_true(cpu_machine_detect(&generic, "generic"));
-    cpu_key key = cpu_cache_key(&m, "text", 4);
+    base_key key = cpu_cache_key(&m, "text", 4);
     assert_true(same_key(key, cpu_cache_key(&m, "text", 4)));
     assert_false(same_key(key, cpu_cache_key(&m, "texT", 4)));
     assert_false(same_key(key, cpu_cache_key(&m, "text", 3)));
@@ -942,16 +942,16 @@ static void cache_takes_damage_for_a_miss(void **state)
     (void)state;
     enum { SIZE = 64 + 200 };
     cpu_machine m;
-    cpu_bytes bytes;
+    base_bytes bytes;
     char path[256], content[200];
     size_t size;
     assert_true(cpu_machine_detect(&m, ""));
-    cpu_cache *cache = cpu_cache_open(in_scratch("damage"), 0);
-    cpu_key key = cpu_cache_key(&m, "k", 1), other = cpu_cache_key(&m, "o", 1);
+    base_cache *cache = base_cache_open(in_scratch("damage"), 0);
+    base_key key = cpu_cache_key(&m, "k", 1), other = cpu_cache_key(&m, "o", 1);
     for (size_t i = 0; i < sizeof content; i++)
         content[i] = (char)i;
     entry_path(cache, key, path);
-    cpu_cache_put(cache, key, content, sizeof content);
+    base_cache_put(cache, key, content, sizeof content);
     char *whole = read_file(path, &size);
     assert_int_equal(size, SIZE);
 
@@ -960,48 +960,48 @@ static void cache_takes_damage_for_a_miss(void **state)
         whole[at] ^= 16;
         write_file(path, whole, SIZE);
         whole[at] ^= 16;
-        if (cpu_cache_get(cache, key, &bytes))
+        if (base_cache_get(cache, key, &bytes))
             fail_msg("byte %d of an entry is damaged: expected a miss", at);
         assert_int_equal(access(path, F_OK), -1);
         assert_null(bytes.at);
 
         write_file(path, whole, (size_t)at);                      /* cut short */
-        assert_false(cpu_cache_get(cache, key, &bytes));
+        assert_false(base_cache_get(cache, key, &bytes));
         assert_int_equal(access(path, F_OK), -1);
     }
     write_file(path, whole, SIZE);
-    assert_true(cpu_cache_get(cache, key, &bytes));
-    cpu_bytes_free(&bytes);
+    assert_true(base_cache_get(cache, key, &bytes));
+    base_bytes_free(&bytes);
 
     char elsewhere[256];                                          /* whole, but another's */
     entry_path(cache, other, elsewhere);
     assert_int_equal(rename(path, elsewhere), 0);
-    assert_false(cpu_cache_get(cache, other, &bytes));
+    assert_false(base_cache_get(cache, other, &bytes));
     base_free(caught_stderr());
     base_free(whole);
-    cpu_cache_close(cache);
+    base_cache_close(cache);
 }
 
 static void cache_warns_of_damage(void **state)
 {
     (void)state;
     cpu_machine m;
-    cpu_bytes bytes;
+    base_bytes bytes;
     char path[256];
     assert_true(cpu_machine_detect(&m, ""));
-    cpu_cache *cache = cpu_cache_open(in_scratch("damage"), 0);
-    cpu_key key = cpu_cache_key(&m, "w", 1);
+    base_cache *cache = base_cache_open(in_scratch("damage"), 0);
+    base_key key = cpu_cache_key(&m, "w", 1);
     entry_path(cache, key, path);
     write_file(path, "nothing", 7);
 
     catch_stderr();
-    assert_false(cpu_cache_get(cache, key, &bytes));
+    assert_false(base_cache_get(cache, key, &bytes));
     char *said = caught_stderr();
     assert_memory_equal(said, "[RAX] ", 6);
     assert_non_null(strstr(said, path));
     assert_non_null(strstr(said, "damaged"));
     base_free(said);
-    cpu_cache_close(cache);
+    base_cache_close(cache);
 }
 
 static void cache_refuses_folders_of_others(void **state)
@@ -1012,23 +1012,23 @@ static void cache_refuses_folders_of_others(void **state)
     snprintf(objects, sizeof objects, "%s/objects", folder);
     mkdir(objects, 0700);
     chmod(objects, 0777);
-    assert_null(cpu_cache_open(folder, 0));
+    assert_null(base_cache_open(folder, 0));
     chmod(objects, 0720);
-    assert_null(cpu_cache_open(folder, 0));
+    assert_null(base_cache_open(folder, 0));
     chmod(objects, 0755);                                         /* others may look */
-    cpu_cache *cache = cpu_cache_open(folder, 0);
+    base_cache *cache = base_cache_open(folder, 0);
     assert_non_null(cache);
-    cpu_cache_close(cache);
+    base_cache_close(cache);
     if (geteuid() == 0) {
         assert_int_equal(chown(objects, 12345, 12345), 0);
-        assert_null(cpu_cache_open(folder, 0));
+        assert_null(base_cache_open(folder, 0));
     }
     rmdir(objects);
     assert_int_equal(symlink(scratch, objects), 0);
-    assert_null(cpu_cache_open(folder, 0));
+    assert_null(base_cache_open(folder, 0));
 
     write_file(in_scratch("a-file"), "x", 1);                     /* a folder that cannot be */
-    assert_null(cpu_cache_open(in_scratch("a-file"), 0));
+    assert_null(base_cache_open(in_scratch("a-file"), 0));
 }
 
 static void cache_folder_by_environment(void **state)
@@ -1043,13 +1043,13 @@ static void cache_folder_by_environment(void **state)
         setenv(names[i], in_scratch(values[i]), 1);
     }
     for (int i = 0; i < 3; i++) {                                 /* each in turn, the ones before it unset */
-        cpu_cache *cache = cpu_cache_open(NULL, 0);
+        base_cache *cache = base_cache_open(NULL, 0);
         assert_non_null(cache);
-        assert_string_equal(cpu_cache_folder(cache), in_scratch(expected[i]));
-        cpu_cache_close(cache);
+        assert_string_equal(base_cache_folder(cache), in_scratch(expected[i]));
+        base_cache_close(cache);
         unsetenv(names[i]);
     }
-    assert_null(cpu_cache_open(NULL, 0));
+    assert_null(base_cache_open(NULL, 0));
     for (int i = 0; i < 3; i++) {
         if (kept[i])
             setenv(names[i], kept[i], 1);
@@ -1068,60 +1068,60 @@ static void cache_is_bounded(void **state)
     (void)state;
     enum { ENTRY = 1000, LIMIT = 20 * ENTRY, ENTRIES = 18 };      /* 18 entries of 1064 bytes fit, and 19 do not */
     cpu_machine m;
-    cpu_bytes bytes;
+    base_bytes bytes;
     char path[256], content[ENTRY] = "";
-    cpu_key keys[ENTRIES + 1];
+    base_key keys[ENTRIES + 1];
     assert_true(cpu_machine_detect(&m, ""));
-    cpu_cache *cache = cpu_cache_open(in_scratch("bounded"), LIMIT);
+    base_cache *cache = base_cache_open(in_scratch("bounded"), LIMIT);
     for (int i = 0; i < ENTRIES; i++) {
         keys[i] = cpu_cache_key(&m, &i, sizeof i);
-        cpu_cache_put(cache, keys[i], content, ENTRY);
+        base_cache_put(cache, keys[i], content, ENTRY);
         entry_path(cache, keys[i], path);
         set_age(path, 100000 - 100 * i);                          /* 0 is the oldest */
     }
     char left[256];
-    snprintf(left, sizeof left, "%s/tmp-1-2-3", cpu_cache_folder(cache));
+    snprintf(left, sizeof left, "%s/tmp-1-2-3", base_cache_folder(cache));
     write_file(left, "x", 1);
     set_age(left, 10000);
-    assert_int_equal(count_files(cpu_cache_folder(cache)), ENTRIES + 1);
-    assert_true(cpu_cache_get(cache, keys[0], &bytes));           /* and is used again */
-    cpu_bytes_free(&bytes);
+    assert_int_equal(count_files(base_cache_folder(cache)), ENTRIES + 1);
+    assert_true(base_cache_get(cache, keys[0], &bytes));           /* and is used again */
+    base_bytes_free(&bytes);
 
     int extra = ENTRIES;
     keys[ENTRIES] = cpu_cache_key(&m, &extra, sizeof extra);
-    cpu_cache_put(cache, keys[ENTRIES], content, ENTRY);
-    assert_int_equal(count_files(cpu_cache_folder(cache)), 16);   /* nine tenths; the leftover is gone too */
+    base_cache_put(cache, keys[ENTRIES], content, ENTRY);
+    assert_int_equal(count_files(base_cache_folder(cache)), 16);   /* nine tenths; the leftover is gone too */
     for (int i = 0; i <= ENTRIES; i++) {
-        bool found = cpu_cache_get(cache, keys[i], &bytes);
+        bool found = base_cache_get(cache, keys[i], &bytes);
         if (found != (i == 0 || i > 3))
             fail_msg("entry %d: expected %s", i, found ? "a miss" : "a hit");
-        cpu_bytes_free(&bytes);
+        base_bytes_free(&bytes);
     }
     char *large = base_alloc(LIMIT + 1);
-    cpu_key key = cpu_cache_key(&m, "large", 5);
-    cpu_cache_put(cache, key, large, LIMIT + 1);                  /* never fits */
-    assert_false(cpu_cache_get(cache, key, &bytes));
+    base_key key = cpu_cache_key(&m, "large", 5);
+    base_cache_put(cache, key, large, LIMIT + 1);                  /* never fits */
+    assert_false(base_cache_get(cache, key, &bytes));
     base_free(large);
-    cpu_cache_close(cache);
+    base_cache_close(cache);
 }
 
 enum { WRITERS = 4, WRITTEN = 60 };
 static void *write_and_read(void *argument)
 {
-    cpu_cache *cache = argument;
+    base_cache *cache = argument;
     size_t wrong = 0;
     for (int round = 0; round < 3; round++)
         for (uint64_t i = 0; i < WRITTEN; i++) {
-            cpu_key key = { i, i * i };
+            base_key key = { i, i * i };
             uint64_t content[40];
-            cpu_bytes bytes;
+            base_bytes bytes;
             for (size_t k = 0; k < COUNT_OF(content); k++)
                 content[k] = i * k;
-            if (cpu_cache_get(cache, key, &bytes))
+            if (base_cache_get(cache, key, &bytes))
                 wrong += bytes.size != sizeof content || memcmp(bytes.at, content, sizeof content) != 0;
             else
-                cpu_cache_put(cache, key, content, sizeof content);
-            cpu_bytes_free(&bytes);
+                base_cache_put(cache, key, content, sizeof content);
+            base_bytes_free(&bytes);
         }
     return (void *)wrong;
 }
@@ -1130,7 +1130,7 @@ static void cache_is_shared_by_threads(void **state)
 {
     (void)state;
     pthread_t threads[WRITERS];
-    cpu_cache *cache = cpu_cache_open(in_scratch("shared"), 40 * (64 + 320));     /* not all fit: some are trimmed meanwhile */
+    base_cache *cache = base_cache_open(in_scratch("shared"), 40 * (64 + 320));     /* not all fit: some are trimmed meanwhile */
     for (int i = 0; i < WRITERS; i++)
         assert_int_equal(pthread_create(&threads[i], NULL, write_and_read, cache), 0);
     for (int i = 0; i < WRITERS; i++) {
@@ -1138,30 +1138,30 @@ static void cache_is_shared_by_threads(void **state)
         pthread_join(threads[i], &wrong);
         assert_null(wrong);
     }
-    cpu_cache_close(cache);
+    base_cache_close(cache);
 }
 
 static void cached_object_loads(void **state)
 {
     (void)state;
     cpu_machine m;
-    cpu_bytes objects[2], again[2];
+    base_bytes objects[2], again[2];
     assert_true(cpu_machine_detect(&m, ""));
     compile_kernels("", objects);
-    cpu_cache *cache = cpu_cache_open(in_scratch("objects"), 0);
+    base_cache *cache = base_cache_open(in_scratch("objects"), 0);
     for (int i = 0; i < 2; i++) {
-        cpu_key key = cpu_cache_key(&m, &i, sizeof i);
-        cpu_cache_put(cache, key, objects[i].at, objects[i].size);
-        assert_true(cpu_cache_get(cache, key, &again[i]));
-        cpu_bytes_free(&objects[i]);
+        base_key key = cpu_cache_key(&m, &i, sizeof i);
+        base_cache_put(cache, key, objects[i].at, objects[i].size);
+        assert_true(base_cache_get(cache, key, &again[i]));
+        base_bytes_free(&objects[i]);
     }
     cpu_code *code = cpu_code_load(again, 2, externals, EXTERNALS);
     assert_non_null(code);
     check_kernels(code, m.f32_lanes, "from the cache");
     cpu_code_free(code);
-    cpu_bytes_free(&again[0]);
-    cpu_bytes_free(&again[1]);
-    cpu_cache_close(cache);
+    base_bytes_free(&again[0]);
+    base_bytes_free(&again[1]);
+    base_cache_close(cache);
 }
 
 /* -- all of it -------------------------------------------------------------------------------------------------------- */

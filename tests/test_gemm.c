@@ -162,10 +162,10 @@ static cpu_code *code_of(cpu_isa isa, kind kind, cpu_machine *machine)
         LLVMContextRef context = LLVMContextCreate();
         LLVMModuleRef module = cpu_jit_module(jit, "gemm", context);
         emit_all(module, isa, kind);
-        cpu_bytes object;
+        base_bytes object;
         if (!cpu_jit_compile(jit, module, &object) || (compiled[isa][kind].code = cpu_code_load(&object, 1, NULL, 0)) == NULL)
             fail_msg("%s", base_error());
-        cpu_bytes_free(&object);
+        base_bytes_free(&object);
         LLVMDisposeModule(module);
         LLVMContextDispose(context);
         cpu_jit_free(jit);

@@ -122,7 +122,7 @@ static compiled compile(cpu_isa isa, int lanes, int from, int to, bool masked, e
     LLVMContextRef context = LLVMContextCreate();
     LLVMModuleRef module = cpu_jit_module(jit, "vector_math", context);
     build(context, module, isa, lanes, from, to, masked, emit, "run");
-    cpu_bytes object;
+    base_bytes object;
     if (!cpu_jit_compile(jit, module, &object))
         fail_msg("%s", base_error());
     compiled c = {cpu_code_load(&object, 1, NULL, 0), NULL};
@@ -130,7 +130,7 @@ static compiled compile(cpu_isa isa, int lanes, int from, int to, bool masked, e
         fail_msg("%s", base_error());
     void *at = cpu_code_find(c.code, "run");
     memcpy(&c.run, &at, sizeof at);
-    cpu_bytes_free(&object);
+    base_bytes_free(&object);
     LLVMDisposeModule(module);
     LLVMContextDispose(context);
     cpu_jit_free(jit);

@@ -11,7 +11,7 @@
  * processes' writes go unseen until the next start, so that the bound is a matter of size, not of bytes.
  *
  * A cache that does not work costs time alone. Everything that goes wrong here is therefore a warning, once, and no error. */
-#include "backend_cpu/runtime.h"
+#include "base/object_cache.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -39,7 +39,7 @@ _Static_assert(sizeof(entry_header) == 64, "entries begin with 64 bytes");
 
 static const char entry_magic[8] = "RAXOBJ1";
 
-struct cpu_cache {
+struct base_cache {
     char *folder;
     int fd;                                  /* of folder */
     size_t limit;
@@ -109,7 +109,7 @@ static int open_private(const char *folder)
     return -1;
 }
 
-cpu_cache *cpu_cache_open(const char *folder, size_t limit_bytes)
+base_cache *base_cache_open(const char *folder, size_t limit_bytes)
 {
     char *base = folder ? base_strdup(folder) : default_folder();
     if (!base || !*base) {
@@ -130,7 +130,7 @@ cpu_cache *cpu_cache_open(const char *folder, size_t limit_bytes)
         base_text_free(&path);
         return NULL;
     }
-    cpu_cache *cache = base_alloc(sizeof *cache);
+    base_cache *cache = base_alloc(sizeof *cache);
     cache->folder = base_text_take(&path);
     cache->fd = fd;
     cache->limit = limit_bytes ? limit_bytes : DEFAULT_LIMIT_BYTES;
@@ -138,7 +138,7 @@ cpu_cache *cpu_cache_open(const char *folder, size_t limit_bytes)
     return cache;
 }
 
-void cpu_cache_close(cpu_cache *cache)
+void base_cache_close(base_cache *cache)
 {
     if (!cache)
         return;
@@ -148,7 +148,7 @@ void cpu_cache_close(cpu_cache *cache)
     base_free(cache);
 }
 
-const char *cpu_cache_folder(const cpu_cache *cache) { return cache ? cache->folder : ""; }
+const char *base_cache_folder(const base_cache *cache) { return cache ? cache->folder : ""; }
 
 /* -- keys ------------------------------------------------------------------------------------------------------------- */
 
@@ -172,7 +172,7 @@ static char build_identity[80];
 static int find_build_id(struct dl_phdr_info *info, size_t size, void *context)
 {
     (void)size, (void)context;
-    uintptr_t self = (uintptr_t)cpu_cache_key;
+    uintptr_t self = (uintptr_t)base_cache_key;
     bool ours = false;
     for (int i = 0; i < info->dlpi_phnum; i++) {
         const ElfW(Phdr) *p = &info->dlpi_phdr[i];
@@ -202,22 +202,23 @@ static void find_build_identity(void)
                  s.st_mtim.tv_nsec);
 }
 
-cpu_key cpu_cache_key(const cpu_machine *machine, const void *text, size_t size)
+base_key base_cache_key(const char *compiler, const void *text, size_t size)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    char prefix[256];
+    char prefix[512];
     pthread_once(&once, find_build_identity);
-    int len = snprintf(prefix, sizeof prefix, "rax %s llvm %s cpu %s\n", build_identity, cpu_jit_version(), machine->digest);
+    int len = snprintf(prefix, sizeof prefix, "rax %s %s\n", build_identity, compiler);
+    CHECK(len < (int)sizeof prefix, "expected a compiler of fewer words than %s", compiler);
     XXH128_hash_t hash = hash_two(prefix, (size_t)len, text, size);
-    return (cpu_key){ hash.high64, hash.low64 };
+    return (base_key){ hash.high64, hash.low64 };
 }
 
-static void entry_name(cpu_key key, char name[NAME_BYTES])
+static void entry_name(base_key key, char name[NAME_BYTES])
 {
     snprintf(name, NAME_BYTES, "%016llx%016llx.o", (unsigned long long)key.high, (unsigned long long)key.low);
 }
 
-static entry_header header_of(cpu_key key, const void *at, size_t size)
+static entry_header header_of(base_key key, const void *at, size_t size)
 {
     entry_header h = { .size = size, .key_high = key.high, .key_low = key.low };
     memcpy(h.magic, entry_magic, sizeof h.magic);
@@ -265,7 +266,7 @@ typedef struct { listed *at; size_t n, cap; } listing;
 static bool is_entry_name(const char *name) { return strspn(name, "0123456789abcdef") == 32 && strcmp(name + 32, ".o") == 0; }
 
 /* Lists the entries, and removes temporary files that a killed process left over an hour ago. */
-static listing list_entries(const cpu_cache *cache)
+static listing list_entries(const base_cache *cache)
 {
     listing list = {0};
     int fd = openat(cache->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -311,7 +312,7 @@ static int by_use(const void *a, const void *b)
 
 /* Counts the folder anew, and where it is over the bound, removes down to nine tenths of it, so that not every write from
  * then on has to. With the lock held. */
-static void trim(cpu_cache *cache)
+static void trim(base_cache *cache)
 {
     listing list = list_entries(cache);
     cache->total = 0;
@@ -327,7 +328,7 @@ static void trim(cpu_cache *cache)
     base_free(list.at);
 }
 
-static void account(cpu_cache *cache, size_t bytes)
+static void account(base_cache *cache, size_t bytes)
 {
     pthread_mutex_lock(&cache->lock);
     cache->total += bytes;
@@ -336,9 +337,15 @@ static void account(cpu_cache *cache, size_t bytes)
     pthread_mutex_unlock(&cache->lock);
 }
 
+void base_bytes_free(base_bytes *bytes)
+{
+    base_free(bytes->at);
+    *bytes = (base_bytes){0};
+}
+
 /* -- get and put ------------------------------------------------------------------------------------------------------ */
 
-static bool read_entry(int fd, cpu_key key, cpu_bytes *bytes)
+static bool read_entry(int fd, base_key key, base_bytes *bytes)
 {
     entry_header h;
     struct stat s;
@@ -352,14 +359,14 @@ static bool read_entry(int fd, cpu_key key, cpu_bytes *bytes)
         if (memcmp(&h, &expected, sizeof h) == 0)
             return true;
     }
-    cpu_bytes_free(bytes);
+    base_bytes_free(bytes);
     return false;
 }
 
-bool cpu_cache_get(cpu_cache *cache, cpu_key key, cpu_bytes *bytes)
+bool base_cache_get(base_cache *cache, base_key key, base_bytes *bytes)
 {
     char name[NAME_BYTES];
-    *bytes = (cpu_bytes){0};
+    *bytes = (base_bytes){0};
     if (!cache)
         return false;
     entry_name(key, name);
@@ -382,7 +389,7 @@ bool cpu_cache_get(cpu_cache *cache, cpu_key key, cpu_bytes *bytes)
     return found;
 }
 
-static bool write_entry(cpu_cache *cache, const char *temporary, cpu_key key, const void *at, size_t size)
+static bool write_entry(base_cache *cache, const char *temporary, base_key key, const void *at, size_t size)
 {
     char name[NAME_BYTES];
     entry_header h = header_of(key, at, size);
@@ -407,7 +414,7 @@ static bool write_entry(cpu_cache *cache, const char *temporary, cpu_key key, co
 
 /* Not flushed to the disk: after a crash of the system an entry may be damaged, which its digest tells, and a flush a kernel
  * would cost more than compiling it. */
-void cpu_cache_put(cpu_cache *cache, cpu_key key, const void *at, size_t size)
+void base_cache_put(base_cache *cache, base_key key, const void *at, size_t size)
 {
     if (!cache || size > cache->limit)
         return;
