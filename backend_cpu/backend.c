@@ -4,6 +4,7 @@
  */
 #include "backend_cpu/backend.h"
 #include "backend_cpu/contraction.h"
+#include "backend_cpu/peak.h"
 #include "backend_cpu/requests.h"
 
 #include <errno.h>
@@ -371,6 +372,8 @@ static const ir_profile *profile_of(ir_executable *p)
     return p->profile;
 }
 
+static bool measure_peak(ir_peak *peak) { return start() && cpu_measure_peak(&process.machine, process.pool, peak); }
+
 static size_t arena_bytes(const ir_executable *p) { return cpu_execution_bytes(p->execution); }
 
 static bool keep_composite(const ir_node *node) { return node->op == OP_attention || node->op == OP_attention_vjp; }
@@ -387,4 +390,5 @@ const ir_backend cpu_backend = {
     .arena_bytes = arena_bytes,
     .profile = profile,
     .profile_of = profile_of,
+    .measure_peak = measure_peak,
 };

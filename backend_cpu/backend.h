@@ -9,6 +9,7 @@
  *   requests.c       code by key: from the process, the disk, or LLVM
  *   execute.c        launches in stages; the walk of all threads through them
  *   profile.c        what the walk notes where it is timed
+ *   peak.c           what the machine can do at best, measured
  *   backend.c        the whole way, and what the process keeps: machine, threads, compiled functions
  *
  * A kernel kind plugs in by one planner: it looks at a kernel and says how it runs, as a cpu_plan. Planning calls no LLVM: code

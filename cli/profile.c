@@ -29,6 +29,8 @@ static void add_to(group *g, const rax_kernel_profile *k)
     g->mb += k->mb;
 }
 
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
 static int by_time(const void *a, const void *b)
 {
     const group *x = a, *y = b;
@@ -63,20 +65,30 @@ static const char *file_of(const char *path)
     return slash ? slash + 1 : path;
 }
 
+/* The share that a group has of what bounds it, arithmetic or memory: the greater one, and a letter. What a cache gives may be more than
+ * memory has. */
+static void print_bound(char text[16], const rax_peak *peak, const group *g, double ms)
+{
+    double gflops = g->kernel->dtype == RAX_BF16 ? peak->bf16_gflops : peak->f32_gflops;
+    double arithmetic = g->gflop / ms * 1e3 / gflops, memory = g->mb / ms / MAX(peak->read_gbs, peak->update_gbs);
+    snprintf(text, 16, "%.1f%c", 100 * MAX(arithmetic, memory), arithmetic >= memory ? 'a' : 'm');
+}
+
 /* What a row has in common: times are of one run of the program, as if all threads had shared them. */
-static void print_row(FILE *out, const rax_profile *p, const group *g)
+static void print_row(FILE *out, const rax_profile *p, const rax_peak *peak, const group *g)
 {
     double threads_ms = g->busy_ms + g->idle_ms, ms = threads_ms / p->threads, runs = (double)p->runs;
     const rax_kernel_profile *k = g->kernel;
-    char place[64] = "";
+    char place[64] = "", bound[16];
     if (k->place.file)
         snprintf(place, sizeof place, "%s:%d", file_of(k->place.file), k->place.line);
-    fprintf(out, "%6.2f %9.3f %6.1f %7.4g %9.1f %7.1f  %-22s %s%s%s%s%s%s\n", 100 * ms / p->wall_ms, ms / runs, 100 * g->idle_ms / threads_ms,
-            (double)g->runs / runs, g->gflop / ms * 1e3, g->mb / ms, place, k->name, *k->shape ? " " : "", k->shape,
+    print_bound(bound, peak, g, ms);
+    fprintf(out, "%6.2f %9.3f %6.1f %7.4g %9.1f %7.1f %7s  %-22s %s%s%s%s%s%s\n", 100 * ms / p->wall_ms, ms / runs, 100 * g->idle_ms / threads_ms,
+            (double)g->runs / runs, g->gflop / ms * 1e3, g->mb / ms, bound, place, k->name, *k->shape ? " " : "", k->shape,
             k->dtype == RAX_BF16 ? " bf16" : "", *k->how ? ", " : "", k->how);
 }
 
-void cli_print_profile(FILE *out, const rax_profile *p)
+void cli_print_profile(FILE *out, const rax_profile *p, const rax_peak *peak)
 {
     int n;
     group *groups = grouped(p, &n);
@@ -88,10 +100,16 @@ void cli_print_profile(FILE *out, const rax_profile *p)
     fprintf(out, "\n%s: %lld run%s, %.3f ms each on %d thread%s: %.1f%% computing, %.1f%% waiting for other threads, %.1f%% starting and ending\n",
             p->function, (long long)p->runs, p->runs == 1 ? "" : "s", p->wall_ms / (double)p->runs, p->threads, p->threads == 1 ? "" : "s",
             100 * busy / all, 100 * idle / all, 100 * (all - busy - idle) / all);
-    fprintf(out, "%6s %9s %6s %7s %9s %7s  %-22s %s\n", "share%", "ms", "wait%", "kernels", "GFLOP/s", "GB/s", "place", "kernel");
+    fprintf(out, "%6s %9s %6s %7s %9s %7s %7s  %-22s %s\n", "share%", "ms", "wait%", "kernels", "GFLOP/s", "GB/s", "bound%", "place", "kernel");
     for (int i = 0; i < n; i++)
-        print_row(out, p, &groups[i]);
+        print_row(out, p, peak, &groups[i]);
     rax_free(groups);
+}
+
+void cli_print_peak(FILE *out, const rax_peak *peak)
+{
+    fprintf(out, "\npeak on %d thread%s: f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, memory %.1f GB/s read, %.1f GB/s updated in place\n", peak->threads,
+            peak->threads == 1 ? "" : "s", peak->f32_gflops, peak->bf16_gflops, peak->read_gbs, peak->update_gbs);
 }
 
 /* -- the trace ------------------------------------------------------------------------------------------------------------- */

@@ -58,21 +58,29 @@ static bool print_samples(const gpt_config *config, const gpt_trainer *trainer, 
 typedef struct { bool table; const char *trace; cli_trace *file; } profiling;
 enum { TRACED_RUNS = 3 };
 
-static void show_function(rax_fn *fn, const profiling *wanted)
+static void show_function(rax_fn *fn, const profiling *wanted, const rax_peak *peak)
 {
     const rax_profile *profile;
     for (int i = 0; (profile = rax_profile_of(fn, i)) != NULL; i++) {
         if (wanted->table)
-            cli_print_profile(stdout, profile);
+            cli_print_profile(stdout, profile, peak);
         if (wanted->file)
             cli_trace_add(wanted->file, profile);
     }
 }
 
-static void show_profile(const gpt_trainer *trainer, const profiling *wanted)
+/* The machine is measured last: what else runs on it is then most like what ran beside the steps. */
+static bool show_profile(const gpt_trainer *trainer, const profiling *wanted)
 {
-    show_function(gpt_trainer_train_step(trainer), wanted);
-    show_function(gpt_trainer_eval_step(trainer), wanted);
+    rax_peak peak = {0};
+    if (wanted->table && rax_profile_of(gpt_trainer_train_step(trainer), 0)) {
+        if (!rax_measure_peak(&peak))
+            return false;
+        cli_print_peak(stdout, &peak);
+    }
+    show_function(gpt_trainer_train_step(trainer), wanted, &peak);
+    show_function(gpt_trainer_eval_step(trainer), wanted, &peak);
+    return true;
 }
 
 static bool train(const gpt_config *config, const data_corpus *corpus, loaders *l, const profiling *wanted)
@@ -82,8 +90,7 @@ static bool train(const gpt_config *config, const data_corpus *corpus, loaders *
     cli_end_gracefully();
     bool trained = trainer && gpt_trainer_run(trainer, cli_signal) &&
                    (!corpus->tokenizer || cli_signal() != 0 || print_samples(config, trainer, corpus));
-    if (trained)
-        show_profile(trainer, wanted);
+    trained = trained && show_profile(trainer, wanted);
     gpt_trainer_free(trainer);
     return trained;
 }

@@ -467,6 +467,13 @@ typedef struct {
  * interpreter runs never is). fn's; valid until it is asked again, called, or freed. */
 const rax_profile *rax_profile_of(rax_fn *fn, int index);
 
+/* What the machine can do on all of rax's threads: multiply-adds on registers alone, by the instructions that products of f32 and
+ * of bf16 use at the ISA in force (where there are none for bf16, its peak is that of f32); memory that no cache holds, read, and
+ * read and written in place, both counted. Measured in the call, which takes some half a second and up to 1 GB. False on an
+ * error: no memory; the interpreter. */
+typedef struct { int threads; double f32_gflops, bf16_gflops, read_gbs, update_gbs; } rax_peak;
+bool rax_measure_peak(rax_peak *peak);
+
 /* == reading graphs ==================================================================================================== */
 
 /* Reads a graph as text and prints it after each pass, then its kernel list and its memory plan. Fails on a mistake in the

@@ -59,6 +59,10 @@ typedef struct {
     const ir_event *events;
 } ir_profile;
 
+/* What the machine can do on all threads: arithmetic on registers alone, by the instructions that products use; memory that no
+ * cache holds, read, and read and written in place (both counted). GFLOP/s, GB/s. */
+typedef struct { int threads; double f32_gflops, bf16_gflops, read_gbs, update_gbs; } ir_peak;
+
 /* -- a backend --------------------------------------------------------------------------------------------------------- */
 
 typedef struct ir_executable ir_executable;   /* each backend's own */
@@ -103,6 +107,8 @@ typedef struct {
     void (*profile)(ir_executable *program, int traced_runs);
     /* What was seen so far; NULL where nobody asked. The program's; valid until the next run or question. */
     const ir_profile *(*profile_of)(ir_executable *program);
+    /* Optional. Measures the machine, now. False and base_error. */
+    bool (*measure_peak)(ir_peak *peak);
 } ir_backend;
 
 #endif

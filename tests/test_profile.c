@@ -149,11 +149,37 @@ static void test_nobody_asked(void **state)
     assert_null(rax_profile_of(NULL, 0));
 }
 
+static void check_peak(const char *isa, int threads, rax_peak *peak)
+{
+    if (!rax_configure(&(rax_settings){ .quiet = true, .isa = isa, .threads = threads }) || !rax_measure_peak(peak))
+        fail_msg("%s: %s", isa ? isa : "", rax_error());
+    assert_int_equal(peak->threads, threads);
+    assert_true(peak->f32_gflops > 0 && peak->bf16_gflops > 0 && peak->read_gbs > 0 && peak->update_gbs > 0);
+    rax_shutdown();
+}
+
+static void test_peak(void **state)
+{
+    static const char *const isas[] = { "generic", "avx2", "avx512", "avx512bf16", "amx" };
+    rax_peak peak;
+    (void)state;
+    for (size_t i = 0; i < COUNT(isas); i++) {
+        bool has = rax_configure(&(rax_settings){ .quiet = true, .isa = isas[i] });
+        rax_shutdown();
+        if (has)
+            check_peak(isas[i], 1 + (int)i % 2, &peak);
+    }
+    rax_error_clear();
+    assert_true(rax_configure(&(rax_settings){ .quiet = true, .no_jit = true }));
+    assert_false(rax_measure_peak(&peak));
+    assert_non_null(strstr(rax_error(), "interpreter"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_kernels_are_counted), TEST(test_one_run_counts_where_there_is_no_other), TEST(test_events),
-        TEST(test_each_program_has_its_own), TEST(test_nobody_asked),
+        TEST(test_each_program_has_its_own), TEST(test_nobody_asked), TEST(test_peak),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

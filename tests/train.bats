@@ -91,9 +91,10 @@ ids() { for id in "$@"; do printf "\\x$(printf %02x $((id & 255)))\\x$(printf %0
     train --profile --eval_interval=4 --eval_iters=3
     cat stdout
     [ "$(grep -cE '^(train|eval)_step: [0-9]+ runs, [0-9.]+ ms each on [0-9]+ threads?: [0-9.]+% computing, ' stdout)" -eq 2 ]
+    grep -qE '^peak on [0-9]+ threads?: f32 [0-9]+ GFLOP/s, bf16 [0-9]+ GFLOP/s, memory [0-9.]+ GB/s read, ' stdout
     grep -q '^train_step: 11 runs, ' stdout
     grep -q '^eval_step: 11 runs, ' stdout
-    grep -qE '^ +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+  model.c:[0-9]+ +matmul.* [0-9]+x[0-9]+x[0-9]+, ' stdout
+    grep -qE '^ +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+[am]  model.c:[0-9]+ +matmul.* [0-9]+x[0-9]+x[0-9]+, ' stdout
     # shares of both programs together, with what starting takes
     awk '/^(train|eval)_step/ { split($0, part, ", "); rest += part[length(part)] } $2 ~ /^[0-9.]+$/ && NF > 6 { sum += $1 }
          END { print sum, rest; exit !(sum + rest > 198 && sum + rest < 202) }' stdout

@@ -87,6 +87,20 @@ void rax_print_info(FILE *out)
         compiler->print_info(out);
 }
 
+bool rax_measure_peak(rax_peak *peak)
+{
+    ir_peak found;
+    if (!configured && !rax_configure(NULL))
+        return false;
+    if (settings.no_jit || !compiler->measure_peak)
+        return rax_fail(RAX_MISTAKE, "rax_measure_peak: the interpreter uses no part of the machine that could be measured");
+    if (!compiler->measure_peak(&found))
+        return false;
+    *peak = (rax_peak){ .threads = found.threads, .f32_gflops = found.f32_gflops, .bf16_gflops = found.bf16_gflops,
+                        .read_gbs = found.read_gbs, .update_gbs = found.update_gbs };
+    return true;
+}
+
 void rax_shutdown(void)
 {
     if (configured && compiler->shutdown)
