@@ -328,13 +328,13 @@ static bool plan_finish(cpu_compiler *c, cpu_plan *plan, const kl_loop *loop, kl
     sum.outputs = ARENA_NEW(c->arena, kl_output, loop->n_outputs);
     for (int i = 0; i < inner; i++)
         sum.extent[i] = loop->extent[loop->n_outer + i];
-    sum.extent[inner] = parts;
+    sum.extent[inner] = MAX(parts, 1);
     for (int i = 0; i < loop->n_outputs; i++) {
         const kl_output *o = &loop->outputs[i];
         if (o->kind != kind)
             continue;
         ir_dtype dtype = loop->exprs[o->expr].dtype, wide = dtype == IR_BF16 ? IR_F32 : dtype;
-        kl_view from = { .buffer = c->program->n_buffers, .offset = partial_offset[i] / ir_dtype_bytes(wide) };
+        kl_view from = { .buffer = c->program->n_buffers, .offset = parts ? partial_offset[i] / ir_dtype_bytes(wide) : 0 };
         kl_view to = { .buffer = o->view.buffer, .offset = o->view.offset, .n_dynamic = 0 };
         int64_t dense = 1;
         for (int a = inner - 1; a >= 0; a--) {
@@ -346,6 +346,8 @@ static bool plan_finish(cpu_compiler *c, cpu_plan *plan, const kl_loop *loop, kl
         CHECK(o->view.n_dynamic == 0, "expected a sum not to go to a dynamic place");
         int at = sum.n_exprs;
         sum.exprs[at] = (kl_expr){ .kind = KL_LOAD, .dtype = wide, .view = from };
+        if (parts == 0)                                    /* of nothing: the sum is 0, and not left as it was */
+            sum.exprs[at] = (kl_expr){ .kind = KL_VALUE, .dtype = wide, .view.buffer = -1, .row = true };
         sum.exprs[at + 1] = (kl_expr){ .kind = KL_REDUCE, .op = OP_reduce_sum, .dtype = wide, .n_args = 1, .args = { at }, .view.buffer = -1, .row = true };
         sum.n_exprs += 2;
         if (wide != dtype)
@@ -362,6 +364,8 @@ static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
     cpu_loop_code *code = ARENA_NEW(c->arena, cpu_loop_code, 1);
     kl_loop loop = copy_of(c->arena, from);
     kl_merge_axes(&loop);
+    if (product(loop.extent, 0, loop.n_axes) == 0)
+        return plan_finish(c, plan, &loop, KL_SUM_OUTER, NULL, 0) && plan_finish(c, plan, &loop, KL_SUM_ALL, NULL, 0);
     if (loop.n_outer == loop.n_axes) {                     /* a row has something inside */
         CHECK(loop.n_axes < KL_MAX_AXES, "expected a loop of fewer axes than %d", loop.n_axes);
         loop.extent[loop.n_axes++] = 1;
@@ -416,7 +420,7 @@ static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
         segments = divided_up(columns, segment);
     }
     int64_t blocks = MIN(MAX(wanted / segments, 1), MAX(units, 1)), per_task = MAX(divided_up(units, blocks), 1);
-    blocks = inner == 0 ? 0 : divided_up(units, per_task);
+    blocks = divided_up(units, per_task);
     int64_t tasks = blocks * segments;
 
     code->units_arg = add_arg(c, plan, code, units);
@@ -446,7 +450,7 @@ static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
     char *key = key_of(c->arena, code);
     CHECK(plan->n_phases < CPU_MAX_PHASES, "expected a loop of fewer phases than %d", plan->n_phases);
     plan->phases[plan->n_phases++] = (cpu_phase){ .function = cpu_request_code(c, key, 40 + 12 * cost, cpu_emit_loop, code), .arg_base = base,
-                                                  .tasks = tasks, .work = inner == 0 ? 0 : work };
+                                                  .tasks = tasks, .work = work };
     return !sums || (plan_finish(c, plan, &loop, KL_SUM_OUTER, partial_offset, blocks) &&
                      plan_finish(c, plan, &loop, KL_SUM_ALL, partial_offset, tasks));
 }

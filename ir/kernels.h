@@ -112,7 +112,8 @@ typedef struct {
 
 /* A loop: expressions over an index space of n_axes, of which the first n_outer are outer: their index is a row. Reductions
  * run over the inner axes of a row. Rows are independent. Without KL_REDUCE and KL_SUM_OUTER the split means nothing and the
- * backend may cut anywhere. An output may alias a load whose view is the same, element by element. */
+ * backend may cut anywhere. An output may alias a load whose view is the same, element by element. Where an extent is 0 there
+ * is no row either: nothing is stored, and sums are 0. */
 typedef struct {
     int n_axes, n_outer;
     int64_t extent[KL_MAX_AXES];
@@ -127,6 +128,7 @@ typedef struct {
  *   a: expressions over axes batch..., M, K; n_outer is their number less one. Its only output (buffer -1) is the operand.
  *   b: over batch..., K, N, likewise.
  *   c: over batch..., M, N; n_outer is their number less one: a row is a row of C. KL_PRODUCT stands for the sum.
+ * None of them has a KL_REDUCE.
  * A plain product has one KL_LOAD in a and in b, and one KL_PRODUCT (and a cast if need be) in c. */
 typedef struct {
     int n_batch;

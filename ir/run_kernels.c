@@ -87,8 +87,9 @@ static void locate(runner *r, const kl_view *view, int64_t n)
     for (int i = 0; i < loop->n_outer; i++)
         base += r->row[i] * view->stride[i];
     for (int i = loop->n_axes - 1; i >= loop->n_outer; i--) {
-        index[i] = rest % loop->extent[i];
-        rest /= loop->extent[i];
+        int64_t extent = MAX(loop->extent[i], 1);
+        index[i] = rest % extent;
+        rest /= extent;
         base += index[i] * view->stride[i];
     }
     for (int64_t i = 0; i < n; i++) {

@@ -297,6 +297,8 @@ static bool expr_fits(verifier *v, const kl_loop *loop, int which, loop_use use,
         break;
     case KL_REDUCE:
         row = true;
+        if (use != LOOP_ALONE)
+            return wrong(v, "%s: a product's operands and epilogue have no reductions", what);
         if (e->n_args != 1 || e->op >= IR_OPS || ir_op_table[e->op].class != IR_REDUCTION ||
             e->dtype != (e->op == OP_argmax ? IR_I32 : loop->exprs[e->args[0]].dtype))
             return wrong(v, "%s: expected a reduction of one operand", what);
@@ -336,6 +338,8 @@ static bool output_fits(verifier *v, const kl_loop *loop, const kl_output *o, lo
     memcpy(extent, loop->extent, sizeof extent);
     switch (o->kind) {
     case KL_STORE:
+        if (is_empty(loop->n_axes, extent))
+            return true;
         if (e->row && is_still_along_rows(loop, &o->view))
             for (int i = loop->n_outer; i < loop->n_axes; i++)
                 extent[i] = 1;
