@@ -128,7 +128,7 @@ static void plan_kernel(kl_kernel *kernel, void *context)
 {
     planning *p = context;
     static cpu_planner *const planners[] = {
-        [KL_LOOP] = cpu_plan_loop, [KL_CONTRACTION] = cpu_plan_contraction, [KL_ATTENTION] = cpu_plan_attention,
+        [KL_LOOP] = cpu_plan_loop, [KL_LIST] = cpu_plan_list, [KL_CONTRACTION] = cpu_plan_contraction, [KL_ATTENTION] = cpu_plan_attention,
         [KL_SCATTER] = cpu_plan_scatter, [KL_REPEAT] = NULL };
     if (p->ok && planners[kernel->kind])
         p->ok = planners[kernel->kind](p->compiler, kernel, &p->plans[kernel->id]);
@@ -137,6 +137,15 @@ static void plan_kernel(kl_kernel *kernel, void *context)
 /* -- the compile trace ------------------------------------------------------------------------------------------------------ */
 
 typedef struct { const kl_program *list; const cpu_plan *plans; ir_compile_report *report; int n[KL_REPEAT + 1], n_openblas; double flops, bytes; } survey;
+
+static int64_t tasks_of_phase(const cpu_plan *plan, int phase)
+{
+    int64_t tasks = plan->n_parts ? 0 : plan->phases[phase].tasks;
+    for (int i = 0; i < plan->n_parts; i++)
+        if (phase < plan->parts[i].n_phases)
+            tasks += plan->parts[i].phases[phase].tasks;
+    return tasks;
+}
 
 static void report_kernel(kl_kernel *kernel, void *context)
 {
@@ -154,10 +163,10 @@ static void report_kernel(kl_kernel *kernel, void *context)
     s->flops += flops;
     s->bytes += bytes;
     for (int i = 0; i < plan->n_phases; i++)
-        tasks = MAX(tasks, plan->phases[i].tasks);
+        tasks = MAX(tasks, tasks_of_phase(plan, i));
     ir_report_line(s->report, 2, "k%-4d %-32s %10.3f MFLOP %10.3f MB %5lld tasks%s%s", kernel->id, kernel->name ? kernel->name : "", flops * 1e-6,
                    bytes * 1e-6, (long long)tasks, plan->how ? ", " : "", plan->how ? plan->how : "");
-    for (int i = 0; i < plan->n_phases; i++)
+    for (int i = 0; i < plan->n_phases && plan->n_parts == 0; i++)
         if (plan->phases[i].function >= 0)
             ir_report_line(s->report, 3, "      phase %d: function %d, %lld tasks", i, plan->phases[i].function, (long long)plan->phases[i].tasks);
 }
@@ -176,8 +185,8 @@ static void report_program(const ir_executable *p, const cpu_plan *plans, const 
     survey s = { .list = p->list, .plans = plans, .report = report };
     const char *pinned = getenv("OPENBLAS_CORETYPE");
     for_each_kernel(p->list->kernels, p->list->n_kernels, report_kernel, &s);
-    ir_report_line(report, 1, "kernels: %d loops, %d products, %d attentions, %d scatters, %d repeats; %.3f GFLOP, %.1f MB read and written (repeats once)",
-                   s.n[KL_LOOP], s.n[KL_CONTRACTION], s.n[KL_ATTENTION], s.n[KL_SCATTER], s.n[KL_REPEAT], s.flops * 1e-9, s.bytes * 1e-6);
+    ir_report_line(report, 1, "kernels: %d loops, %d lists of loops, %d products, %d attentions, %d scatters, %d repeats; %.3f GFLOP, %.1f MB read and written (repeats once)",
+                   s.n[KL_LOOP], s.n[KL_LIST], s.n[KL_CONTRACTION], s.n[KL_ATTENTION], s.n[KL_SCATTER], s.n[KL_REPEAT], s.flops * 1e-9, s.bytes * 1e-6);
     if (s.n[KL_CONTRACTION] > s.n_openblas)
         ir_report_line(report, 1, "products: %d by generated code", s.n[KL_CONTRACTION] - s.n_openblas);
     if (s.n_openblas)
@@ -317,6 +326,9 @@ static const char *shape_of(base_arena *arena, const kl_kernel *kernel)
     case KL_LOOP:
         for (int i = 0; i < kernel->loop.n_axes; i++)
             base_text_add(&text, "%s%lld", i ? "x" : "", (long long)kernel->loop.extent[i]);
+        break;
+    case KL_LIST:
+        base_text_add(&text, "%d loops", kernel->list.n);
         break;
     case KL_CONTRACTION: {
         const kl_contraction *c = &kernel->contraction;

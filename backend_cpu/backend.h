@@ -53,6 +53,8 @@ struct cpu_plan {
     size_t scratch_bytes;         /* of each thread */
     size_t workspace_bytes;       /* shared by the phases of this kernel, 64-byte aligned, of no content before */
     int n_workspace_args, workspace_args[CPU_MAX_WORKSPACE_ARGS];      /* offsets in it: what is added to them is where it lies */
+    int n_parts;                  /* of a list: a plan a loop, side by side. Then n_phases is the most of any, and phases and args */
+    cpu_plan *parts;              /* are the parts'; workspace_bytes is of all together, and their args know where theirs begins */
     const char *how;              /* for the compile trace: "openblas", "generated 12x32"; NULL: nothing to say */
     /* Optional: called once the requested functions are in memory, for C code that calls them by address. */
     void (*link)(cpu_plan *plan, const cpu_linked *linked);
@@ -107,7 +109,7 @@ static inline char *cpu_pointer(const int64_t *args, char *const *buffers, int i
 
 /* plan is {0} to begin with. False and base_error where the kernel cannot be had. */
 typedef bool cpu_planner(cpu_compiler *compiler, const kl_kernel *kernel, cpu_plan *plan);
-cpu_planner cpu_plan_loop;               /* loops.c */
+cpu_planner cpu_plan_loop, cpu_plan_list;               /* loops.c */
 cpu_planner cpu_plan_contraction;        /* contraction.c */
 cpu_planner cpu_plan_attention;          /* attention.c */
 cpu_planner cpu_plan_scatter;            /* scatter.c */

@@ -210,6 +210,29 @@ static void add_step(cpu_execution *x, step st)
     x->steps[x->n_steps++] = st;
 }
 
+static void move_workspace(cpu_plan *plan, size_t offset)
+{
+    for (int i = 0; i < plan->n_workspace_args; i++)
+        plan->args[plan->workspace_args[i]] += (int64_t)offset;
+    for (int i = 0; i < plan->n_parts; i++)
+        move_workspace(&plan->parts[i], offset);
+}
+
+/* Phase `phase` of the plan, in the stage that is being made. */
+static void add_items(cpu_execution *x, stage *st, double *work, const cpu_plan *plan, int phase, int kernel, bool counts)
+{
+    for (int i = 0; i < plan->n_parts; i++)
+        add_items(x, st, work, &plan->parts[i], phase, kernel, counts && i == 0);
+    if (plan->n_parts > 0 || phase >= plan->n_phases)
+        return;
+    const cpu_phase *p = &plan->phases[phase];
+    x->items = grown(x->arena, x->items, x->n_items, &x->cap_items, sizeof(item));
+    x->items[x->n_items++] = (item){ p, plan->args + p->arg_base, kernel, counts && phase == 0, st->tasks };
+    st->n_items++;
+    st->tasks += p->tasks;
+    *work += p->work;
+}
+
 static void end_segment(scheduler *s)
 {
     cpu_execution *x = s->x;
@@ -220,23 +243,15 @@ static void end_segment(scheduler *s)
         if (!plan->workspace_bytes)
             continue;
         place_workspace(s, i);
-        for (int j = 0; j < plan->n_workspace_args; j++)
-            plan->args[plan->workspace_args[j]] += (int64_t)s->placed[i].offset;
+        move_workspace(plan, s->placed[i].offset);
     }
     for (int n = s->first_stage; n < end; n++) {
         stage st = { .first_item = x->n_items };
         double work = 0;
         for (int i = 0; i < s->n_placed; i++) {
             const placed *p = &s->placed[i];
-            const cpu_plan *plan = &s->plans[p->kernel];
-            if (n < p->first || n > p->last)
-                continue;
-            const cpu_phase *phase = &plan->phases[n - p->first];
-            x->items = grown(x->arena, x->items, x->n_items, &x->cap_items, sizeof(item));
-            x->items[x->n_items++] = (item){ phase, plan->args + phase->arg_base, p->kernel, n == p->first, st.tasks };
-            st.n_items++;
-            st.tasks += phase->tasks;
-            work += phase->work;
+            if (n >= p->first && n <= p->last)
+                add_items(x, &st, &work, &s->plans[p->kernel], n - p->first, p->kernel, true);
         }
         st.serial = work < x->grain.shared_ns || st.tasks <= 1;
         st.barrier = true;

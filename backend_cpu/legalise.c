@@ -142,6 +142,7 @@ static void legalise_list(kl_program *program, bool generated, kl_kernel ***kern
             append(&l, kernel);
             break;
         case KL_LOOP:
+        case KL_LIST:
         case KL_ATTENTION:
         case KL_SCATTER:
             append(&l, kernel);
@@ -166,5 +167,6 @@ void cpu_legalise(kl_program *program, const cpu_machine *machine)
     if (generated)
         kl_fuse_epilogues(program);
     legalise_list(program, generated, &program->kernels, &program->n_kernels);
+    kl_list_loops(program);
     kl_renumber(program);
 }

@@ -456,3 +456,22 @@ static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
 }
 
 bool cpu_plan_loop(cpu_compiler *c, const kl_kernel *kernel, cpu_plan *plan) { return plan_function(c, plan, &kernel->loop); }
+
+/* The loops of a list have tasks of their own, of the same functions, and their phases fall together. */
+bool cpu_plan_list(cpu_compiler *c, const kl_kernel *kernel, cpu_plan *plan)
+{
+    const kl_list *list = &kernel->list;
+    plan->n_parts = list->n;
+    plan->parts = ARENA_NEW(c->arena, cpu_plan, list->n);
+    for (int i = 0; i < list->n; i++) {
+        cpu_plan *part = &plan->parts[i];
+        if (!plan_function(c, part, &list->loops[i]))
+            return false;
+        for (int j = 0; j < part->n_workspace_args; j++)
+            part->args[part->workspace_args[j]] += (int64_t)plan->workspace_bytes;
+        plan->workspace_bytes += part->workspace_bytes;
+        plan->scratch_bytes = MAX(plan->scratch_bytes, part->scratch_bytes);
+        plan->n_phases = MAX(plan->n_phases, part->n_phases);
+    }
+    return true;
+}

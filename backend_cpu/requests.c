@@ -277,7 +277,9 @@ bool cpu_store_fetch(cpu_store *s, cpu_compiler *c, const char *dump_dir, bool v
 void cpu_link_plan(cpu_compiler *c, cpu_plan *plan, const cpu_fetched *fetched)
 {
     cpu_linked linked = { c, fetched->address, fetched->code };
-    for (int i = 0; i < plan->n_phases; i++)
+    for (int i = 0; i < plan->n_parts; i++)
+        cpu_link_plan(c, &plan->parts[i], fetched);
+    for (int i = 0; i < plan->n_phases && plan->n_parts == 0; i++)
         if (plan->phases[i].function >= 0)
             plan->phases[i].code = (cpu_task *)fetched->address[plan->phases[i].function];
     if (plan->link)

@@ -70,6 +70,10 @@ void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, 
     case KL_LOOP:
         *flops = loop_flops(&kernel->loop);
         break;
+    case KL_LIST:
+        for (int i = 0; i < kernel->list.n; i++)
+            *flops += loop_flops(&kernel->list.loops[i]);
+        break;
     case KL_CONTRACTION: {
         const kl_contraction *c = &kernel->contraction;
         *flops = 2.0 * (double)c->m * (double)c->n * (double)c->k * points(&c->c, 0, c->n_batch) + loop_flops(&c->a) + loop_flops(&c->b) +

@@ -102,6 +102,10 @@ void kl_visit(kl_kernel *kernel, void (*visit)(void *context, const kl_access *a
     case KL_LOOP:
         visit_loop(&kernel->loop, visit, context);
         return;
+    case KL_LIST:
+        for (int i = 0; i < kernel->list.n; i++)
+            visit_loop(&kernel->list.loops[i], visit, context);
+        return;
     case KL_CONTRACTION:
         visit_loop(&kernel->contraction.a, visit, context);
         visit_loop(&kernel->contraction.b, visit, context);

@@ -17,6 +17,7 @@
  *   hoist.c            does before a repeat what is the same in all its iterations
  *   kernels.c          buffers, walking over kernels and views
  *   fuse_epilogues.c   loops that read a product join it
+ *   list_loops.c       independent loops of one form become one kernel
  *   memory_plan.c      live ranges, offsets in one arena, what the program needs
  *   print_kernels.c, parse_kernels.c        the text form, both ways
  *   verify_kernels.c   what must hold of a list
@@ -123,6 +124,15 @@ typedef struct {
     kl_output *outputs;
 } kl_loop;
 
+/* Loops of one form (kl_same_form) over other buffers, all at once: the update of every parameter, a sum over every gradient. No loop
+ * touches memory that another one writes. What may differ from loop to loop is what a backend would make an argument of its code:
+ * extents; of a view the buffer, the offset, and strides, though 0 stays 0 and 1 stays 1; the number of a KL_VALUE; a site; the stride and
+ * limit of a dynamic term. loops[0] is as good as any other to generate code from. */
+typedef struct {
+    int n;                      /* at least 1 */
+    kl_loop *loops;
+} kl_list;
+
 /* C[batch,m,n] = epilogue(sum over k of a[batch,m,k] * b[batch,k,n]), k ascending. Operands have one dtype (f32, f64, bf16);
  * the sum is f32, f64 for f64.
  *   a: expressions over axes batch..., M, K; n_outer is their number less one. Its only output (buffer -1) is the operand.
@@ -172,7 +182,7 @@ typedef struct {
     kl_kernel **body;
 } kl_repeat;
 
-typedef enum { KL_LOOP, KL_CONTRACTION, KL_ATTENTION, KL_SCATTER, KL_REPEAT } kl_kind;
+typedef enum { KL_LOOP, KL_LIST, KL_CONTRACTION, KL_ATTENTION, KL_SCATTER, KL_REPEAT } kl_kind;
 
 struct kl_kernel {
     kl_kind kind;
@@ -181,6 +191,7 @@ struct kl_kernel {
     ir_place place;
     union {
         kl_loop loop;
+        kl_list list;
         kl_contraction contraction;
         kl_attention attention;
         kl_scatter scatter;
@@ -249,6 +260,13 @@ void kl_hoist(kl_program *program);
 
 /* For backends whose products have epilogues: before memory is planned. */
 void kl_fuse_epilogues(kl_program *program);
+
+/* -- list_loops.c ------------------------------------------------------------------------------------------------------ */
+
+/* For backends to which a kernel less is worth something: after legalise, before memory is planned. */
+void kl_list_loops(kl_program *program);
+/* Whether both are the same code, given other arguments: see kl_list. */
+bool kl_same_form(const kl_loop *a, const kl_loop *b);
 
 /* -- memory_plan.c ---------------------------------------------------------------------------------------------------- */
 

@@ -312,24 +312,101 @@ static bool output(parser *p, loop_parts *parts, bool *none)
     return true;
 }
 
-static bool loop(parser *p, kl_loop *loop)
+static bool extents(parser *p, kl_loop *loop)
 {
-    loop_parts parts = { .loop = loop };
     int64_t inner[KL_MAX_AXES];
     int n_inner;
-    bool none = false;
     if (!ir_lex_expect(&p->lexer, "[") || !list(p, "|", false, &loop->n_outer, loop->extent) || !list(p, "]", false, &n_inner, inner))
         return false;
     if (loop->n_outer + n_inner > KL_MAX_AXES)
         return ir_lex_wrong(&p->lexer, "more than %d axes", KL_MAX_AXES);
     loop->n_axes = loop->n_outer + n_inner;
     memcpy(loop->extent + loop->n_outer, inner, sizeof(int64_t) * (size_t)n_inner);
+    return true;
+}
+
+static bool loop(parser *p, kl_loop *loop)
+{
+    loop_parts parts = { .loop = loop };
+    bool none = false;
+    if (!extents(p, loop))
+        return false;
     while (ir_lex_at_text(&p->lexer, "e"))
         if (!expr(p, &parts))
             return false;
     while (!none)
         if (!output(p, &parts, &none))
             return false;
+    return true;
+}
+
+static bool binding(parser *p, const kl_loop *loop, kl_expr *e, int n_exprs)
+{
+    uint64_t nan_bits;
+    int64_t site;
+    switch (e->kind) {
+    case KL_LOAD:
+        return view_of(p, &e->view, loop->n_axes, n_exprs);
+    case KL_VALUE:
+        return ir_lex_value_of(&p->lexer, e->dtype, &e->value, &nan_bits);
+    case KL_RANDOM:
+        if (!ir_lex_expect(&p->lexer, "site") || !ir_lex_integer(&p->lexer, 0, UINT32_MAX, &site))
+            return false;
+        e->site = (uint32_t)site;
+        e->view = (kl_view){ .buffer = -1 };
+        return view_parts(p, &e->view, loop->n_axes, n_exprs);
+    case KL_INDEX:
+        e->view = (kl_view){ .buffer = -1 };
+        return view_parts(p, &e->view, loop->n_axes, n_exprs);
+    case KL_OP:
+    case KL_REDUCE:
+    case KL_PRODUCT:
+        break;
+    }
+    return true;
+}
+
+/* Another loop of the first one's form: its extents and bindings. */
+static bool bindings(parser *p, const kl_loop *first, kl_loop *loop)
+{
+    base_arena *arena = p->program->arena;
+    bool begun = false;
+    *loop = *first;
+    if (!extents(p, loop))
+        return false;
+    if (loop->n_axes != first->n_axes || loop->n_outer != first->n_outer)
+        return ir_lex_wrong(&p->lexer, "expected %d axes, %d of them outer", first->n_axes, first->n_outer);
+    loop->exprs = ARENA_NEW(arena, kl_expr, loop->n_exprs);
+    loop->outputs = ARENA_NEW(arena, kl_output, loop->n_outputs);
+    for (int i = 0; i < loop->n_exprs; i++) {
+        kl_expr *e = &loop->exprs[i];
+        *e = first->exprs[i];
+        bool bound = e->kind != KL_OP && e->kind != KL_REDUCE && e->kind != KL_PRODUCT;
+        if ((bound && begun && !ir_lex_expect(&p->lexer, ",")) || !binding(p, loop, e, i))
+            return false;
+        begun |= bound;
+    }
+    for (int i = 0; i < loop->n_outputs; i++) {
+        loop->outputs[i] = first->outputs[i];
+        if ((begun && !ir_lex_expect(&p->lexer, ",")) || !view_of(p, &loop->outputs[i].view, loop->n_axes, loop->n_exprs))
+            return false;
+        begun = true;
+    }
+    return true;
+}
+
+static bool list_of_loops(parser *p, kl_list *list)
+{
+    int cap = 0;
+    kl_loop next = {0};
+    if (!loop(p, &next))
+        return false;
+    do {
+        if (list->n > 0 && !bindings(p, &list->loops[0], &next))
+            return false;
+        list->loops = kl_grown(p->program->arena, list->loops, list->n, &cap, sizeof next);
+        list->loops[list->n++] = next;
+    } while (ir_lex_accept(&p->lexer, "also"));
     return true;
 }
 
@@ -439,6 +516,10 @@ static bool kernel(parser *p, kernel_list *list)
         k->kind = KL_LOOP;
         return loop(p, &k->loop);
     }
+    if (ir_lex_is_word(text, len, "list")) {
+        k->kind = KL_LIST;
+        return list_of_loops(p, &k->list);
+    }
     if (ir_lex_is_word(text, len, "contraction")) {
         k->kind = KL_CONTRACTION;
         return contraction(p, &k->contraction);
@@ -455,7 +536,7 @@ static bool kernel(parser *p, kernel_list *list)
         k->kind = KL_REPEAT;
         return repeat(p, &k->repeat);
     }
-    return ir_lex_wrong(lexer, "expected loop, contraction, attention, scatter or repeat, got '%.*s'", (int)MIN(len, 40), text);
+    return ir_lex_wrong(lexer, "expected loop, list, contraction, attention, scatter or repeat, got '%.*s'", (int)MIN(len, 40), text);
 }
 
 static bool kernels(parser *p, kernel_list *list)

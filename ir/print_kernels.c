@@ -14,8 +14,14 @@
  *         e3: f32 = add e0, e1
  *         store b3[512,64,1] = e3
  *         sum_outer b5[0,0,1] += e3
- *       k1: repeat "scan" r0 count 8 reverse {
- *         k2: contraction "matmul" f32 batch [4] m 8 n 16 k 32
+ *       k1: list "add" [ | 4096]                                loops of one form: the first, then the bindings of the others,
+ *         e0: f32 = load b0[1]                                  expressions and outputs in order
+ *         e1: f32 = value 0.5
+ *         e2: f32 = mul e0, e1
+ *         store b2[1] = e2
+ *         also [ | 64] b4[1], 0.25, b5[1]
+ *       k2: repeat "scan" r0 count 8 reverse {
+ *         k3: contraction "matmul" f32 batch [4] m 8 n 16 k 32
  *           a [4,8 | 32]
  *             e0: f32 = load ...
  *             operand = e0
@@ -216,20 +222,63 @@ static void print_output(printer *p, const kl_loop *loop, const kl_output *outpu
     end_line(p, nowhere);
 }
 
+static void print_extents(base_text *out, const kl_loop *loop)
+{
+    base_text_add(out, " [");
+    print_dims(out, loop->n_outer, loop->extent);
+    base_text_add(out, "%s|%s", loop->n_outer ? " " : "", loop->n_axes > loop->n_outer ? " " : "");
+    print_dims(out, loop->n_axes - loop->n_outer, loop->extent + loop->n_outer);
+    base_text_add(out, "]");
+}
+
 /* Goes on in the line of the head. */
 static void print_loop(printer *p, const kl_loop *loop, ir_place place)
 {
-    base_text_add(p->out, " [");
-    print_dims(p->out, loop->n_outer, loop->extent);
-    base_text_add(p->out, "%s|%s", loop->n_outer ? " " : "", loop->n_axes > loop->n_outer ? " " : "");
-    print_dims(p->out, loop->n_axes - loop->n_outer, loop->extent + loop->n_outer);
-    base_text_add(p->out, "]");
+    print_extents(p->out, loop);
     end_line(p, place);
     p->depth++;
     for (int i = 0; i < loop->n_exprs; i++)
         print_expr(p, loop, i);
     for (int i = 0; i < loop->n_outputs; i++)
         print_output(p, loop, &loop->outputs[i]);
+    p->depth--;
+}
+
+/* What the first loop of a list has at these places, this one has there. */
+static void print_bindings(printer *p, const kl_loop *loop)
+{
+    base_text *out = p->out;
+    const char *between = " ";
+    begin_line(p);
+    base_text_add(out, "also");
+    print_extents(out, loop);
+    for (int i = 0; i < loop->n_exprs; i++) {
+        const kl_expr *e = &loop->exprs[i];
+        if (e->kind == KL_OP || e->kind == KL_REDUCE || e->kind == KL_PRODUCT)
+            continue;
+        base_text_add(out, "%s", between);
+        if (e->kind == KL_RANDOM)
+            base_text_add(out, "site %u ", e->site);
+        if (e->kind == KL_VALUE)
+            print_number(out, e->dtype, e->value);
+        else
+            print_view(out, &e->view, loop->n_axes);
+        between = ", ";
+    }
+    for (int i = 0; i < loop->n_outputs; i++) {
+        base_text_add(out, "%s", between);
+        print_view(out, &loop->outputs[i].view, loop->n_axes);
+        between = ", ";
+    }
+    end_line(p, nowhere);
+}
+
+static void print_list(printer *p, const kl_list *list, ir_place place)
+{
+    print_loop(p, &list->loops[0], place);
+    p->depth++;
+    for (int i = 1; i < list->n; i++)
+        print_bindings(p, &list->loops[i]);
     p->depth--;
 }
 
@@ -303,7 +352,7 @@ static void print_scatter(printer *p, const kl_scatter *s, ir_place place)
 
 static void print_kernel(printer *p, const kl_kernel *kernel)
 {
-    static const char *const names[] = { [KL_LOOP] = "loop", [KL_CONTRACTION] = "contraction", [KL_ATTENTION] = "attention",
+    static const char *const names[] = { [KL_LOOP] = "loop", [KL_LIST] = "list", [KL_CONTRACTION] = "contraction", [KL_ATTENTION] = "attention",
                                          [KL_SCATTER] = "scatter", [KL_REPEAT] = "repeat" };
     begin_line(p);
     base_text_add(p->out, "k%d: %s ", kernel->id, names[kernel->kind]);
@@ -311,6 +360,9 @@ static void print_kernel(printer *p, const kl_kernel *kernel)
     switch (kernel->kind) {
     case KL_LOOP:
         print_loop(p, &kernel->loop, kernel->place);
+        return;
+    case KL_LIST:
+        print_list(p, &kernel->list, kernel->place);
         return;
     case KL_CONTRACTION:
         print_contraction(p, &kernel->contraction, kernel->place);

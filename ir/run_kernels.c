@@ -388,6 +388,10 @@ static void run_list(kl_machine *machine, kl_kernel *const *kernels, int n)
         case KL_LOOP:
             run_loop(machine, &kernel->loop, NULL, NULL);
             break;
+        case KL_LIST:
+            for (int j = 0; j < kernel->list.n; j++)
+                run_loop(machine, &kernel->list.loops[j], NULL, NULL);
+            break;
         case KL_CONTRACTION:
             run_contraction(machine, &kernel->contraction);
             break;

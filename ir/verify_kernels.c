@@ -407,6 +407,46 @@ static bool loop_fits(verifier *v, const kl_loop *loop, loop_use use, ir_dtype o
     return true;
 }
 
+/* -- lists of loops ----------------------------------------------------------------------------------------------------- */
+
+typedef struct { verifier *v; int *toucher, *writer, now; int clash; } list_check;      /* by memory: which loop, from 1 on */
+
+static void check_apart(void *context, const kl_access *access)
+{
+    list_check *c = context;
+    int memory = memory_of(c->v->program, access->view->buffer), toucher = c->toucher[memory], writer = c->writer[memory];
+    if ((writer && writer != c->now) || (access->write && toucher && toucher != c->now))
+        c->clash = access->view->buffer;
+    if (toucher == 0 || toucher == c->now)
+        c->toucher[memory] = c->now;
+    else
+        c->toucher[memory] = INT32_MAX;                    /* several read it */
+    if (access->write)
+        c->writer[memory] = c->now;
+}
+
+static bool list_of_loops_fits(verifier *v, const kl_list *list)
+{
+    size_t bytes = sizeof(int) * (size_t)v->program->n_buffers;
+    if (list->n < 1)
+        return wrong(v, "expected loops");
+    for (int i = 0; i < list->n; i++) {
+        if (!loop_fits(v, &list->loops[i], LOOP_ALONE, IR_F32, IR_F32))
+            return false;
+        if (!kl_same_form(&list->loops[0], &list->loops[i]))
+            return wrong(v, "loop %d: is of another form than the first", i);
+    }
+    list_check c = { v, base_alloc(bytes), base_alloc(bytes), 0, -1 };
+    for (int i = 0; i < list->n && c.clash < 0; i++) {
+        kl_kernel one = { .kind = KL_LOOP, .loop = list->loops[i] };
+        c.now = i + 1;
+        kl_visit(&one, check_apart, &c);
+    }
+    base_free(c.toucher);
+    base_free(c.writer);
+    return c.clash < 0 || wrong(v, "b%d: one loop of the list writes what another one touches", c.clash);
+}
+
 /* -- the other kernels -------------------------------------------------------------------------------------------------- */
 
 static bool matrix_fits(verifier *v, const kl_contraction *c, const kl_loop *loop, int64_t rows, int64_t columns, const char *what)
@@ -489,6 +529,7 @@ static bool list_fits(verifier *v, kl_kernel *const *kernels, int n)
         bool good = true;
         switch (kernel->kind) {
         case KL_LOOP:        good = loop_fits(v, &kernel->loop, LOOP_ALONE, IR_F32, IR_F32); break;
+        case KL_LIST:        good = list_of_loops_fits(v, &kernel->list); break;
         case KL_CONTRACTION: good = contraction_fits(v, &kernel->contraction); break;
         case KL_ATTENTION:   good = attention_fits(v, &kernel->attention); break;
         case KL_SCATTER:     good = scatter_fits(v, &kernel->scatter); break;

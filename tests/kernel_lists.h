@@ -187,8 +187,11 @@ MAYBE_UNUSED static void check_kernels(ir_graph *graph, settings s)
     current = graph;
     ir_array *params = values_for(graph, &s), *expected = run_graph(graph, params);
     base_text why = {0};
-    for (int reuse = 0; reuse < 2; reuse++) {
+    for (int variant = 0; variant < 4; variant++) {      /* memory reused or not; loops of one form together or not */
+        bool reuse = variant & 1, listed = variant & 2;
         kl_program *program = lowered(graph, s.keep_attention);
+        if (listed)
+            kl_list_loops(program);
         if (!kl_verify(program, &why))
             fail_with(graph, program, "%s", why.at);
         kl_plan_memory(program, reuse);

@@ -506,7 +506,7 @@ static void test_costs(void **state)
 /* -- as text ------------------------------------------------------------------------------------------------------------ */
 
 /* tests/kernels/NAME.rax is a graph and the kernel list that is to come of it, `=== kernels ===` between them; `=== kernels attention ===`
- * where attention is a kernel. UPDATE=1 writes the lists anew. */
+ * where attention is a kernel, `=== kernels listed ===` where loops of one form are. UPDATE=1 writes the lists anew. */
 static void check_file(const char *path)
 {
     base_text text = {0};
@@ -519,7 +519,7 @@ static void check_file(const char *path)
     char *section = strstr(text.at, "\n=== "), *list = section ? strchr(section + 1, '\n') : NULL;
     if (!list)
         fail_msg("%s: no section === kernels ===", path);
-    bool attention = strncmp(section, "\n=== kernels attention ===", 26) == 0;
+    bool attention = strncmp(section, "\n=== kernels attention ===", 26) == 0, listed = strncmp(section, "\n=== kernels listed ===", 23) == 0;
     forget();
     ir_graph *graph = ir_parse(path, text.at, (size_t)(section - text.at));
     if (!graph)
@@ -527,6 +527,8 @@ static void check_file(const char *path)
     keep(graph);
     check_kernels(graph, (settings){ .keep_attention = attention, .tolerance = 1e-4, .lo = 0.1, .hi = 0.9 });
     kl_program *program = lowered(graph, attention);
+    if (listed)
+        kl_list_loops(program);
     kl_plan_memory(program, true);
     const char *got = kernels_text(program);
     kl_program_free(program);
@@ -557,14 +559,19 @@ static void test_files(void **state)
     closedir(dir);
 }
 
+static const char updates[] =
+    "graph f(%0: f32[8], %1: f32[2,6], %2: f32[8], %3: f32[2,6], %4: f32[]) {"
+    " %5: f32[8] = broadcast %4 {axes=[]} %6: f32[8] = mul %2, %5 %7: f32[8] = sub %0, %6"
+    " %8: f32[2,6] = broadcast %4 {axes=[]} %9: f32[2,6] = mul %3, %8 %10: f32[2,6] = sub %1, %9 return %7 -> %0, %10 -> %1 }";
+
 /* Whatever stands in the text, parsing ends in a list that may be run, or in an error. */
-static void test_hostile_text(void **state)
+static void bombard(ir_graph *graph, bool listed)
 {
     static const char bytes[] = "0123456789-[]|,+*=ebkr {}\n\"%";
     dice d = { 5 };
-    (void)state;
-    forget();
-    kl_program *program = lowered(graph_of(scans[0]), false);
+    kl_program *program = lowered(graph, false);
+    if (listed)
+        kl_list_loops(program);
     kl_plan_memory(program, true);
     const char *text = kernels_text(program);
     size_t len = strlen(text);
@@ -585,6 +592,70 @@ static void test_hostile_text(void **state)
     }
 }
 
+static void test_hostile_text(void **state)
+{
+    (void)state;
+    forget();
+    bombard(graph_of(scans[0]), false);
+    forget();
+    bombard(graph_of(updates), true);
+}
+
+/* -- lists of loops ----------------------------------------------------------------------------------------------------- */
+
+static int count_kind(const kl_program *program, kl_kind kind)
+{
+    int n = 0;
+    for (int i = 0; i < program->n_kernels; i++)
+        n += program->kernels[i]->kind == kind;
+    return n;
+}
+
+/* What depends on another of its form stays apart from it, and what depends on something between stays behind that. */
+static void test_lists(void **state)
+{
+    static const struct { const char *text; int lists, loops; } cases[] = {
+        { "graph f(%0: f32[8], %1: f32[5,7]) { %2: f32[8] = exp %0 %3: f32[5,7] = exp %1 return %2, %3 }", 1, 0 },
+        { "graph f(%0: f32[8], %1: f32[9]) { %2: f32[8] = exp %0 %3: f32[9] = log %1 return %2, %3 }", 0, 2 },
+        { "graph f(%0: f32[8,3], %1: f32[3,3]) { %2: f32[8,3] = exp %0 %3: f32[8,3] = matmul %2, %1 %4: f32[8,3] = exp %3 return %2, %4 }", 0, 2 },
+    };
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        forget();
+        ir_graph *graph = graph_of(cases[i].text);
+        check_kernels(graph, (settings){0});
+        kl_program *program = lowered(graph, false);
+        kl_list_loops(program);
+        assert_int_equal(count_kind(program, KL_LIST), cases[i].lists);
+        assert_int_equal(count_kind(program, KL_LOOP), cases[i].loops);
+        kl_program_free(program);
+    }
+}
+
+/* A list whose loops touch each other's memory is none. */
+static void test_lists_are_apart(void **state)
+{
+    static const struct { const char *also, *why; } cases[] = {
+        { "b1[1], 2, b3[1]", NULL },
+        { "b1[1], 2, b2[1]", "one loop of the list writes what another one touches" },
+        { "b2[1], 2, b3[1]", "one loop of the list writes what another one touches" },
+        { "b1[0], 2, b3[1]", "is of another form" },
+        { "b1[1], 2, b3[2]", "reaches" },
+    };
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        base_text text = {0};
+        base_text_add(&text, "kernels \"f\" arena 0 workspace 0 {\n b0: f32[8] param 0\n b1: f32[8] param 1\n b2: f32[8] result 0\n b3: f32[8] result 1\n"
+                             "k0: list \"mul\" [| 8]\n e0: f32 = load b0[1]\n e1: f32 row = value 3\n e2: f32 = mul e0, e1\n store b2[1] = e2\n"
+                             "also [| 8] %s\n}\n", cases[i].also);
+        kl_program *program = kl_parse("list", text.at, text.len);
+        if (!program != (cases[i].why != NULL) || (cases[i].why && !strstr(base_error(), cases[i].why)))
+            fail_msg("%s: expected %s, got %s", text.at, cases[i].why ? cases[i].why : "a list", program ? "a list" : base_error());
+        kl_program_free(program);
+        base_text_free(&text);
+    }
+}
+
 int main(void)
 {
     base_bug_hook = current_text;
@@ -593,7 +664,7 @@ int main(void)
         GRAPH_TEST(test_movement), GRAPH_TEST(test_indexing), GRAPH_TEST(test_matmul), GRAPH_TEST(test_norms), GRAPH_TEST(test_activations),
         GRAPH_TEST(test_losses), GRAPH_TEST(test_attention), GRAPH_TEST(test_random), GRAPH_TEST(test_adamw), GRAPH_TEST(test_scan),
         GRAPH_TEST(test_results), GRAPH_TEST(test_memory), GRAPH_TEST(test_costs),
-        GRAPH_TEST(test_files), GRAPH_TEST(test_hostile_text),
+        GRAPH_TEST(test_files), GRAPH_TEST(test_hostile_text), GRAPH_TEST(test_lists), GRAPH_TEST(test_lists_are_apart),
     };
     return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
 }
