@@ -197,7 +197,8 @@ static bool run_python(const char *what, const char *log_path, char *const argv[
         return true;
     char line[512];
     quote_log(log_path, line, sizeof line);
-    return rax_fail(RAX_FAILURE, "%s: %s", what, line[0] ? line : "python3 failed");
+    return rax_fail(RAX_FAILURE, "%s: %s%s", what, line[0] ? line : "python3 failed",
+                    strstr(line, "No module named pip") ? " (make deps installs it, as python3-pip)" : "");
 }
 
 /* The one file in a folder; NULL where there is none. */
