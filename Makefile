@@ -25,7 +25,7 @@ Q := $(if $(V),,@)
 
 # -- sources by folder -------------------------------------------------------------------------------------------------
 LIB_DIRS := base ir tracer backend_cpu
-APP_DIRS := data nanogpt
+APP_DIRS := data nanogpt bench
 LIB_SRC  := $(foreach d,$(LIB_DIRS) $(APP_DIRS),$(wildcard $(d)/*.c))
 CLI_SRC  := $(wildcard cli/*.c)
 LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)

@@ -1,15 +1,22 @@
-"""The five training steps that RAX is measured on, for the scripts beside this file."""
+"""The five training steps that RAX is measured on, for the scripts beside this file: what workloads.def lists."""
+import os
+import re
 from collections import namedtuple
 
 Workload = namedtuple("Workload", "layers heads width context batch vocab bias")
 
-WORKLOADS = {
-    "nano":  Workload(4, 4, 128, 64, 12, 65, False),        # nanoGPT's configuration for a CPU
-    "baby":  Workload(6, 6, 384, 256, 64, 65, False),       # nanoGPT's character model of Shakespeare
-    "mini":  Workload(6, 6, 384, 256, 16, 50304, True),     # GPT-2's vocabulary on one machine
-    "gpt2":  Workload(12, 12, 768, 64, 4, 50304, True),     # GPT-2 124M, the batch of llm.c's CPU program
-    "gpt2l": Workload(12, 12, 768, 1024, 1, 50304, True),   # GPT-2 124M at its whole context
-}
+
+def read(path):
+    with open(path) as file:
+        rows = re.findall(r"^WORKLOAD\((\w+),([^)]*)\)", file.read(), re.MULTILINE)
+    workloads = {}
+    for name, numbers in rows:
+        *sizes, bias = map(int, numbers.split(","))
+        workloads[name] = Workload(*sizes, bool(bias))
+    return workloads
+
+
+WORKLOADS = read(os.path.join(os.path.dirname(os.path.abspath(__file__)), "workloads.def"))
 
 
 def parameters(w):

@@ -41,6 +41,7 @@ int cli_eval(int argc, char **argv);
 int cli_compile(int argc, char **argv);
 int cli_info(int argc, char **argv);
 int cli_prepare(int argc, char **argv);
+int cli_bench(int argc, char **argv);
 
 /* -- main.c --------------------------------------------------------------------------------------------------------- */
 

@@ -14,6 +14,7 @@ static const struct { const char *name, *help; int (*run)(int argc, char **argv)
     { "prepare", "make token files of a known corpus or of your own text", cli_prepare },
     { "compile", "print what the compiler makes of a graph", cli_compile },
     { "info", "print what rax finds on this machine", cli_info },
+    { "bench", "measure this machine, and kernels and training steps on it", cli_bench },
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 

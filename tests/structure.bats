@@ -43,6 +43,11 @@ foreign() { grep -hoE '^ *# *include "[^"]+"' "$1"/*.[ch] | sed -E 's/.*"([^"]+)
     [ -z "$output" ] || { echo "$output"; false; }
 }
 
+@test "bench is a user of rax.h and of the trainer's step" {
+    run foreign bench '^bench/|^nanogpt/|^rax\.h$'
+    [ -z "$output" ] || { echo "$output"; false; }
+}
+
 @test "LLVM is called where code is made, and nowhere else" {
     run bash -c "grep -l 'llvm-c' base/*.[ch] ir/*.[ch] tracer/*.[ch] data/*.[ch] nanogpt/*.[ch] cli/*.[ch] include/*.h"
     [ -z "$output" ] || { echo "$output"; false; }
@@ -57,7 +62,7 @@ foreign() { grep -hoE '^ *# *include "[^"]+"' "$1"/*.[ch] | sed -E 's/.*"([^"]+)
 @test "names between files carry their folder's prefix" {
     build=${RAX_BIN%/rax}
     [ -d "$build" ] || skip "there is no build"
-    run bash -c "for o in $build/base/*.o $build/tracer/*.o $build/nanogpt/*.o $build/data/*.o $build/backend_cpu/*.o; do
-        nm --defined-only -g \$o | awk -v o=\$o '{ print o, \$3 }'; done | grep -vE ' (base|rax|trace|gpt|data|cpu)_|llvm_library.o LLVM|__(asan|odr_asan|tsan|start|stop)|DW\.|\.(0|cold)$'"
+    run bash -c "for o in $build/base/*.o $build/tracer/*.o $build/nanogpt/*.o $build/data/*.o $build/bench/*.o $build/backend_cpu/*.o; do
+        nm --defined-only -g \$o | awk -v o=\$o '{ print o, \$3 }'; done | grep -vE ' (base|rax|trace|gpt|data|bench|cpu)_|llvm_library.o LLVM|__(asan|odr_asan|tsan|start|stop)|DW\.|\.(0|cold)$'"
     [ -z "$output" ] || { echo "$output"; false; }
 }
