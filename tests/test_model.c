@@ -55,6 +55,40 @@ static void test_philox(void **state)
     assert_memory_equal(out, ones, sizeof out);
 }
 
+/* Box and Muller's formula by long doubles: element i from words i mod 4 and its neighbour of counter i / 4. */
+static float normal_by_libm(uint64_t seed, uint32_t site, double deviation, int64_t i)
+{
+    uint32_t word[4];
+    gpt_philox(seed, (uint32_t[]){ (uint32_t)(i / 4), (uint32_t)((uint64_t)i / 4 >> 32), site, 0 }, word);
+    const uint32_t *pair = &word[i % 4 / 2 * 2];
+    long double angle = pair[1] * (2 * M_PI * 0x1p-32), radius = deviation * sqrtl(-2 * logl((pair[0] + 1.0L) * 0x1p-32L));
+    return (float)(radius * (i % 2 ? sinl(angle) : cosl(angle)));
+}
+
+/* A double is rounded to a float: the two may differ where it lies within its own error of the middle between two floats,
+ * once in some 10^8 numbers, and by one float then. */
+static void test_normal(void **state)
+{
+    (void)state;
+    const int64_t counts[] = { 0, 1, 2, 3, 5, 255, 256, 257, 4099, 1000003 };      /* threads share the last */
+    float *x = rax_alloc(sizeof *x * 1000004);
+    for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
+        uint32_t site = GPT_SITE_WEIGHTS + (uint32_t)c;
+        int64_t other = 0;
+        x[counts[c]] = 77;
+        gpt_normal(0x123456789abcdef, site, 0.02, counts[c], x);
+        assert_true(x[counts[c]] == 77);
+        for (int64_t i = 0; i < counts[c]; i++) {
+            float wanted = normal_by_libm(0x123456789abcdef, site, 0.02, i);
+            other += x[i] != wanted;
+            if (x[i] != wanted && x[i] != nextafterf(wanted, x[i]))
+                fail_msg("count %lld, element %lld: expected %a, got %a", (long long)counts[c], (long long)i, wanted, x[i]);
+        }
+        assert_true(other <= 1);
+    }
+    rax_free(x);
+}
+
 static void check_normal(rax_tree params, const char *name, double deviation)
 {
     rax_tensor w = rax_get(params, "%s", name);
@@ -532,7 +566,8 @@ static void test_draws(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_philox),       cmocka_unit_test(test_initial_weights), cmocka_unit_test(test_learning_rate),
+        cmocka_unit_test(test_philox),       cmocka_unit_test(test_normal),
+        cmocka_unit_test(test_initial_weights), cmocka_unit_test(test_learning_rate),
         cmocka_unit_test(test_evaluation),   cmocka_unit_test(test_dropout),         cmocka_unit_test(test_accumulation),
         cmocka_unit_test(test_bf16),         cmocka_unit_test(test_weight_names),    cmocka_unit_test(test_weight_errors),
         cmocka_unit_test(test_description),  cmocka_unit_test(test_cache),           cmocka_unit_test(test_sampling),
