@@ -22,7 +22,7 @@ static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 /* -- the code ---------------------------------------------------------------------------------------------------------- */
 
-typedef enum { MICRO, TRANSPOSE, ROWS, INTERLEAVE, SOFTMAX, CLOSE, STORE, GRADIENT, DOTS, KEEP, N_PIECES } piece_id;
+typedef enum { MICRO, TRANSPOSE, ROWS, INTERLEAVE, ACROSS, SOFTMAX, CLOSE, STORE, STORE_ACROSS, GRADIENT, DOTS, KEEP, N_PIECES } piece_id;
 
 /* cost in LLVM instructions, roughly. forward, backward: who needs it. */
 static const struct {
@@ -35,18 +35,17 @@ static const struct {
     [TRANSPOSE]  = { "attention transpose",   400,  true,  true,  NULL },
     [ROWS]       = { "attention rows",        60,   true,  true,  NULL },
     [INTERLEAVE] = { "attention interleave",  150,  true,  true,  NULL },
+    [ACROSS]     = { "attention across",      300,  true,  true,  NULL },
     [SOFTMAX]    = { "attention softmax",     600,  true,  false, cpu_attention_emit_softmax },
     [CLOSE]      = { "attention close",       150,  true,  false, cpu_attention_emit_close },
     [STORE]      = { "attention store",       100,  true,  true,  cpu_attention_emit_store },
+    [STORE_ACROSS] = { "attention store across", 200, true, true, cpu_attention_emit_store_across },
     [GRADIENT]   = { "attention gradient",    500,  false, true,  cpu_attention_emit_gradient },
     [DOTS]       = { "attention dots",        80,   false, true,  cpu_attention_emit_dots },
     [KEEP]       = { "attention keep",        500,  true,  true,  cpu_attention_emit_keep },
 };
 
 typedef struct { piece_id id; cpu_attention_class class; } piece_request;
-
-/* Products with the vector units, also where there are tile registers. */
-static cpu_isa isa_of(const cpu_machine *machine) { return MIN(machine->isa, CPU_AVX512BF16); }
 
 /* The micro-kernels have names of their own; the function that was asked for does nothing. */
 static void emit_micro(const void *context, const cpu_machine *machine, LLVMModuleRef module, const char *name)
@@ -58,27 +57,29 @@ static void emit_micro(const void *context, const cpu_machine *machine, LLVMModu
         builder, LLVMAppendBasicBlockInContext(llvm, LLVMAddFunction(module, name, cpu_task_type(module)), ""));
     LLVMBuildRetVoid(builder);
     LLVMDisposeBuilder(builder);
-    cpu_gemm_emit_micro(module, isa_of(machine), request->class.dtype);
+    cpu_gemm_emit_micro(module, machine->isa, request->class.dtype);
 }
 
 static void emit_packing(const void *context, const cpu_machine *machine, LLVMModuleRef module, const char *name)
 {
     const piece_request *request = context;
     cpu_gemm_pack_class class = {
-        .isa = isa_of(machine), .dtype = request->class.dtype, .side = request->id == ROWS ? CPU_GEMM_A : CPU_GEMM_B,
-        .along_k = request->id != INTERLEAVE, .unit_stride = true, .source = request->class.dtype };
+        .isa = machine->isa, .dtype = request->class.dtype, .side = request->id == ROWS || request->id == ACROSS ? CPU_GEMM_A : CPU_GEMM_B,
+        .along_k = request->id != INTERLEAVE && request->id != ACROSS, .unit_stride = true, .source = request->class.dtype };
     cpu_gemm_emit_pack(module, &class, name);
 }
 
 static void emit_piece(const void *context, const cpu_machine *machine, LLVMModuleRef module, const char *name)
 {
     const piece_request *request = context;
-    pieces[request->id].emit(module, isa_of(machine), &request->class, name);
+    pieces[request->id].emit(module, machine->isa, &request->class, name);
 }
 
 static bool needs(const cpu_attention *a, piece_id id)
 {
-    if (id == INTERLEAVE && a->unit.k_per_unit == 1)
+    if (id == INTERLEAVE && (a->unit.k_per_unit == 1 || (a->tiles && !a->shape.backward)))
+        return false;
+    if ((id == ACROSS || id == STORE_ACROSS) ? !a->tiles : id == STORE && a->tiles && !a->shape.backward)
         return false;
     if (id == KEEP && a->shape.dropout == 0)
         return false;
@@ -95,15 +96,14 @@ static void request_code(cpu_compiler *compiler, cpu_attention *a, int *requests
         piece_request *request = ARENA_NEW(compiler->arena, piece_request, 1);
         *request = (piece_request){id, {.dtype = s->dtype, .stored = s->dtype}};
         const char *dtype = ir_dtype_name(s->dtype), *more = "";
-        if (id == STORE && s->backward)
+        if ((id == STORE || id == STORE_ACROSS) && s->backward)
             request->class.stored = s->grad_dtype,
             more = base_arena_text(compiler->arena, " to %s", ir_dtype_name(s->grad_dtype));
-        else if (id == STORE)
+        else if (id == STORE || id == STORE_ACROSS)
             more = base_arena_text(compiler->arena, " to %s", dtype);
         if ((id == SOFTMAX || id == GRADIENT) && s->dropout > 0)
             request->class.dropout = true, more = " dropout";
-        bool other = id == MICRO && cpu_gemm_has_tiles(compiler->machine->isa, s->dtype);      /* than those of products */
-        const char *key = base_arena_text(compiler->arena, "%s %s%s", other ? "attention micro" : pieces[id].name, dtype, more);
+        const char *key = base_arena_text(compiler->arena, "%s %s%s", pieces[id].name, dtype, more);
         cpu_emit *emit = id == MICRO ? emit_micro : pieces[id].emit ? emit_piece : emit_packing;
         requests[id] = cpu_request_code(compiler, key, pieces[id].cost, emit, request);
     }
@@ -118,6 +118,7 @@ static void link_pieces(cpu_plan *plan, const cpu_linked *linked)
     cpu_gemm_find_micro(&a->code.products, linked->code[context->requests[MICRO]], a->isa, a->shape.dtype);
     void *to[N_PIECES] = {
         [TRANSPOSE] = &a->code.transpose, [ROWS] = &a->code.rows,   [INTERLEAVE] = &a->code.interleave,
+        [ACROSS] = &a->code.across,       [STORE_ACROSS] = &a->code.store_across,
         [SOFTMAX] = &a->code.softmax,     [CLOSE] = &a->code.close, [STORE] = &a->code.store,
         [GRADIENT] = &a->code.gradient,   [DOTS] = &a->code.dots,   [KEEP] = &a->code.keep};
     for (int id = TRANSPOSE; id < N_PIECES; id++)
@@ -136,6 +137,9 @@ static void plan_blocks(cpu_attention *a)
     if (s->backward)
         key_block = MIN(BACKWARD_KEY_BLOCK, MAX(BACKWARD_ELEMENTS / MAX(s->head_dim, 1), 2 * width) / 2 * 2);
     a->key_block = MIN(key_block, round_up(MAX(s->keys, 1), 2));
+    if (a->tiles)
+        a->key_block = round_up(a->key_block, CPU_GEMM_TILES_K);
+    a->across_bytes = a->key_block * a->element_bytes + 64;      /* rows not in the same sets of the cache */
     a->panels = divide_up(s->rows, width);
     a->head_panels = divide_up(s->head_dim, width);
     a->row_bytes = round_up(s->head_dim, a->tile.lanes * unit) / unit * a->unit.bytes;
@@ -183,9 +187,10 @@ bool cpu_plan_attention(cpu_compiler *compiler, const kl_kernel *kernel, cpu_pla
     cpu_attention *a = context->a = ARENA_NEW(compiler->arena, cpu_attention, 1);
     ir_dtype wide = s->dtype == IR_F64 ? IR_F64 : IR_F32;
     a->shape = *s;
-    a->isa = isa_of(compiler->machine);
+    a->isa = compiler->machine->isa;
     a->tile = cpu_gemm_tile_of(a->isa, s->dtype);
     a->unit = cpu_gemm_unit_of(a->isa, s->dtype);
+    a->tiles = cpu_gemm_has_tiles(a->isa, s->dtype);
     a->sum_bytes = ir_dtype_bytes(wide);
     a->element_bytes = ir_dtype_bytes(s->dtype);
     a->grad_bytes = s->backward ? ir_dtype_bytes(s->grad_dtype) : 0;

@@ -12,6 +12,12 @@
  *     scores^T[key][query] = k[key] . q[query]        A: k as it lies    B: q, transposed
  *     out[query][:] += p^T[key][query] v[key][:]      A: p^T, read along columns    B: v
  *
+ * With tile registers, which want A with K side by side, all that is summed up for queries has them across:
+ *
+ *     out^T[column][query] += v^T[column][key] p^T[key][query]      A: v, transposed    B: p^T, keys in pairs
+ *
+ * and blocks end in whole tiles: what is beyond the last key or column is zero where it would count.
+ *
  * So a row of scores^T is one key for W queries: softmax is vectors over queries and needs no sum or maximum across
  * lanes, its running maximum and sum are vectors too, and four keys of W queries are what one round of Philox gives in
  * W lanes.
@@ -47,7 +53,8 @@ typedef struct {
 /* The end of softmax: factors = keep_scale / sum, lse = most + log(sum), of s[W] each. */
 typedef struct { const void *most, *sum; void *factors, *lse; double keep_scale; } cpu_attention_close;
 
-/* to[row][column] = from[column / W][row][column % W] * factors[row], in the stored type. Strides in elements. */
+/* to[row][column] = from[column / W][row][column % W] * factors[row], in the stored type. Strides in elements. Across:
+ * from[column][row] * factors[row], without stride and panels, for factors of W rows. */
 typedef struct {
     const void *from;
     int64_t panel_bytes, rows, columns;
@@ -70,7 +77,7 @@ typedef struct {
 typedef void cpu_attention_piece(const void *record);
 typedef void cpu_attention_emit(LLVMModuleRef module, cpu_isa isa, const cpu_attention_class *class, const char *name);
 cpu_attention_emit cpu_attention_emit_softmax, cpu_attention_emit_gradient, cpu_attention_emit_close,
-    cpu_attention_emit_store, cpu_attention_emit_dots, cpu_attention_emit_keep;
+    cpu_attention_emit_store, cpu_attention_emit_store_across, cpu_attention_emit_dots, cpu_attention_emit_keep;
 
 /* -- the plan: attention.c --------------------------------------------------------------------------------------------- */
 
@@ -80,8 +87,8 @@ typedef struct { int arg; int64_t stride[4]; } cpu_attention_tensor;
 /* The code, once linked. Transposed panels, rows and (bf16 in pairs) interleaved panels are gemm.h's packing. */
 typedef struct {
     cpu_gemm_code products;
-    cpu_gemm_pack *transpose, *rows, *interleave;
-    cpu_attention_piece *softmax, *gradient, *close, *store, *dots, *keep;
+    cpu_gemm_pack *transpose, *rows, *interleave, *across;
+    cpu_attention_piece *softmax, *gradient, *close, *store, *store_across, *dots, *keep;
 } cpu_attention_code;
 
 /* The plan. A task takes group heads, one after the other: while one is computed, the next one's memory is fetched. */
@@ -90,10 +97,12 @@ typedef struct {
     cpu_isa isa;
     cpu_gemm_tile_shape tile;   /* W is tile.columns */
     cpu_gemm_unit unit;
+    bool tiles;                 /* cpu_gemm_has_tiles */
     int sum_bytes, element_bytes, grad_bytes;
     int64_t key_block;
     int64_t panels, head_panels;                     /* of W: queries, columns of a head */
     int64_t row_bytes, transposed_bytes, sums_bytes; /* of a packed row, of a packed panel of queries, of sums[W][W] */
+    int64_t across_bytes;                            /* of a row of a block of keys, transposed */
     int64_t group;                                   /* heads of a task */
     int64_t task_panels, row_tasks;                  /* forward: a task is task_panels of its heads */
     int64_t splits, split_blocks;                    /* backward: a task is split_blocks key blocks of its heads */
@@ -150,7 +159,7 @@ char *cpu_attention_at(const cpu_attention_run *run, const cpu_attention_tensor 
 
 /* Rows row..row+rows-1 of this head with columns side by side: element (i, column) is at[i * row_stride + column].
  * Where they lie, or, columns being apart, copied to staging, [rows][head_dim]. */
-typedef struct { const char *at; int64_t row_stride; } cpu_attention_matrix;
+typedef struct { const char *at; int64_t row_stride; bool copied; } cpu_attention_matrix;
 cpu_attention_matrix cpu_attention_rows(const cpu_attention_run *run, const cpu_attention_tensor *t, int64_t row,
                                         int64_t rows, void *staging);
 
@@ -158,12 +167,28 @@ cpu_attention_matrix cpu_attention_rows(const cpu_attention_run *run, const cpu_
 typedef struct { const char *at; int64_t row, unit; } cpu_attention_left;
 typedef struct { const char *at; int64_t panel, unit; } cpu_attention_right;
 
-/* Packs rows as A, with columns as depth; a panel of rows as B, with columns as depth; and rows as B with these as
+/* Packs rows as A, with columns as depth, unless tiles can be read where they lie; a panel of rows as B, with columns as depth; and rows as B with these as
  * depth, unless they can be read where they lie: that takes cpu_attention_right_bytes. */
 cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
 cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
 cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
 int64_t cpu_attention_right_bytes(const cpu_attention *a, int64_t rows);
+/* With tiles: rows, at most a block of keys, as A transposed, with rows as depth; that takes cpu_attention_across_bytes. */
+cpu_attention_left cpu_attention_pack_across(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
+int64_t cpu_attention_across_bytes(const cpu_attention *a);
+/* With tiles: zeroes lines from..: of so many bytes each, up to a whole tile. */
+void cpu_attention_fill_up(void *lines, int64_t from, int64_t to_multiple_of, int64_t bytes);
+/* Tile registers, where there are some, for a task. */
+static inline void cpu_attention_begin_tiles(const cpu_attention *a)
+{
+    if (a->tiles)
+        cpu_gemm_configure_tiles(&a->code.products, a->tile.heights[0]);
+}
+static inline void cpu_attention_end_tiles(const cpu_attention *a)
+{
+    if (a->tiles)
+        a->code.products.release();
+}
 
 /* scores^T[rows][W] = left right. Lane i sees rows up to i + diagonal; what it does not see may be anything. */
 enum { CPU_ATTENTION_FAR = 1 << 30 };                /* further than any diagonal, on shapes that fit in memory */
@@ -179,9 +204,9 @@ typedef struct {
 } cpu_attention_product;
 void cpu_attention_multiply(cpu_attention_run *run, const cpu_attention_product *p);
 
-/* store, but for its columns and where to: rows of this head of t from row on. */
-void cpu_attention_store_rows(const cpu_attention_run *run, const cpu_attention_tensor *t, int bytes, int64_t row,
-                              cpu_attention_store store, void *staging);
+/* store, but for its columns and where to: rows of this head of t from row on, by code.store or code.store_across. */
+void cpu_attention_store_rows(const cpu_attention_run *run, cpu_attention_piece *code, const cpu_attention_tensor *t, int bytes,
+                              int64_t row, cpu_attention_store store, void *staging);
 /* The dropout mask of the panel at row against keys key..key+keys-1. */
 void cpu_attention_fill_keep(const cpu_attention_run *run, int64_t row, int64_t key, int64_t keys, uint16_t *keep);
 

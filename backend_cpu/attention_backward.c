@@ -10,6 +10,8 @@
  *         store dk, dv
  *     store dq
  *
+ * With tile registers dq^T += k^T dscores^T.
+ *
  * dq of all queries is summed up in scratch. Where the keys of a head are split, each task leaves its part in
  * workspace, and a second phase adds them up in order. */
 #include "backend_cpu/attention.h"
@@ -38,7 +40,7 @@ static walk lay_out(const cpu_attention *a, char *scratch, size_t *bytes)
     w.lse = cpu_attention_take(&at, a->panels * line);
     w.delta = cpu_attention_take(&at, a->panels * line);
     w.k = cpu_attention_take(&at, keys * a->row_bytes);
-    w.k_right = cpu_attention_take(&at, a->unit.k_per_unit == 2 ? cpu_attention_right_bytes(a, keys) : 0);
+    w.k_right = cpu_attention_take(&at, a->tiles ? cpu_attention_across_bytes(a) : a->unit.k_per_unit == 2 ? cpu_attention_right_bytes(a, keys) : 0);
     w.v = cpu_attention_take(&at, keys * a->row_bytes);
     w.dk = cpu_attention_take(&at, a->head_panels * keys * line);
     w.dv = cpu_attention_take(&at, a->head_panels * keys * line);
@@ -141,9 +143,12 @@ static void load_statistics(const walk *w, int64_t panel)
 #undef COPY
 }
 
+/* k of a block as an operand with keys as depth. */
+typedef struct { cpu_attention_right right; cpu_attention_left across; } keys_over_depth;
+
 /* One panel against the block of keys from key on, of which it sees `keys`. */
 static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, cpu_attention_left k, cpu_attention_left v,
-                        cpu_attention_right k_right)
+                        keys_over_depth over)
 {
     const cpu_attention *a = w->run.a;
     const kl_attention *s = &a->shape;
@@ -168,6 +173,11 @@ static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, cpu_a
                                  .delta = w->delta + panel * line};
     a->code.gradient(&block);
 
+    if (a->tiles) {
+        cpu_attention_fill_up(w->scores, keys, a->tile.heights[0], line / 2);
+        cpu_attention_fill_up(w->gradients, keys, a->tile.heights[0], line / 2);
+        cpu_attention_fill_up(w->pairs, (keys + 1) / 2, CPU_GEMM_TILES_K / 2, line);
+    }
     /* Over queries: those from key - diagonal on see a key. */
     int64_t over_queries = a->unit.k_per_unit == 2 ? line / 2 : line, key_panel = a->key_block * line;
     cpu_attention_product product = {
@@ -182,7 +192,7 @@ static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, cpu_a
 
     product = (cpu_attention_product){
         .left = {a->unit.k_per_unit == 2 ? w->pairs : w->gradients, a->unit.bytes, width * a->unit.bytes},
-        .right = k_right,
+        .right = over.right,
         .sums = w->dq + panel * a->head_panels * a->sums_bytes,
         .panel_bytes = a->sums_bytes,
         .rows = rows,
@@ -191,6 +201,11 @@ static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, cpu_a
         .low = -CPU_ATTENTION_FAR,
         .high = diagonal,
         .resume = key > w->first_key};
+    if (a->tiles) {
+        product.left = over.across;
+        product.right = (cpu_attention_right){w->pairs, 0, line};
+        product.rows = s->head_dim, product.columns = rows;
+    }
     cpu_attention_multiply(&w->run, &product);
 }
 
@@ -202,11 +217,21 @@ static void store_gradient(const walk *w, const cpu_attention_tensor *t, int64_t
     float f32 = (float)factor;
     cpu_attention_store store = {.from = sums, .panel_bytes = panel_bytes, .rows = rows,
                                  .factors = a->sum_bytes == 8 ? (void *)&factor : (void *)&f32};
-    cpu_attention_store_rows(&w->run, t, a->grad_bytes, row, store, w->staging[0]);
+    cpu_attention_store_rows(&w->run, a->code.store, t, a->grad_bytes, row, store, w->staging[0]);
 }
 
 static void store_dq(const walk *w, int64_t panel, const char *sums)
 {
+    const cpu_attention *a = w->run.a;
+    if (a->tiles) {
+        float factors[64];
+        CHECK(a->tile.columns <= (int)COUNT_OF(factors), "expected panels of at most 64 queries, got %d", a->tile.columns);
+        for (int i = 0; i < a->tile.columns; i++)
+            factors[i] = (float)a->shape.scale;
+        cpu_attention_store store = {.from = sums, .rows = rows_of(w, panel), .factors = factors};
+        cpu_attention_store_rows(&w->run, a->code.store_across, &a->dq, a->grad_bytes, panel * a->tile.columns, store, w->staging[0]);
+        return;
+    }
     store_gradient(w, &w->run.a->dq, panel * w->run.a->tile.columns, rows_of(w, panel), sums, w->run.a->sums_bytes,
                    w->run.a->shape.scale);
 }
@@ -218,9 +243,11 @@ static void visit_keys(walk *w, int64_t key)
     int64_t keys = keys_of(w, key), line = a->tile.columns * a->sum_bytes, width = a->tile.columns;
     cpu_attention_matrix m = cpu_attention_rows(&w->run, &a->k, key, keys, w->staging[0]);
     cpu_attention_left k = cpu_attention_pack_left(a, m, keys, w->k);
-    cpu_attention_right k_right = {k.at, width * a->unit.bytes, k.row};
-    if (a->unit.k_per_unit == 2)
-        k_right = cpu_attention_pack_right(a, m, keys, w->k_right);
+    keys_over_depth over = {{k.at, width * a->unit.bytes, k.row}, {0}};
+    if (a->tiles)
+        over.across = cpu_attention_pack_across(a, m, keys, w->k_right);
+    else if (a->unit.k_per_unit == 2)
+        over.right = cpu_attention_pack_right(a, m, keys, w->k_right);
     m = cpu_attention_rows(&w->run, &a->v, key, keys, w->staging[0]);
     cpu_attention_left v = cpu_attention_pack_left(a, m, keys, w->v);
     memset(w->dk, 0, (size_t)(a->head_panels * a->key_block * line));
@@ -246,7 +273,7 @@ static void visit_keys(walk *w, int64_t key)
             expect(w, &a->dq, a->grad_bytes, w->run.head, panel * width, rows_of(w, panel));
         if (first)
             load_statistics(w, panel);
-        visit_panel(w, panel, key, MIN(keys, panel * width + ahead_of(a) - key), k, v, k_right);
+        visit_panel(w, panel, key, MIN(keys, panel * width + ahead_of(a) - key), k, v, over);
         if (whole)
             store_dq(w, panel, w->dq + panel * a->head_panels * a->sums_bytes);
     }
@@ -269,12 +296,14 @@ void cpu_attention_backward(const int64_t *args, char *const *buffers, int64_t t
     if (first_panel(a, w.first_key) < a->panels)
         expect_panel(&w, w.run.head, first_panel(a, w.first_key), true);
     cpu_attention_fetch_now(&w.run);
+    cpu_attention_begin_tiles(a);
     for (; w.run.head < w.run.end_head; w.run.head++) {
         if (a->splits > 1)
             w.dq = cpu_pointer(args, buffers, a->workspace) + (w.run.head * a->splits + split) * dq_bytes(a);
         for (int64_t key = w.first_key; key < w.end_key; key += a->key_block)
             visit_keys(&w, key);
     }
+    cpu_attention_end_tiles(a);
 }
 
 /* dq of a panel: the parts of all splits whose first key it sees, added to the first one's. */

@@ -32,20 +32,20 @@ cpu_attention_matrix cpu_attention_rows(const cpu_attention_run *run, const cpu_
     int bytes = run->a->element_bytes;
     const char *at = cpu_attention_at(run, t, bytes, run->head, row);
     if (t->stride[3] == 1)
-        return (cpu_attention_matrix){at, t->stride[2]};
+        return (cpu_attention_matrix){at, t->stride[2], false};
     copy_elements(staging, columns, 1, at, t->stride[2], t->stride[3], rows, columns, bytes);
-    return (cpu_attention_matrix){staging, columns};
+    return (cpu_attention_matrix){staging, columns, true};
 }
 
-void cpu_attention_store_rows(const cpu_attention_run *run, const cpu_attention_tensor *t, int bytes, int64_t row,
-                              cpu_attention_store store, void *staging)
+void cpu_attention_store_rows(const cpu_attention_run *run, cpu_attention_piece *code, const cpu_attention_tensor *t, int bytes,
+                              int64_t row, cpu_attention_store store, void *staging)
 {
     char *at = cpu_attention_at(run, t, bytes, run->head, row);
     int64_t columns = store.columns = run->a->shape.head_dim;
     bool apart = t->stride[3] != 1;
     store.to = apart ? staging : at;
     store.row_stride = apart ? columns : t->stride[2];
-    run->a->code.store(&store);
+    code(&store);
     if (apart)
         copy_elements(at, t->stride[2], t->stride[3], staging, columns, 1, store.rows, columns, bytes);
 }
@@ -90,6 +90,8 @@ static cpu_gemm_block block_of(const cpu_attention *a, cpu_attention_matrix m, i
 
 cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
 {
+    if (a->tiles && !m.copied && a->shape.head_dim % CPU_GEMM_TILES_K == 0 && rows % a->tile.heights[1] == 0)     /* whole tiles as it lies */
+        return (cpu_attention_left){m.at, m.row_stride * a->element_bytes, a->unit.bytes};
     cpu_gemm_block block = block_of(a, m, rows, to, a->row_bytes);
     a->code.rows(&block);
     return (cpu_attention_left){to, a->row_bytes, a->unit.bytes};
@@ -98,13 +100,38 @@ cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, cpu_attention
 cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
 {
     cpu_gemm_block block = block_of(a, m, rows, to, a->transposed_bytes);
+    if (a->tiles && rows < a->tile.columns)      /* products over queries take all columns: none may hold a NaN */
+        memset(to, 0, (size_t)a->transposed_bytes);
     a->code.transpose(&block);
     return (cpu_attention_right){to, a->transposed_bytes, a->tile.columns * a->unit.bytes};
 }
 
 static int64_t interleaved_panel(const cpu_attention *a, int64_t rows)
 {
-    return round_up(rows, 2) / 2 * a->tile.columns * a->unit.bytes;
+    return round_up(rows, a->tiles ? CPU_GEMM_TILES_K : 2) / 2 * a->tile.columns * a->unit.bytes;
+}
+
+int64_t cpu_attention_across_bytes(const cpu_attention *a)
+{
+    return a->tiles ? round_up(a->shape.head_dim, a->tile.heights[0]) * a->across_bytes : 0;
+}
+
+cpu_attention_left cpu_attention_pack_across(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
+{
+    cpu_gemm_block block = {.source = m.at,
+                            .line_stride = 1,
+                            .k_stride = m.row_stride,
+                            .lines = a->shape.head_dim,
+                            .depth = rows,
+                            .to = to,
+                            .to_stride = a->across_bytes};
+    a->code.across(&block);
+    return (cpu_attention_left){to, a->across_bytes, a->unit.bytes};
+}
+
+void cpu_attention_fill_up(void *lines, int64_t from, int64_t to_multiple_of, int64_t bytes)
+{
+    memset((char *)lines + from * bytes, 0, (size_t)((round_up(from, to_multiple_of) - from) * bytes));
 }
 
 int64_t cpu_attention_right_bytes(const cpu_attention *a, int64_t rows)
@@ -134,9 +161,12 @@ cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, cpu_attenti
 
 /* -- products ---------------------------------------------------------------------------------------------------------- */
 
+/* The highest of no more than so many rows; with tiles the lowest of no fewer, for there all rows may be computed. */
 static int tile_height(const cpu_attention *a, int64_t rows)
 {
     int h = 0;
+    if (a->tiles)
+        return rows > a->tile.heights[1] ? 0 : 1;
     while (a->tile.heights[h] > rows)
         h++;
     return h;
@@ -153,7 +183,7 @@ static void multiply_tile(cpu_attention_run *run, int h, int vectors, int64_t un
         const cpu_attention_span *span = &soon->spans[soon->next];
         ahead = span->at + soon->row * span->stride + soon->line;
         step = span->stride;
-        soon->row += units;
+        soon->row += run->a->tiles ? units * 2 / CPU_GEMM_TILES_K * CPU_GEMM_TILES_SOON : units;
         if (soon->row >= span->rows) {
             soon->row = 0, soon->line += LINE;
             if (soon->line >= span->bytes)
@@ -172,6 +202,8 @@ void cpu_attention_multiply(cpu_attention_run *run, const cpu_attention_product 
         int64_t height = a->tile.heights[h];
         int64_t from = MAX(row + p->low, 0) / per_unit, to = MIN(row + height + p->high, p->depth);
         int64_t units = (to + per_unit - 1) / per_unit - from;
+        if (a->tiles)
+            from = 0, units = round_up(p->depth, CPU_GEMM_TILES_K) / per_unit;
         cpu_attention_left left = p->left;
         left.at += row * left.row + from * left.unit;
         for (int64_t column = 0; column < p->columns && units > 0; column += a->tile.columns) {

@@ -7,7 +7,9 @@
  *             scores^T = k q^T
  *             p = exp(scores - most); sum; what was summed up before is scaled down where the maximum has grown
  *             sums += p v
- *     out = sums / sum; lse = most + log(sum) */
+ *     out = sums / sum; lse = most + log(sum)
+ *
+ * With tile registers sums^T += v^T p^T. */
 #include "backend_cpu/attention.h"
 
 typedef struct { cpu_attention_right q; char *sums, *most, *sum; } panel_state;
@@ -30,7 +32,7 @@ static room lay_out(const cpu_attention *a, char *scratch, size_t *bytes)
     r.sums = cpu_attention_take(&at, n * a->head_panels * a->sums_bytes);
     r.statistics = cpu_attention_take(&at, n * 2 * line);
     r.k = cpu_attention_take(&at, a->key_block * a->row_bytes);
-    r.v = cpu_attention_take(&at, cpu_attention_right_bytes(a, a->key_block));
+    r.v = cpu_attention_take(&at, a->tiles ? cpu_attention_across_bytes(a) : cpu_attention_right_bytes(a, a->key_block));
     r.scores = cpu_attention_take(&at, (a->key_block + 1) * line);
     r.factors = cpu_attention_take(&at, line);
     r.lse = cpu_attention_take(&at, line);
@@ -46,6 +48,9 @@ size_t cpu_attention_forward_scratch(const cpu_attention *a)
     lay_out(a, NULL, &bytes);
     return bytes;
 }
+
+/* v of a block, as it comes into the product. */
+typedef struct { cpu_attention_right right; cpu_attention_left across; } values;
 
 typedef struct {
     cpu_attention_run run;
@@ -85,8 +90,7 @@ static void expect_queries(walk *w, const cpu_attention_tensor *t, int64_t head)
 }
 
 /* One panel, from row row on, against keys key..key+keys-1. */
-static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t key, int64_t keys, cpu_attention_left k,
-                        cpu_attention_right v)
+static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t key, int64_t keys, cpu_attention_left k, values v)
 {
     const cpu_attention *a = w->run.a;
     const kl_attention *s = &a->shape;
@@ -110,7 +114,7 @@ static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t 
                                  .first = key == 0};
     a->code.softmax(&block);
     cpu_attention_product product = {.left = {r->scores, a->unit.bytes, a->tile.columns * a->unit.bytes},
-                                     .right = v,
+                                     .right = v.right,
                                      .sums = panel->sums,
                                      .panel_bytes = a->sums_bytes,
                                      .rows = rows_of(w, row),
@@ -119,6 +123,13 @@ static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t 
                                      .low = -CPU_ATTENTION_FAR,
                                      .high = diagonal,
                                      .resume = key > 0};
+    if (a->tiles) {
+        cpu_attention_fill_up(r->scores, (keys + 1) / 2, CPU_GEMM_TILES_K / 2, a->tile.columns * a->unit.bytes);
+        product.right = (cpu_attention_right){r->scores, 0, a->tile.columns * a->unit.bytes};
+        product.left = v.across;
+        product.rows = s->head_dim;
+        product.columns = rows_of(w, row);
+    }
     cpu_attention_multiply(&w->run, &product);
 }
 
@@ -131,7 +142,7 @@ static void store_panel(walk *w, const panel_state *panel, int64_t row)
     a->code.close(&close);
     cpu_attention_store store = {
         .from = panel->sums, .panel_bytes = a->sums_bytes, .rows = rows, .factors = r->factors, .factor_stride = 1};
-    cpu_attention_store_rows(&w->run, &a->out, a->element_bytes, row, store, r->staging);
+    cpu_attention_store_rows(&w->run, a->tiles ? a->code.store_across : a->code.store, &a->out, a->element_bytes, row, store, r->staging);
     char *lse = cpu_attention_at(&w->run, &a->lse, a->sum_bytes, w->run.head, row);
     for (int64_t i = 0; i < rows; i++)
         if (a->sum_bytes == 8)
@@ -148,7 +159,11 @@ static void visit_keys(walk *w, int64_t key)
     cpu_attention_matrix k = cpu_attention_rows(&w->run, &a->k, key, keys, r->staging);
     cpu_attention_left left = cpu_attention_pack_left(a, k, keys, r->k);
     cpu_attention_matrix v = cpu_attention_rows(&w->run, &a->v, key, keys, r->staging);
-    cpu_attention_right right = cpu_attention_pack_right(a, v, keys, r->v);
+    values packed = {{0}, {0}};
+    if (a->tiles)
+        packed.across = cpu_attention_pack_across(a, v, keys, r->v);
+    else
+        packed.right = cpu_attention_pack_right(a, v, keys, r->v);
 
     int64_t next = key + a->key_block;
     cpu_attention_clear(&w->run);
@@ -164,7 +179,7 @@ static void visit_keys(walk *w, int64_t key)
     for (int64_t row = w->first_row, i = 0; row < w->end_row; row += width, i++) {
         int64_t seen = MIN(keys, row + ahead_of(a) - key);
         if (seen > 0)
-            visit_block(w, &r->panels[i], row, key, seen, left, right);
+            visit_block(w, &r->panels[i], row, key, seen, left, packed);
     }
 }
 
@@ -199,6 +214,8 @@ void cpu_attention_forward(const int64_t *args, char *const *buffers, int64_t ta
     expect_queries(&w, &a->q, w.run.head);
     expect_keys(&w, w.run.head, 0);
     cpu_attention_fetch_now(&w.run);
+    cpu_attention_begin_tiles(a);
     for (; w.run.head < w.run.end_head; w.run.head++)
         visit_head(&w);
+    cpu_attention_end_tiles(a);
 }

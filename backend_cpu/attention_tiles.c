@@ -10,12 +10,12 @@
 #include <float.h>
 #include <math.h>
 
-enum { VECTORS = 2, MAX_LANES = 16, MAX_CARRIED = 8 };
+enum { VECTORS = 2, MAX_CARRIED = 8 };
 
 typedef struct {
     emitter e;
     const cpu_attention_class *class;
-    bool pairs;                                      /* operands of products are bf16 in pairs */
+    bool pairs, across;                              /* operands of products are bf16 in pairs; out and dq lie across */
     int sum_bytes, row_bytes;                        /* of an element of scores, of W of them */
     LLVMTypeRef vector;                              /* of the type of sums */
     value record, scale, scores, gradients, pair_rows, keep, keys, diagonal;       /* of cpu_attention_block */
@@ -26,6 +26,7 @@ static piece begin(LLVMModuleRef module, cpu_isa isa, const cpu_attention_class 
 {
     piece p = {.e = begin_function(module, isa, class->dtype, name, "p"), .class = class};
     p.pairs = cpu_gemm_unit_of(isa, class->dtype).k_per_unit == 2;
+    p.across = cpu_gemm_has_tiles(isa, class->dtype);
     p.sum_bytes = class->dtype == IR_F64 ? 8 : 4;
     p.row_bytes = VECTORS * p.e.v.lanes * p.sum_bytes;
     p.vector = cpu_vtype(&p.e.v, p.e.sum);
@@ -249,7 +250,8 @@ static void visit_exp(piece *p, const two_keys *at, value *carried)
     store_over_keys(p, x, p->scores, at->key);
 }
 
-/* outputs[panel][row][:] *= factors[row], for what was summed up against a smaller maximum. */
+/* outputs[panel][row][:] *= factors[row], for what was summed up against a smaller maximum; where queries lie across,
+ * *= factors[:]. */
 static void emit_rescale(piece *p)
 {
     const emitter *e = &p->e;
@@ -263,7 +265,7 @@ static void emit_rescale(piece *p)
     value factor = LLVMBuildLoad2(e->v.builder, e->sum, advance(e, factors, imul_constant(e, rows.i, p->sum_bytes)), "");
     value row = row_of(p, panel, rows.i);
     for (int j = 0; j < VECTORS; j++)
-        store_sums(p, mul(p, load_sums(p, row, j), cpu_vsplat(&e->v, factor)), row, j);
+        store_sums(p, mul(p, load_sums(p, row, j), p->across ? load_sums(p, factors, j) : cpu_vsplat(&e->v, factor)), row, j);
     end_loop(e, &rows);
     end_loop(e, &over_panels);
 }
@@ -446,6 +448,37 @@ void cpu_attention_emit_store(LLVMModuleRef module, cpu_isa isa, const cpu_atten
     stored_row row = {row_of(&p, from, rows.i), panel_bytes, advance(e, to, imul(e, rows.i, row_stride)),
                       cpu_vsplat(&e->v, LLVMBuildLoad2(e->v.builder, e->sum, at, ""))};
     each_column(&p, columns, NULL, store_columns, &row);
+    end_loop(e, &rows);
+    end_function(&p.e);
+}
+
+/* Squares of as many columns and rows as there are lanes: columns lie down in memory, and are transposed. */
+void cpu_attention_emit_store_across(LLVMModuleRef module, cpu_isa isa, const cpu_attention_class *class, const char *name)
+{
+    piece p = begin(module, isa, class, name);
+    const emitter *e = &p.e;
+    int lanes = e->v.lanes;
+    value from = POINTER_FIELD(e, p.record, cpu_attention_store, from),
+          to = POINTER_FIELD(e, p.record, cpu_attention_store, to);
+    value n_rows = FIELD(e, p.record, cpu_attention_store, rows), n_columns = FIELD(e, p.record, cpu_attention_store, columns);
+    value factors = POINTER_FIELD(e, p.record, cpu_attention_store, factors), none = constant(e, 0);
+    value row_stride = imul_constant(e, FIELD(e, p.record, cpu_attention_store, row_stride), ir_dtype_bytes(class->stored));
+    counted_loop rows = begin_loop(e, none, n_rows, lanes);
+    value row_offset = imul_constant(e, rows.i, p.sum_bytes), factor = cpu_vload(&e->v, e->sum, advance(e, factors, row_offset), NULL);
+    counted_loop columns = begin_loop(e, none, n_columns, lanes);
+    value square[MAX_LANES], at = advance(e, row_of(&p, from, columns.i), row_offset);
+    for (int i = 0; i < lanes; i++)
+        square[i] = mul(&p, cpu_vload(&e->v, e->sum, row_of(&p, at, constant(e, i)), NULL), factor);
+    emit_transpose(e, square);
+    value line = advance(e, advance(e, to, imul(e, rows.i, row_stride)), imul_constant(e, columns.i, ir_dtype_bytes(class->stored)));
+    value left = isub(e, n_columns, columns.i);
+    for (int i = 0; i < lanes; i++) {
+        value exists = is_less(e, iadd_constant(e, rows.i, i), n_rows), mask = cpu_vmask(&e->v, choose(&p, exists, left, none));
+        value x = class->stored == IR_BF16 ? cpu_vbf16_from_f32(&e->v, square[i]) : square[i];
+        cpu_vstore(&e->v, x, line, mask);
+        line = advance(e, line, row_stride);
+    }
+    end_loop(e, &columns);
     end_loop(e, &rows);
     end_function(&p.e);
 }

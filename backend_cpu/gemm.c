@@ -397,14 +397,13 @@ static const char *tile_of_a(const task_state *t, operand_view a, int64_t i)
     return a.at + i / panel * a_line_bytes(plan) + i % panel * a.line;
 }
 
-/* Tile registers of 16 rows, or fewer for A and C. */
-static void configure_tiles(const cpu_gemm *gemm, int64_t rows)
+void cpu_gemm_configure_tiles(const cpu_gemm_code *code, int64_t rows)
 {
     enum { TILES = 8, FIRST_OF_B = 6, ROWS = 16, ROW_BYTES = 64 };
     _Alignas(64) cpu_gemm_tiles tiles = {.palette = 1};
     for (int i = 0; i < TILES; i++)
         tiles.rows[i] = i < FIRST_OF_B ? (uint8_t)MIN(rows, ROWS) : ROWS, tiles.row_bytes[i] = ROW_BYTES;
-    gemm->code.configure(&tiles);
+    code->configure(&tiles);
 }
 
 /* All rows of a tile, by micro-kernels of as much height as is left. */
@@ -423,9 +422,9 @@ static void compute_tile(const task_state *t, int64_t units, operand_view a, con
             t->gemm->code.micro[h][vectors - 1](units, a_at + row * a.line, a.line, a.unit, b_at, b.unit, sums + row * row_bytes, resume, soon, soon_step);
     if (row == rows)
         return;
-    configure_tiles(t->gemm, rows - row);        /* the last height computes as many rows as tiles have */
+    cpu_gemm_configure_tiles(&t->gemm->code, rows - row);        /* the last height computes as many rows as tiles have */
     t->gemm->code.micro[t->tile.n_heights - 1][vectors - 1](units, a_at + row * a.line, a.line, a.unit, b_at, b.unit, sums + row * row_bytes, resume, soon, soon_step);
-    configure_tiles(t->gemm, t->tile.heights[0]);
+    cpu_gemm_configure_tiles(&t->gemm->code, t->tile.heights[0]);
 }
 
 static void finish_tile(const task_state *t, const char *sums, int64_t row, int64_t rows, int64_t column, int64_t columns)
@@ -494,7 +493,7 @@ static void multiply(const cpu_gemm *gemm, int64_t task, char *scratch)
     int64_t height = t.tile.heights[0], width = t.tile.columns;
     bool has_tiles = cpu_gemm_has_tiles(plan->shape.isa, plan->shape.dtype);
     if (has_tiles)
-        configure_tiles(gemm, height);
+        cpu_gemm_configure_tiles(&gemm->code, height);
 
     for (int64_t d = 0; d < plan->depth_blocks; d++) {
         int64_t units = divide_up(depth_of(plan, d), t.unit.k_per_unit);

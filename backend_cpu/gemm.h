@@ -196,6 +196,8 @@ typedef struct {
     cpu_gemm_pack *pack_a, *pack_b;              /* NULL where the operand is never packed */
     cpu_gemm_epilogue *epilogue;
 } cpu_gemm_code;
+/* Tile registers of 16 rows, or of fewer for A and C. */
+void cpu_gemm_configure_tiles(const cpu_gemm_code *code, int64_t rows);
 /* The micro-kernels out of loaded code. */
 void cpu_gemm_find_micro(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa isa, ir_dtype dtype);
 

@@ -99,4 +99,35 @@ static inline void end_loop(const emitter *e, counted_loop *loop)
     go_on_at(e, loop->after);
 }
 
+enum { MAX_LANES = 16 };
+
+/* Lanes of a followed by b, by number. */
+static inline value shuffle(const emitter *e, value a, value b, const int *from)
+{
+    value index[MAX_LANES];
+    for (int i = 0; i < e->v.lanes; i++)
+        index[i] = LLVMConstInt(e->i32, (unsigned)from[i], 0);
+    return LLVMBuildShuffleVector(e->v.builder, a, b, LLVMConstVector(index, (unsigned)e->v.lanes), "");
+}
+
+/* rows[i] lane j <-> rows[j] lane i. Step s exchanges bit s of row and lane numbers: of two rows 2^s apart, the blocks of 2^s
+ * lanes off the diagonal. log2(lanes) steps of one shuffle a row. */
+static inline void emit_transpose(const emitter *e, value *rows)
+{
+    int lanes = e->v.lanes;
+    for (int s = 1; s < lanes; s *= 2)
+        for (int i = 0; i < lanes; i++) {
+            if (i & s)
+                continue;
+            int low[MAX_LANES], high[MAX_LANES];
+            for (int j = 0; j < lanes; j++) {
+                low[j] = j & s ? lanes + j - s : j;
+                high[j] = j & s ? lanes + j : j + s;
+            }
+            value a = rows[i], b = rows[i + s];
+            rows[i] = shuffle(e, a, b, low);
+            rows[i + s] = shuffle(e, a, b, high);
+        }
+}
+
 #endif

@@ -16,8 +16,6 @@
  * tiles. */
 #include "backend_cpu/gemm_emit.h"
 
-enum { MAX_LANES = 16 };
-
 typedef struct {
     emitter e;
     const cpu_gemm_pack_class *class;
@@ -228,35 +226,6 @@ static void emit_panels(packer *p, int width, int vectors)
 
 /* -- panels, K side by side ------------------------------------------------------------------------------------------ */
 
-/* Lanes of a followed by b, by number. */
-static value shuffle(const emitter *e, value a, value b, const int *from)
-{
-    value index[MAX_LANES];
-    for (int i = 0; i < e->v.lanes; i++)
-        index[i] = LLVMConstInt(e->i32, (unsigned)from[i], 0);
-    return LLVMBuildShuffleVector(e->v.builder, a, b, LLVMConstVector(index, (unsigned)e->v.lanes), "");
-}
-
-/* rows[i] lane j <-> rows[j] lane i. Step s exchanges bit s of row and lane numbers: of two rows 2^s apart, the blocks of 2^s
- * lanes off the diagonal. log2(lanes) steps of one shuffle a row. */
-static void transpose(const emitter *e, value *rows)
-{
-    int lanes = e->v.lanes;
-    for (int s = 1; s < lanes; s *= 2)
-        for (int i = 0; i < lanes; i++) {
-            if (i & s)
-                continue;
-            int low[MAX_LANES], high[MAX_LANES];
-            for (int j = 0; j < lanes; j++) {
-                low[j] = j & s ? lanes + j - s : j;
-                high[j] = j & s ? lanes + j : j + s;
-            }
-            value a = rows[i], b = rows[i + s];
-            rows[i] = shuffle(e, a, b, low);
-            rows[i + s] = shuffle(e, a, b, high);
-        }
-}
-
 /* As many units along K as there are lanes, of as many lines. */
 static void transpose_square(packer *p, value remaining, void *context)
 {
@@ -276,7 +245,7 @@ static void transpose_square(packer *p, value remaining, void *context)
             rows[i] = LLVMBuildBitCast(e->v.builder, both, cpu_vtype(&e->v, e->i32), "");
         }
     }
-    transpose(e, rows);
+    emit_transpose(e, rows);
     value width = constant(e, columns), unit = p->pairs ? LLVMBuildLShr(e->v.builder, at->k, constant(e, 1), "") : at->k;
     value to = advance(e, p->to, imul(e, LLVMBuildSDiv(e->v.builder, at->line, width, ""), p->to_stride));
     to = advance(e, to, imul_constant(e, LLVMBuildSRem(e->v.builder, at->line, width, ""), p->unit_bytes));
@@ -316,7 +285,7 @@ static void transpose_to_rows(packer *p, value remaining, void *context)
         rows[i] = LLVMBuildLoad2(e->v.builder, vector, advance(e, p->square, constant(e, i * bytes)), "");
         LLVMSetAlignment(rows[i], (unsigned)bytes);
     }
-    transpose(e, rows);
+    emit_transpose(e, rows);
     value to = advance(e, p->to, imul(e, at->line, p->to_stride));
     to = advance(e, to, imul_constant(e, at->k, p->element_bytes));
     for (int i = 0; i < lanes; i++) {
