@@ -24,7 +24,7 @@ RAX_LIBS   := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) $(if $(LLVM_SON
 Q := $(if $(V),,@)
 
 # -- sources by folder -------------------------------------------------------------------------------------------------
-LIB_DIRS := base ir tracer backend_cpu
+LIB_DIRS := base ir tracer backend_cpu backend_cuda
 APP_DIRS := data nanogpt bench
 LIB_SRC  := $(foreach d,$(LIB_DIRS) $(APP_DIRS),$(wildcard $(d)/*.c))
 CLI_SRC  := $(wildcard cli/*.c)
@@ -49,6 +49,9 @@ $(BUILD)/%.o: %.c $(BUILD)/llvm-version
 	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) -c $< -o $@
 
 $(BUILD)/backend_cpu/llvm_library.o: RAX_CFLAGS += $(if $(LLVM_SONAME),-DLLVM_SONAME='"$(LLVM_SONAME)"' -DLLVM_FOLDER='"$(LLVM_FOLDER)"')
+
+# CUDA C is part of the program as text.
+$(BUILD)/backend_cuda/requests.o: $(wildcard backend_cuda/device/*.cu)
 
 $(BUILD)/librax.a: $(LIB_OBJ)
 	$(Q)rm -f $@ && ar rcs $@ $^

@@ -78,6 +78,7 @@ typedef struct {
     int verbose;                          /* what is the use of a line of a higher level: nobody reads it */
     const char *dump_dir;                 /* a folder for kernels, LLVM IR and assembly; NULL: write nothing */
     bool verify;                          /* check what the backend makes on the way */
+    int host_scalars;                     /* so many last parameters are scalars in host memory, wherever the backend's memory is */
 } ir_compile_options;
 
 typedef struct {
@@ -93,11 +94,19 @@ typedef struct {
     /* Optional. The machine as the backend sees it, for people: lines of "name  value". */
     void (*print_info)(FILE *out);
 
+    /* Optional, all four or none: where params and results are memory of the backend's own and not of the host. New memory is zeroed;
+     * NULL, or false, and base_error. Copies come after all runs before them, in order: upload returns once `from` may be written again,
+     * download when the bytes are there. */
+    void *(*memory_new)(size_t bytes);
+    void (*memory_free)(void *memory);
+    bool (*upload)(void *to, const void *from, size_t bytes);
+    bool (*download)(void *to, const void *from, size_t bytes);
+
     /* NULL and base_error where the program does not fit the machine. May change the graph, which its owner frees afterwards:
      * the program keeps nothing of it. */
     ir_executable *(*compile)(ir_graph *graph, const ir_compile_options *options, ir_compile_report *report);
     /* params[i] and results[i] are the data, row-major, of parameter and result i. False and base_error only before any result
-     * is written: a call that fails has changed nothing. */
+     * is written: a call that fails has changed nothing. With memory of its own a backend may return before the results are there. */
     bool (*run)(ir_executable *program, void *const *params, void *const *results);
     void (*free)(ir_executable *program);
     size_t (*arena_bytes)(const ir_executable *program);               /* of all intermediates together */

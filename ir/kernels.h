@@ -18,6 +18,7 @@
  *   kernels.c          buffers, walking over kernels and views
  *   fuse_epilogues.c   loops that read a product join it
  *   list_loops.c       independent loops of one form become one kernel
+ *   split_products.c   and leave it again where a backend's products take less
  *   memory_plan.c      live ranges, offsets in one arena, what the program needs
  *   print_kernels.c, parse_kernels.c        the text form, both ways
  *   verify_kernels.c   what must hold of a list
@@ -267,6 +268,13 @@ void kl_fuse_epilogues(kl_program *program);
 void kl_list_loops(kl_program *program);
 /* Whether both are the same code, given other arguments: see kl_list. */
 bool kl_same_form(const kl_loop *a, const kl_loop *b);
+
+/* -- split_products.c -------------------------------------------------------------------------------------------------- */
+
+/* Makes an operand a row-major matrix of dtype in memory, or of the epilogue a plain product to such a one; returns the loop that is to stand
+ * before, or after, the contraction. */
+kl_kernel *kl_split_operand(kl_program *program, kl_kernel *kernel, bool is_b, ir_dtype dtype);
+kl_kernel *kl_split_epilogue(kl_program *program, kl_kernel *kernel);
 
 /* -- memory_plan.c ---------------------------------------------------------------------------------------------------- */
 

@@ -1,0 +1,169 @@
+/* backend_cuda/: from a kernel list to launches on an NVIDIA GPU.
+ *
+ * In: a kernel list, as backend_cpu takes it. Out: a list of launches, one CUDA graph. Includes ir/ and base/ alone; the CUDA libraries are
+ * declared in driver.h and opened at run time.
+ *
+ *   legalise.c       splits off what cuBLASLt cannot take
+ *   loops.c          how a loop is shared out to blocks and threads; loop_emit.c writes the kernel
+ *   expressions.c    the text of a kernel's expressions; random.c of random words among them
+ *   contraction.c    products: cuBLASLt
+ *   attention.c, scatter.c
+ *   requests.c       code by its text: from the process, the disk, or NVRTC
+ *   execute.c        launches in order, captured as a graph
+ *   machine.c        the device: memory, copies, streams
+ *   driver.c         the libraries
+ *   device/          CUDA C that is no kernel's own: the beginning of all, attention, scatter
+ *   backend.c        the whole way, and what the process keeps
+ *
+ * A kernel kind plugs in by one planner: it looks at a kernel and says which launches it is, as a cuda_plan. Planning calls no CUDA function
+ * and needs no device but its properties. */
+#ifndef CUDA_BACKEND_H
+#define CUDA_BACKEND_H
+
+#include "backend_cuda/driver.h"
+#include "base/object_cache.h"
+#include "ir/backend.h"
+#include "ir/kernels.h"
+
+/* -- machine.c -------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    char name[128];
+    int major, minor;             /* compute capability */
+    int multiprocessors;
+    size_t shared_bytes;          /* that a block may have */
+    int driver_version;
+} cuda_machine;
+
+typedef struct cuda_device cuda_device;
+/* Opens libraries and device 0. NULL and base_error in one line: what is missing. */
+cuda_device *cuda_device_open(void);
+void cuda_device_close(cuda_device *device);                 /* NULL is fine */
+void cuda_device_enter(cuda_device *device);                 /* before calls from a thread that may be new */
+const cuda_machine *cuda_device_machine(const cuda_device *device);
+const cuda_library *cuda_device_library(const cuda_device *device);
+cuda_stream cuda_device_stream(const cuda_device *device);
+cuda_blas cuda_device_blas(const cuda_device *device);
+/* False and base_error where the library returned an error; what: "cuLaunchKernel of layer_norm". */
+bool cuda_ok(const cuda_device *device, int error, const char *what);
+
+/* Device memory, 256-byte aligned, zeroed. NULL and base_error: what was asked, what is free. */
+void *cuda_memory_new(cuda_device *device, size_t bytes);
+void cuda_memory_free(cuda_device *device, void *memory);
+size_t cuda_memory_available(const cuda_device *device);
+/* In the order of the stream. Upload returns once from may be written again; download when the bytes have arrived. */
+bool cuda_upload(cuda_device *device, void *to, const void *from, size_t bytes);
+bool cuda_download(cuda_device *device, void *to, const void *from, size_t bytes);
+/* What a run leaves in a place of up to CUDA_EARLY_BYTES is copied to the host behind it, so that reading it later does not wait for runs
+ * that were started since. */
+enum { CUDA_EARLY_BYTES = 64 };
+bool cuda_copy_early(cuda_device *device, const void *from, size_t bytes);
+
+/* -- how a kernel runs ------------------------------------------------------------------------------------------------- */
+
+/* An address, value bytes into a buffer (program->n_buffers is the workspace), or where buffer is -1 the value itself. */
+typedef struct { int buffer; int64_t value; } cuda_arg;
+
+typedef struct { int code; int64_t grid; int threads; size_t shared_bytes; int n_args; cuda_arg *args; } cuda_launch;
+
+/* d = a b (+ d), row-major with any leading strides; a[m,k], b[k,n], d[m,n]; batches by strides. Strides in elements. */
+typedef struct {
+    int64_t m, n, k, batch;
+    ir_dtype operands, result;
+    bool a_transposed, b_transposed;                          /* a is stored [k,m], b [n,k] */
+    int64_t a_leading, b_leading, d_leading, a_batch, b_batch, d_batch;
+    bool accumulate;
+    cuda_arg a, b, d, bias;                                   /* bias: f32[n], or buffer -1 */
+} cuda_product;
+
+typedef struct { bool is_product; cuda_launch launch; cuda_product product; } cuda_step;
+typedef struct {
+    int n_steps, cap_steps;
+    cuda_step *steps;
+    size_t workspace_bytes;       /* of this kernel's steps, of no content before */
+    const char *how;              /* for the compile trace */
+} cuda_plan;
+
+/* -- one compilation ----------------------------------------------------------------------------------------------------- */
+
+typedef struct { const char *name, *text; const char *kernel; } cuda_request;
+typedef struct {
+    const cuda_machine *machine;
+    kl_program *program;
+    base_arena *arena;            /* of the compiled program */
+    int n_requests, cap_requests;
+    cuda_request *requests;
+} cuda_compiler;
+
+/* A kernel as it is written: parameters first, then the body. */
+typedef struct {
+    cuda_compiler *compiler;
+    base_text params, entry, body;
+    int n_args, cap_args;
+    cuda_arg *args;
+} cuda_writer;
+
+/* Each declares a parameter, "p3", and returns its number; views of one place are one parameter. */
+int cuda_param_view(cuda_writer *w, const kl_view *view, ir_dtype dtype, bool written);
+int cuda_param_bytes(cuda_writer *w, int buffer, int64_t bytes, const char *type);
+int cuda_param_value(cuda_writer *w, int64_t value);                       /* a rax_i64 */
+/* Makes the text a request and the launch a step. device: names of device/ files that it needs beside common, "attention" or NULL. */
+void cuda_launch_add(cuda_writer *w, cuda_plan *plan, const kl_kernel *kernel, const char *device, int64_t grid, int threads, size_t shared_bytes);
+cuda_step *cuda_step_add(cuda_compiler *compiler, cuda_plan *plan);
+/* Room in the kernel's workspace: bytes from its beginning. */
+int64_t cuda_workspace(cuda_plan *plan, int64_t bytes);
+
+/* The text of device/NAME.cu. */
+const char *cuda_device_text(const char *name);
+
+/* -- planners ------------------------------------------------------------------------------------------------------------ */
+
+/* plan is {0} to begin with. False and base_error where the kernel cannot be had. */
+typedef bool cuda_planner(cuda_compiler *compiler, const kl_kernel *kernel, cuda_plan *plan);
+cuda_planner cuda_plan_loop, cuda_plan_list;                /* loops.c */
+cuda_planner cuda_plan_contraction;        /* contraction.c */
+cuda_planner cuda_plan_attention;          /* attention.c */
+cuda_planner cuda_plan_scatter;            /* scatter.c */
+
+/* -- legalise.c, contraction.c -------------------------------------------------------------------------------------------- */
+
+void cuda_legalise(kl_program *program);
+bool cuda_blas_takes_operand(const kl_contraction *c, bool is_b);
+bool cuda_blas_takes_epilogue(const kl_contraction *c);
+/* What attention's kernels are written for; the passes decompose the others. */
+bool cuda_attention_takes(ir_dtype dtype, int64_t head_dim);
+
+/* -- requests.c ------------------------------------------------------------------------------------------------------------ */
+
+typedef struct cuda_store cuda_store;
+typedef struct { int functions, compiled; size_t bytes; cuda_function *function; } cuda_fetched;   /* function by request */
+cuda_store *cuda_store_new(cuda_device *device, const char *cache_dir);
+void cuda_store_free(cuda_store *store);                      /* NULL is fine */
+const char *cuda_store_folder(const cuda_store *store);
+/* False and base_error, with the compiler's message; the source is kept where the message says. */
+bool cuda_store_fetch(cuda_store *store, cuda_compiler *compiler, const char *dump_dir, cuda_fetched *fetched);
+/* One request's source for NVRTC, whole, and its cubin for an architecture; for tests too. */
+char *cuda_request_source(const cuda_request *request);       /* the caller frees it */
+bool cuda_compile_source(const cuda_library *library, const char *source, const char *name, int architecture, base_bytes *cubin);
+
+/* -- execute.c ------------------------------------------------------------------------------------------------------------- */
+
+typedef struct cuda_execution cuda_execution;
+/* plans by kernel id. Both are borrowed until it is freed. host_params: the last so many parameters lie in host memory. */
+cuda_execution *cuda_execution_new(cuda_device *device, const kl_program *program, const cuda_plan *plans, const cuda_fetched *fetched, int host_params);
+bool cuda_execution_allocate(cuda_execution *execution);
+void cuda_execution_free(cuda_execution *execution);
+bool cuda_execute(cuda_execution *execution, void *const *params, void *const *results);
+size_t cuda_execution_bytes(const cuda_execution *execution);
+size_t cuda_execution_workspace(const cuda_execution *execution);
+int cuda_execution_launches(const cuda_execution *execution);  /* in a run, repeats unrolled */
+
+/* -- backend.c --------------------------------------------------------------------------------------------------------------- */
+
+extern const ir_backend cuda_backend;
+/* The backend's compile from the kernel list on, which it takes; for tests. */
+ir_executable *cuda_compile_list(kl_program *list, const ir_compile_options *options, ir_compile_report *report);
+const cuda_compiler *cuda_last_compiler(const ir_executable *executable);
+cuda_device *cuda_backend_device(void);                       /* NULL before configure */
+
+#endif

@@ -1,0 +1,83 @@
+/* Opens libcuda, NVRTC and cuBLASLt and looks up what driver.def lists. A library once opened stays open until the process ends. */
+#include "backend_cuda/driver.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Where toolkits put their libraries when the loader does not know of them. */
+static const char *const folders[] = { "", "/usr/local/cuda/lib64/", "/usr/local/cuda/lib/", "/usr/lib/wsl/lib/", "/opt/cuda/lib64/" };
+
+static void *open_first(const char *files)
+{
+    for (const char *file = files; *file; file += strlen(file) + 1)
+        for (size_t i = 0; i < COUNT_OF(folders); i++) {
+            char path[256];
+            snprintf(path, sizeof path, "%s%s", folders[i], file);
+            void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+            if (handle)
+                return handle;
+        }
+    return NULL;
+}
+
+typedef struct { const char *name, *files, *source; void *handle; bool wanted; } opened;
+
+/* Opens on the way to a library's first function; later ones find it open. */
+static bool open_library(opened *library, const char *only)
+{
+    library->wanted = !only || !strcmp(only, library->name);
+    if (library->wanted && !library->handle)
+        library->handle = open_first(library->files);
+    return !library->wanted || library->handle ||
+           base_fail(BASE_FAILURE, "device cuda: %s was not found: it comes with %s", library->files, library->source);
+}
+
+static bool find(const opened *library, const char *symbol, void *function)
+{
+    if (!library->wanted)
+        return true;
+    void *address = dlsym(library->handle, symbol);
+    memcpy(function, &address, sizeof address);
+    return address || base_fail(BASE_FAILURE, "device cuda: %s has no %s: %s is too old", library->files, symbol, library->source);
+}
+
+static bool load(const char *only, cuda_library *to)
+{
+    enum {
+#define LIBRARY(name, files, source) LIBRARY_##name,
+#define FUNCTION(name, symbol, parameters)
+#include "backend_cuda/driver.def"
+#undef LIBRARY
+#undef FUNCTION
+        LIBRARIES
+    };
+    static opened libraries[LIBRARIES] = {
+#define LIBRARY(name, files, source) { #name, files, source },
+#define FUNCTION(name, symbol, parameters)
+#include "backend_cuda/driver.def"
+#undef LIBRARY
+#undef FUNCTION
+    };
+    opened *library = NULL;
+    return true
+#define LIBRARY(name, files, source) && open_library(library = &libraries[LIBRARY_##name], only)
+#define FUNCTION(name, symbol, parameters) && find(library, symbol, &to->name)
+#include "backend_cuda/driver.def"
+#undef LIBRARY
+#undef FUNCTION
+        ;
+}
+
+static cuda_library own;
+static const cuda_library *in_use;
+
+bool cuda_library_load(const char *name, cuda_library *library) { return load(name, library); }
+void cuda_library_use(const cuda_library *library) { in_use = library; }
+
+const cuda_library *cuda_library_open(void)
+{
+    if (!in_use && load(NULL, &own))
+        in_use = &own;
+    return in_use;
+}

@@ -1,0 +1,342 @@
+/* Runs a program: all its launches, repeats unrolled, are captured once as a CUDA graph, and a run is one launch of the graph.
+ *
+ * A graph holds addresses. Parameters and results that lie where they lay before find their graph again; a few are kept, for results
+ * that go to one place and the other by turns. Everything is on one stream, in the order of the list, so that no kernel needs an event. */
+#include "backend_cuda/backend.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { GRAPHS = 4, BLAS_WORKSPACE = 32 << 20 };
+
+/* A product made ready: descriptors, and the algorithm that cuBLASLt's heuristic names first, asked for once. */
+typedef struct { cuda_product_desc desc; cuda_layout a, b, d; uint64_t algorithm[8]; size_t workspace; } ready_product;
+typedef struct { cuda_graph_exec exec; void **addresses; int64_t used; } graph;
+
+struct cuda_execution {
+    cuda_device *device;
+    const kl_program *program;
+    const cuda_plan *plans;
+    const cuda_fetched *fetched;
+    base_arena *arena;
+    int host_params;
+    ready_product **products;              /* by kernel id, by step */
+    size_t arena_bytes, workspace_bytes, blas_bytes, const_bytes, total_bytes;
+    char *memory;                          /* arena, workspace, cuBLASLt's, constants, host parameters */
+    char **fixed;                          /* of constants, by buffer */
+    uint64_t *scalars;                     /* host parameters on their way */
+    int64_t *iteration;
+    void *const *params, *const *results;  /* of the run in progress */
+    graph graphs[GRAPHS];
+    int64_t runs;
+    int launches;
+};
+
+static size_t rounded(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
+
+/* -- addresses ---------------------------------------------------------------------------------------------------------- */
+
+static char *scalar_place(const cuda_execution *x, int index)
+{
+    return x->memory + x->arena_bytes + x->workspace_bytes + x->blas_bytes + x->const_bytes + 8 * (size_t)(index - (x->program->n_params - x->host_params));
+}
+
+static char *address(const cuda_execution *x, int buffer)
+{
+    const kl_program *p = x->program;
+    if (buffer == p->n_buffers)
+        return x->memory + x->arena_bytes;
+    const kl_buffer *b = &p->buffers[buffer];
+    switch (b->kind) {
+    case KL_PARAM:  return b->index >= p->n_params - x->host_params ? scalar_place(x, b->index) : x->params[b->index];
+    case KL_RESULT: return x->results[b->index];
+    case KL_CONST:  return x->fixed[buffer];
+    case KL_TEMP:   return x->memory + b->arena_offset;
+    case KL_MOVING: return address(x, b->base) + (b->offset + x->iteration[b->repeat] * b->step) * ir_dtype_bytes(b->dtype);
+    }
+    CHECK(false, "b%d: expected a kind, got %d", buffer, (int)b->kind);
+    return NULL;
+}
+
+static char *place(const cuda_execution *x, cuda_arg arg) { return address(x, arg.buffer) + arg.value; }
+
+/* -- products ------------------------------------------------------------------------------------------------------------- */
+
+static int blas_type(ir_dtype dtype) { return dtype == IR_F64 ? CUDA_R_F64 : dtype == IR_BF16 ? CUDA_R_BF16 : CUDA_R_F32; }
+
+static bool layout(const cuda_execution *x, cuda_layout *to, ir_dtype dtype, int64_t rows, int64_t columns, int64_t leading, int64_t batch, int64_t stride)
+{
+    const cuda_library *l = cuda_device_library(x->device);
+    int32_t count = (int32_t)batch;
+    return cuda_ok(x->device, l->layout_new(to, blas_type(dtype), (uint64_t)rows, (uint64_t)columns, leading), "cublasLtMatrixLayoutCreate") &&
+           cuda_ok(x->device, l->layout_set(*to, CUDA_LAYOUT_BATCH, &count, sizeof count), "the batch of a product") &&
+           cuda_ok(x->device, l->layout_set(*to, CUDA_LAYOUT_BATCH_STRIDE, &stride, sizeof stride), "the batch of a product");
+}
+
+/* Bytes that an address is surely a multiple of, up to 16: a choice of algorithm must hold in every iteration of a repeat. */
+static uint32_t alignment(const cuda_execution *x, cuda_arg arg, ir_dtype dtype)
+{
+    const kl_program *p = x->program;
+    int64_t bits = 256 | arg.value, size = ir_dtype_bytes(dtype);
+    for (int b = arg.buffer; b < p->n_buffers && p->buffers[b].kind == KL_MOVING; b = p->buffers[b].base)
+        bits |= p->buffers[b].offset * size | p->buffers[b].step * size;
+    return (uint32_t)MIN(bits & -bits, 256);
+}
+
+/* cuBLASLt thinks in columns: d^T = b^T a^T, so that its first operand is b, and its rows are our columns. */
+static bool make_ready(cuda_execution *x, const cuda_product *p, ready_product *ready)
+{
+    const cuda_library *l = cuda_device_library(x->device);
+    bool f64 = p->operands == IR_F64;
+    int32_t transpose_a = p->b_transposed, transpose_b = p->a_transposed, epilogue = p->bias.buffer >= 0 ? CUDA_EPILOGUE_BIAS : CUDA_EPILOGUE_NONE;
+    uint64_t workspace = BLAS_WORKSPACE;
+    cuda_preference preference = NULL;
+    cuda_algorithm found = {0};
+    int n_found = 0;
+    if (!cuda_ok(x->device, l->product_new(&ready->desc, f64 ? CUDA_COMPUTE_F64 : CUDA_COMPUTE_F32, f64 ? CUDA_R_F64 : CUDA_R_F32), "cublasLtMatmulDescCreate") ||
+        !cuda_ok(x->device, l->product_set(ready->desc, CUDA_PRODUCT_TRANSPOSE_A, &transpose_a, sizeof transpose_a), "a transposed operand") ||
+        !cuda_ok(x->device, l->product_set(ready->desc, CUDA_PRODUCT_TRANSPOSE_B, &transpose_b, sizeof transpose_b), "a transposed operand") ||
+        !cuda_ok(x->device, l->product_set(ready->desc, CUDA_PRODUCT_EPILOGUE, &epilogue, sizeof epilogue), "an epilogue") ||
+        !layout(x, &ready->a, p->operands, p->b_transposed ? p->k : p->n, p->b_transposed ? p->n : p->k, p->b_leading, p->batch, p->b_batch) ||
+        !layout(x, &ready->b, p->operands, p->a_transposed ? p->m : p->k, p->a_transposed ? p->k : p->m, p->a_leading, p->batch, p->a_batch) ||
+        !layout(x, &ready->d, p->result, p->n, p->m, p->d_leading, p->batch, p->d_batch) ||
+        !cuda_ok(x->device, l->preference_new(&preference), "cublasLtMatmulPreferenceCreate"))
+        return false;
+    uint32_t align_a = alignment(x, p->b, p->operands), align_b = alignment(x, p->a, p->operands), align_d = alignment(x, p->d, p->result);
+    l->preference_set(preference, CUDA_PREFERENCE_WORKSPACE, &workspace, sizeof workspace);
+    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_A, &align_a, sizeof align_a);
+    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_B, &align_b, sizeof align_b);
+    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_C, &align_d, sizeof align_d);
+    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_D, &align_d, sizeof align_d);
+    int error = l->product_algorithms(cuda_device_blas(x->device), ready->desc, ready->a, ready->b, ready->d, ready->d, preference, 1, &found, &n_found);
+    l->preference_free(preference);
+    if (error != 0 || n_found == 0)
+        return base_fail(BASE_FAILURE, "device cuda: cuBLASLt has no algorithm for %lld x %lld x %lld in %s (error %d)", (long long)p->m, (long long)p->n, (long long)p->k,
+                         ir_dtype_name(p->operands), error);
+    memcpy(ready->algorithm, found.algorithm, sizeof ready->algorithm);
+    ready->workspace = found.workspace_bytes;
+    x->blas_bytes = MAX(x->blas_bytes, rounded(found.workspace_bytes));
+    return true;
+}
+
+static bool multiply(const cuda_execution *x, const cuda_product *p, const ready_product *ready)
+{
+    const cuda_library *l = cuda_device_library(x->device);
+    static const float one = 1, zero = 0;
+    static const double one64 = 1, zero64 = 0;
+    bool f64 = p->operands == IR_F64;
+    const void *alpha = f64 ? (const void *)&one64 : &one, *beta = p->accumulate ? alpha : f64 ? (const void *)&zero64 : &zero;
+    if (p->bias.buffer >= 0) {
+        const void *bias = place(x, p->bias);
+        if (!cuda_ok(x->device, l->product_set(ready->desc, CUDA_PRODUCT_BIAS, &bias, sizeof bias), "a bias"))
+            return false;
+    }
+    char *d = place(x, p->d);
+    return cuda_ok(x->device, l->product(cuda_device_blas(x->device), ready->desc, alpha, place(x, p->b), ready->a, place(x, p->a), ready->b, beta, d, ready->d, d, ready->d,
+                                         ready->algorithm, x->memory + x->arena_bytes + x->workspace_bytes, ready->workspace, cuda_device_stream(x->device)), "cublasLtMatmul");
+}
+
+/* -- launches --------------------------------------------------------------------------------------------------------------- */
+
+static bool launch(cuda_execution *x, const cuda_launch *l, const char *kernel)
+{
+    enum { MOST_ARGS = 512 };
+    int64_t args[MOST_ARGS];
+    size_t size = sizeof *args * (size_t)l->n_args;
+    void *extra[] = { CUDA_LAUNCH_POINTER, args, CUDA_LAUNCH_SIZE, &size, CUDA_LAUNCH_END };
+    CHECK(l->n_args <= MOST_ARGS && l->grid <= INT32_MAX, "%s: expected at most %d parameters and 2^31 blocks", kernel, MOST_ARGS);
+    for (int i = 0; i < l->n_args; i++)
+        args[i] = l->args[i].buffer < 0 ? l->args[i].value : (int64_t)(intptr_t)place(x, l->args[i]);
+    return cuda_ok(x->device, cuda_device_library(x->device)->launch(x->fetched->function[l->code], (unsigned)l->grid, 1, 1, (unsigned)l->threads, 1, 1, (unsigned)l->shared_bytes,
+                                                                     cuda_device_stream(x->device), NULL, extra), kernel);
+}
+
+typedef bool visit_step(cuda_execution *x, const kl_kernel *kernel, int step);
+
+/* Every step of a run in order, repeats unrolled where `unrolled`. */
+static bool walk(cuda_execution *x, kl_kernel *const *kernels, int n, bool unrolled, visit_step *visit)
+{
+    for (int i = 0; i < n; i++) {
+        const kl_kernel *kernel = kernels[i];
+        int64_t count = kernel->kind != KL_REPEAT ? 0 : unrolled ? kernel->repeat.count : 1;
+        for (int64_t j = 0; j < count; j++) {
+            x->iteration[kernel->repeat.id] = kernel->repeat.reverse ? kernel->repeat.count - 1 - j : j;
+            if (!walk(x, kernel->repeat.body, kernel->repeat.n_body, unrolled, visit))
+                return false;
+        }
+        for (int s = 0; kernel->kind != KL_REPEAT && s < x->plans[kernel->id].n_steps; s++)
+            if (!visit(x, kernel, s))
+                return false;
+    }
+    return true;
+}
+
+static bool issue(cuda_execution *x, const kl_kernel *kernel, int step)
+{
+    const cuda_step *s = &x->plans[kernel->id].steps[step];
+    return s->is_product ? multiply(x, &s->product, &x->products[kernel->id][step]) : launch(x, &s->launch, kernel->name ? kernel->name : "kernel");
+}
+
+static bool count(cuda_execution *x, const kl_kernel *kernel, int step)
+{
+    (void)kernel, (void)step;
+    x->launches++;
+    return true;
+}
+
+/* -- making and ending ----------------------------------------------------------------------------------------------------------- */
+
+static bool prepare(cuda_execution *x, const kl_kernel *kernel, int step)
+{
+    const cuda_plan *plan = &x->plans[kernel->id];
+    const cuda_step *s = &plan->steps[step];
+    if (!x->products[kernel->id])
+        x->products[kernel->id] = ARENA_NEW(x->arena, ready_product, plan->n_steps);
+    x->workspace_bytes = MAX(x->workspace_bytes, rounded(plan->workspace_bytes));
+    if (s->is_product)
+        return make_ready(x, &s->product, &x->products[kernel->id][step]);
+    return s->launch.shared_bytes <= 48 << 10 ||
+           cuda_ok(x->device, cuda_device_library(x->device)->function_set(x->fetched->function[s->launch.code], CUDA_FUNCTION_DYNAMIC_SHARED, (int)s->launch.shared_bytes),
+                   "shared memory of a block");
+}
+
+cuda_execution *cuda_execution_new(cuda_device *device, const kl_program *program, const cuda_plan *plans, const cuda_fetched *fetched, int host_params)
+{
+    cuda_execution *x = base_alloc(sizeof *x);
+    *x = (cuda_execution){ .device = device, .program = program, .plans = plans, .fetched = fetched, .host_params = host_params, .arena = base_arena_new() };
+    x->products = ARENA_NEW(x->arena, ready_product *, MAX(program->n_ids, 1));
+    x->iteration = ARENA_NEW(x->arena, int64_t, MAX(program->n_repeats, 1));
+    x->fixed = ARENA_NEW(x->arena, char *, program->n_buffers + 1);
+    x->scalars = ARENA_NEW(x->arena, uint64_t, host_params + 1);
+    for (int i = 0; i < GRAPHS; i++)
+        x->graphs[i].addresses = ARENA_NEW(x->arena, void *, program->n_params + program->n_results + 1);
+    if (!walk(x, program->kernels, program->n_kernels, false, prepare)) {
+        cuda_execution_free(x);
+        return NULL;
+    }
+    walk(x, program->kernels, program->n_kernels, true, count);
+    x->arena_bytes = rounded((size_t)program->memory.arena_bytes);
+    for (int i = 0; i < program->n_buffers; i++)
+        if (program->buffers[i].kind == KL_CONST)
+            x->const_bytes += rounded((size_t)(program->buffers[i].count * ir_dtype_bytes(program->buffers[i].dtype)));
+    x->total_bytes = x->arena_bytes + x->workspace_bytes + x->blas_bytes + x->const_bytes + rounded(8 * (size_t)host_params);
+    return x;
+}
+
+bool cuda_execution_allocate(cuda_execution *x)
+{
+    x->memory = cuda_memory_new(x->device, x->total_bytes);
+    char *at = x->memory + x->arena_bytes + x->workspace_bytes + x->blas_bytes;
+    for (int i = 0; x->memory && i < x->program->n_buffers; i++) {
+        const kl_buffer *b = &x->program->buffers[i];
+        size_t bytes = b->kind == KL_CONST ? (size_t)(b->count * ir_dtype_bytes(b->dtype)) : 0;
+        if (b->kind != KL_CONST)
+            continue;
+        x->fixed[i] = at;
+        at += rounded(bytes);
+        if (!cuda_upload(x->device, x->fixed[i], b->data, bytes))
+            return false;
+    }
+    return x->memory != NULL;
+}
+
+void cuda_execution_free(cuda_execution *x)
+{
+    if (!x)
+        return;
+    const cuda_library *l = cuda_device_library(x->device);
+    cuda_memory_free(x->device, x->memory);
+    for (int i = 0; i < GRAPHS; i++)
+        if (x->graphs[i].exec)
+            l->graph_exec_free(x->graphs[i].exec);
+    for (int i = 0; i < x->program->n_ids; i++)
+        for (int s = 0; x->products[i] && s < x->plans[i].n_steps; s++) {
+            ready_product *p = &x->products[i][s];
+            if (p->desc)
+                l->product_free(p->desc);
+            if (p->a)
+                l->layout_free(p->a);
+            if (p->b)
+                l->layout_free(p->b);
+            if (p->d)
+                l->layout_free(p->d);
+        }
+    base_arena_free(x->arena);
+    base_free(x);
+}
+
+size_t cuda_execution_bytes(const cuda_execution *x) { return x->total_bytes; }
+size_t cuda_execution_workspace(const cuda_execution *x) { return x->workspace_bytes + x->blas_bytes; }
+int cuda_execution_launches(const cuda_execution *x) { return x->launches; }
+
+/* -- a run --------------------------------------------------------------------------------------------------------------------------- */
+
+/* The graph for these addresses: one that is there, or captured now in the place of the one that was not used for longest. */
+static graph *graph_for_run(cuda_execution *x)
+{
+    const cuda_library *l = cuda_device_library(x->device);
+    const kl_program *p = x->program;
+    cuda_stream stream = cuda_device_stream(x->device);
+    size_t params = sizeof(void *) * (size_t)(p->n_params - x->host_params), results = sizeof(void *) * (size_t)p->n_results;
+    int oldest = 0;
+    for (int i = 0; i < GRAPHS; i++) {
+        graph *g = &x->graphs[i];
+        if (g->exec && (!params || !memcmp(g->addresses, x->params, params)) && (!results || !memcmp((char *)g->addresses + params, x->results, results)))
+            return g;
+        oldest = g->used < x->graphs[oldest].used ? i : oldest;
+    }
+    graph *g = &x->graphs[oldest];
+    cuda_graph captured = NULL;
+    if (g->exec) {
+        l->stream_wait(stream);
+        l->graph_exec_free(g->exec);
+        g->exec = NULL;
+    }
+    if (!cuda_ok(x->device, l->capture_begin(stream, CUDA_CAPTURE_RELAXED), "cuStreamBeginCapture"))
+        return NULL;
+    bool issued = walk(x, p->kernels, p->n_kernels, true, issue);
+    bool ended = cuda_ok(x->device, l->capture_end(stream, &captured), "cuStreamEndCapture");
+    bool made = issued && ended && cuda_ok(x->device, l->graph_instantiate(&g->exec, captured, 0), "cuGraphInstantiate");
+    if (captured)
+        l->graph_free(captured);
+    if (!made)
+        return NULL;
+    if (params)
+        memcpy(g->addresses, x->params, params);
+    if (results)
+        memcpy((char *)g->addresses + params, x->results, results);
+    return g;
+}
+
+/* Small results are on their way to the host when this returns; nothing is waited for. */
+static bool copy_results_early(const cuda_execution *x)
+{
+    const kl_program *p = x->program;
+    for (int i = 0; i < p->n_buffers; i++) {
+        const kl_buffer *b = &p->buffers[i];
+        size_t bytes = (size_t)(b->count * ir_dtype_bytes(b->dtype));
+        if (b->kind == KL_RESULT && bytes > 0 && bytes <= CUDA_EARLY_BYTES && !cuda_copy_early(x->device, x->results[b->index], bytes))
+            return false;
+    }
+    return true;
+}
+
+bool cuda_execute(cuda_execution *x, void *const *params, void *const *results)
+{
+    const kl_program *p = x->program;
+    x->params = params;
+    x->results = results;
+    for (int i = 0; i < p->n_buffers; i++) {
+        const kl_buffer *b = &p->buffers[i];
+        int scalar = b->index - (p->n_params - x->host_params);
+        if (b->kind == KL_PARAM && scalar >= 0)
+            memcpy(&x->scalars[scalar], params[b->index], (size_t)ir_dtype_bytes(b->dtype));
+    }
+    if (x->host_params && !cuda_upload(x->device, scalar_place(x, p->n_params - x->host_params), x->scalars, 8 * (size_t)x->host_params))
+        return false;
+    graph *g = graph_for_run(x);
+    if (!g)
+        return false;
+    g->used = ++x->runs;
+    return cuda_ok(x->device, cuda_device_library(x->device)->graph_launch(g->exec, cuda_device_stream(x->device)), "cuGraphLaunch") && copy_results_early(x);
+}

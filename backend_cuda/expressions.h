@@ -1,0 +1,43 @@
+/* The text of a kernel's expressions at a place of its index space; between loops.c, loop_emit.c, expressions.c and random.c.
+ *
+ * A place is V neighbours along the last axis: j counts them. Names in the text: x3 is the index along axis 3 (of the first neighbour), e5 the
+ * value of expression 5, e5[j] where it differs from neighbour to neighbour, p2 a parameter. */
+#ifndef CUDA_EXPRESSIONS_H
+#define CUDA_EXPRESSIONS_H
+
+#include "backend_cuda/backend.h"
+
+typedef struct {
+    cuda_writer *writer;
+    const kl_loop *loop;
+    int n_outer, V;
+    bool *uniform;                /* by expression: the same all along a row */
+    bool *lanes;                  /* by expression: differs between neighbours */
+    bool *written_down;           /* by expression: in the text where it can be seen from here */
+    int *param;                   /* by expression, then by output: of its view; of KL_INDEX and KL_RANDOM the offset */
+    int *site;                    /* by expression: of KL_RANDOM */
+    bool *vector;                 /* by expression, then by output: V neighbours are one access */
+    bool *random_run;             /* by expression: four neighbours are one block of Philox */
+    const char *index_type;       /* "int", or "rax_i64" where that could overflow */
+} cuda_expressions;
+
+/* loop's axes: the first n_outer are fixed for a row. Declares the parameters. */
+cuda_expressions *cuda_expressions_plan(cuda_writer *w, const kl_loop *loop, int n_outer, int V);
+/* Whether V neighbours of the view are one aligned access. */
+bool cuda_view_is_vector(const kl_program *program, const kl_loop *loop, const kl_view *view, int V);
+/* Writes what expr needs and is not written down yet, and expr itself, at this indentation. */
+void cuda_write_expression(cuda_expressions *x, base_text *text, const char *indent, int expr);
+/* Forgets what was written for a place; what is uniform stays. */
+void cuda_forget_place(cuda_expressions *x);
+/* "e5" or "e5[j]". Good until the fourth call after it. */
+const char *cuda_operand(const cuda_expressions *x, int expr);
+/* Stores the output's value, whose expression is written down. once: for the row, not for V neighbours. */
+void cuda_write_store(cuda_expressions *x, base_text *text, const char *indent, int output, bool once);
+/* "x0 * 768 + x1 + j": the place of a view; j: along neighbours too. */
+void cuda_write_place(const cuda_expressions *x, base_text *text, const kl_view *view, bool j, const char *type);
+void cuda_write_random(cuda_expressions *x, base_text *text, const char *indent, int expr);          /* random.c */
+
+const char *cuda_memory_type(ir_dtype dtype);
+const char *cuda_register_type(ir_dtype dtype);
+const char *cuda_suffix(ir_dtype dtype);                    /* of functions in common.cu: bf16 is computed as f32 */
+#endif

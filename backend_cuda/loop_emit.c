@@ -1,0 +1,241 @@
+/* A loop's kernel as CUDA C. Its form, where rows have sums of their own and over all rows:
+ *
+ *     for (row ...) {                                  each group its rows
+ *         row values
+ *         float a3 = 0;                                level 0: what is summed along the row
+ *         for (it ...) { columns; e1, e2; a3 += e2 }
+ *         const float e3 = rax_warp_sum_f32(a3);
+ *         for (it ...) { columns; e1, e4; stores; s0[it][j] += e4 }         the last level: outputs
+ *     }
+ *     sums of the groups, added in order, to workspace
+ *
+ * A level computes anew what it needs of the levels before: memory is read again, from the cache. */
+#include "backend_cuda/loops.h"
+
+/* x2, x1, x0 from a number that counts through axes from..to, the last fastest. */
+static void write_indices(const cuda_loop *l, base_text *text, const char *indent, const char *number, int from, int to)
+{
+    int64_t stride = 1;
+    for (int i = to - 1; i >= from; i--) {
+        base_text_add(text, "%sconst %s x%d = %s", indent, l->x->index_type, i, number);
+        if (stride > 1)
+            base_text_add(text, " / %lld", (long long)stride);
+        if (i > from)
+            base_text_add(text, " %% %lld", (long long)l->loop.extent[i]);
+        base_text_add(text, ";\n");
+        stride *= MAX(l->loop.extent[i], 1);
+    }
+}
+
+static void begin_columns(cuda_loop *l, base_text *text, bool unroll)
+{
+    const char *type = l->x->index_type;
+    base_text_add(text, "%s        for (int it = 0; it < ITERATIONS; it++) {\n", unroll || l->iterations <= 8 ? "        RAX_UNROLL\n" : "");
+    base_text_add(text, "            const %s column = first_column + ((%s)it * GROUP + lane) * V;\n            if (column < end_column) {\n", type, type);
+    write_indices(l, text, "                ", "column", l->loop.n_outer, l->loop.n_axes);
+    cuda_forget_place(l->x);
+}
+
+static void end_columns(cuda_loop *l, base_text *text)
+{
+    base_text_add(text, "            }\n        }\n");
+    cuda_forget_place(l->x);
+}
+
+/* Row values of this level: all that they need is there. */
+static void write_row_values(cuda_loop *l, base_text *text, int level)
+{
+    for (int i = 0; i < l->loop.n_exprs; i++)
+        if (l->level[i] == level && l->x->uniform[i] && l->loop.exprs[i].kind != KL_REDUCE)
+            cuda_write_expression(l->x, text, "        ", i);
+}
+
+/* -- reductions along a row ----------------------------------------------------------------------------------------------- */
+
+static const char *identity_of(const kl_expr *e, ir_dtype of)
+{
+    if (e->op == OP_reduce_sum)
+        return "0";
+    return of == IR_I32 ? "-2147483647 - 1" : "-RAX_INFINITY";
+}
+
+static void write_reductions(cuda_loop *l, base_text *text, int level)
+{
+    const kl_loop *loop = &l->loop;
+    int n = 0;
+    for (int i = 0; i < loop->n_exprs; i++) {
+        const kl_expr *e = &loop->exprs[i];
+        if (e->kind != KL_REDUCE || l->level[i] != level + 1)
+            continue;
+        ir_dtype of = loop->exprs[e->args[0]].dtype;
+        if (e->op == OP_argmax)
+            base_text_add(text, "        rax_best_%s a%d;\n        a%d.value = 0, a%d.at = -1;\n", cuda_suffix(of), i, i, i);
+        else
+            base_text_add(text, "        %s a%d = %s;\n", cuda_register_type(of), i, identity_of(e, of));
+        n++;
+    }
+    if (n == 0)
+        return;
+    begin_columns(l, text, false);
+    for (int i = 0; i < loop->n_exprs; i++) {
+        const kl_expr *e = &loop->exprs[i];
+        if (e->kind != KL_REDUCE || l->level[i] != level + 1)
+            continue;
+        const char *suffix = cuda_suffix(loop->exprs[e->args[0]].dtype);
+        cuda_write_expression(l->x, text, "                ", e->args[0]);
+        const char *value = cuda_operand(l->x, e->args[0]);
+        if (e->op == OP_argmax)
+            base_text_add(text, "                EACH { rax_best_%s t; t.value = %s; t.at = (int)(column + j); a%d = rax_better_%s(a%d, t); }\n", suffix, value, i, suffix, i);
+        else
+            base_text_add(text, "                EACH a%d = rax_%s_%s(a%d, %s);\n", i, e->op == OP_reduce_sum ? "sum" : "max", suffix, i, value);
+    }
+    end_columns(l, text);
+    for (int i = 0; i < loop->n_exprs; i++) {
+        const kl_expr *e = &loop->exprs[i];
+        if (e->kind != KL_REDUCE || l->level[i] != level + 1)
+            continue;
+        const char *suffix = cuda_suffix(loop->exprs[e->args[0]].dtype), *what = e->op == OP_argmax ? "argmax" : e->op == OP_reduce_sum ? "sum" : "max";
+        if (l->group == l->threads)
+            base_text_add(text, "        a%d = rax_block_%s_%s(a%d, scratch);\n", i, what, suffix, i);
+        else if (l->group > 1)
+            base_text_add(text, "        a%d = rax_warp_%s_%s(a%d);\n", i, what, suffix, i);
+        if (e->op == OP_argmax)
+            base_text_add(text, "        const int e%d = a%d.at < 0 ? 0 : a%d.at;\n", i, i, i);
+        else
+            base_text_add(text, "        const %s e%d = %s(a%d);\n", cuda_register_type(e->dtype), i, e->dtype == IR_BF16 ? "rax_round_bf16" : "", i);
+        l->x->written_down[i] = true;
+    }
+}
+
+/* -- outputs ---------------------------------------------------------------------------------------------------------------- */
+
+static bool is_outer_sum(const cuda_loop *l, int i) { return l->loop.outputs[i].kind == KL_SUM_OUTER; }
+
+static const char *sum_of(const cuda_loop *l, int i) { return cuda_suffix(l->loop.exprs[l->loop.outputs[i].expr].dtype); }
+
+static void write_outputs(cuda_loop *l, base_text *text)
+{
+    const kl_loop *loop = &l->loop;
+    const char *type = l->x->index_type, *indent = "                ";
+    bool by_row = false, by_column = false;
+    for (int i = 0; i < loop->n_outputs; i++) {
+        by_row |= l->by_row[i];
+        by_column |= !l->by_row[i];
+    }
+    if (by_column) {
+        begin_columns(l, text, l->in_registers);
+        for (int i = 0; i < loop->n_outputs; i++) {
+            const kl_output *o = &loop->outputs[i];
+            if (l->by_row[i])
+                continue;
+            cuda_write_expression(l->x, text, indent, o->expr);
+            for (int d = 0; d < o->view.n_dynamic; d++)
+                cuda_write_expression(l->x, text, indent, o->view.dynamic[d].expr);
+        }
+        for (int i = 0; i < loop->n_outputs; i++) {                /* after all reads: an output may have an operand's place */
+            const kl_output *o = &loop->outputs[i];
+            const char *value = cuda_operand(l->x, o->expr);
+            if (l->by_row[i])
+                continue;
+            if (o->kind == KL_STORE)
+                cuda_write_store(l->x, text, indent, i, false);
+            else if (o->kind == KL_SUM_ALL)
+                base_text_add(text, "%sEACH s%d = rax_sum_%s(s%d, %s);\n", indent, i, sum_of(l, i), i, value);
+            else if (l->in_registers)
+                base_text_add(text, "%sEACH s%d[it][j] = rax_sum_%s(s%d[it][j], %s);\n", indent, i, sum_of(l, i), i, value);
+            else
+                base_text_add(text, "%sEACH { %s *to = p%d + ((%s)block * %lld + column + j); *to = row == first_row ? %s : rax_sum_%s(*to, %s); }\n", indent,
+                              cuda_register_type(loop->exprs[o->expr].dtype), l->partial[i], type, (long long)l->columns, value, sum_of(l, i), value);
+        }
+        end_columns(l, text);
+    }
+    if (!by_row)
+        return;
+    base_text_add(text, "        if (lane == 0 && segment == 0) {\n");
+    for (int i = 0; i < loop->n_outputs; i++)
+        if (l->by_row[i]) {
+            const kl_output *o = &loop->outputs[i];
+            cuda_write_expression(l->x, text, "            ", o->expr);
+            for (int d = 0; d < o->view.n_dynamic; d++)
+                cuda_write_expression(l->x, text, "            ", o->view.dynamic[d].expr);
+        }
+    for (int i = 0; i < loop->n_outputs; i++)
+        if (l->once[i])
+            cuda_write_store(l->x, text, "            ", i, true);
+        else if (l->by_row[i])
+            base_text_add(text, "            s%d = rax_sum_%s(s%d, %s);\n", i, sum_of(l, i), i, cuda_operand(l->x, loop->outputs[i].expr));
+    base_text_add(text, "        }\n");
+}
+
+/* -- sums of a block ---------------------------------------------------------------------------------------------------------- */
+
+static void declare_sums(cuda_loop *l, base_text *text)
+{
+    for (int i = 0; i < l->loop.n_outputs; i++) {
+        const char *type = cuda_register_type(l->loop.exprs[l->loop.outputs[i].expr].dtype);
+        if (l->loop.outputs[i].kind == KL_SUM_ALL)
+            base_text_add(text, "    %s s%d = 0;\n", type, i);
+        else if (is_outer_sum(l, i) && l->in_registers)
+            base_text_add(text, "    %s s%d[ITERATIONS][V];\n    RAX_UNROLL\n    for (int it = 0; it < ITERATIONS; it++) EACH s%d[it][j] = 0;\n", type, i, i);
+    }
+}
+
+/* A column's sum over the groups of the block, in their order, by the first group. */
+static void write_outer_sum(cuda_loop *l, base_text *text, int i)
+{
+    const char *type = cuda_register_type(l->loop.exprs[l->loop.outputs[i].expr].dtype), *suffix = sum_of(l, i);
+    base_text_add(text, "    RAX_UNROLL\n    for (int it = 0; it < ITERATIONS; it++) EACH {\n");
+    base_text_add(text, "        const %s column = first_column + ((%s)it * GROUP + lane) * V + j;\n        %s sum = s%d[it][j];\n", l->x->index_type, l->x->index_type, type, i);
+    if (l->group == 1) {
+        base_text_add(text, "        sum = rax_block_sum_%s(sum, scratch);\n", suffix);
+    } else if (l->group < l->threads) {
+        base_text_add(text, "        rax_block_wait();\n        ((%s *)groups)[threadIdx.x] = sum;\n        rax_block_wait();\n", type);
+        base_text_add(text, "        if (group == 0)\n            for (int g = 1; g < GROUPS; g++) sum = rax_sum_%s(sum, ((%s *)groups)[g * GROUP + lane]);\n", suffix, type);
+    }
+    base_text_add(text, "        if (group == 0 && column < end_column) p%d[(%s)block * %lld + column] = sum;\n    }\n", l->partial[i], l->x->index_type, (long long)l->columns);
+}
+
+static void write_sums(cuda_loop *l, base_text *text)
+{
+    for (int i = 0; i < l->loop.n_outputs; i++)
+        if (l->loop.outputs[i].kind == KL_SUM_ALL)
+            base_text_add(text, "    s%d = rax_block_sum_%s(s%d, scratch);\n    if (threadIdx.x == 0) p%d[blockIdx.x] = s%d;\n", i, sum_of(l, i), i, l->partial[i], i);
+        else if (is_outer_sum(l, i) && l->in_registers)
+            write_outer_sum(l, text, i);
+}
+
+/* -- the kernel ----------------------------------------------------------------------------------------------------------------- */
+
+void cuda_write_loop(cuda_loop *l, base_text *text)
+{
+    const char *type = l->x->index_type;
+    bool shared = false, groups = false, wide = false;
+    for (int i = 0; i < l->loop.n_exprs; i++)
+        shared |= l->loop.exprs[i].kind == KL_REDUCE && l->group == l->threads;
+    for (int i = 0; i < l->loop.n_outputs; i++) {
+        shared |= l->loop.outputs[i].kind != KL_STORE;
+        groups |= is_outer_sum(l, i) && l->group > 1 && l->group < l->threads;
+        wide |= l->loop.exprs[l->loop.outputs[i].expr].dtype == IR_F64;
+    }
+    base_text_add(text, "    enum { V = %d, GROUP = %d, GROUPS = %d, ITERATIONS = %lld };\n", l->V, l->group, l->threads / l->group, (long long)MAX(l->iterations, 1));
+    if (shared)
+        base_text_add(text, "    RAX_SHARED double scratch[64];\n");
+    if (groups)
+        base_text_add(text, "    RAX_SHARED %s groups[%d];\n", wide ? "double" : "float", l->threads);
+    base_text_add(text, "    const int lane = threadIdx.x %% GROUP, group = threadIdx.x / GROUP;\n");
+    base_text_add(text, "    const %s segment = blockIdx.x %% %lldu, block = blockIdx.x / %lldu;\n", type, (long long)MAX(l->segments, 1), (long long)MAX(l->segments, 1));
+    base_text_add(text, "    const %s first_column = segment * %lld, end_column = first_column + %lld < %lld ? first_column + %lld : %lld;\n", type, (long long)l->segment,
+                  (long long)l->segment, (long long)l->columns, (long long)l->segment, (long long)l->columns);
+    base_text_add(text, "    const %s first_row = block * %lld, end_row = first_row + %lld < %lld ? first_row + %lld : %lld;\n", type, (long long)l->rows_per_block,
+                  (long long)l->rows_per_block, (long long)l->rows, (long long)l->rows_per_block, (long long)l->rows);
+    declare_sums(l, text);
+    base_text_add(text, "    for (%s row = first_row + group; row < end_row; row += GROUPS) {\n", type);
+    write_indices(l, text, "        ", "row", 0, l->loop.n_outer);
+    for (int level = 0; level < l->n_levels; level++) {
+        write_row_values(l, text, level);
+        write_reductions(l, text, level);
+    }
+    write_outputs(l, text);
+    base_text_add(text, "    }\n");
+    write_sums(l, text);
+}

@@ -1,0 +1,34 @@
+/* What loops.c decides about a loop, for loop_emit.c to write down. Between these two files.
+ *
+ * A block has a range of rows and, where rows need not be whole, a segment of columns. A row is worked on by a group of threads:
+ *
+ *     1          the thread itself: rows that are short, or whose neighbours lie along the rows
+ *     32         a warp
+ *     a block    long rows
+ *
+ * Each thread takes V neighbouring columns at a time, the group the next ones beside it: it goes along the row in `iterations`. A loop without
+ * reductions is one row of all its elements, cut into segments. */
+#ifndef CUDA_LOOPS_H
+#define CUDA_LOOPS_H
+
+#include "backend_cuda/expressions.h"
+
+typedef struct {
+    kl_loop loop;
+    cuda_expressions *x;
+    int threads, group, V;
+    int64_t rows, columns;
+    int64_t segment, segments;             /* columns of a block; blocks side by side along a row */
+    int64_t rows_per_block, row_blocks;
+    int64_t iterations;
+    int n_levels;
+    int *level;                            /* by expression: how many reductions deep; -1: nobody needs it */
+    bool *once;                            /* by output: stored once a row */
+    bool *by_row;                          /* by output: stored or summed once a row, so that rows stay whole */
+    bool in_registers;                     /* sums over rows; else in their place in workspace */
+    int *partial;                          /* by output: the parameter where a block's sum goes */
+} cuda_loop;
+
+void cuda_write_loop(cuda_loop *l, base_text *body);        /* loop_emit.c */
+
+#endif

@@ -1,0 +1,202 @@
+/* A block emulator: the C that a CUDA kernel is, compiled for the CPU and run block by block. It comes before the kernel's own text.
+ *
+ * The threads of a block are fibers, each with a stack of its own, that take turns: one runs until it comes to a barrier or to the end. At a
+ * barrier of the block the next thread goes on, at one of a warp the next lane; whoever finds all there passes. So a block wait of n
+ * threads costs n switches, and a race shows as one order of events, always the same. A thread that waits for what can never come (a
+ * barrier that others do not reach) ends the process with a line.
+ *
+ * Memory that is shared is static: one block runs at a time. */
+#define RAX_EMULATED 1
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#define RAX_KERNEL(threads) static void
+#define RAX_DEVICE static inline
+#define RAX_SHARED static
+#define RAX_DYNAMIC_SHARED(name) unsigned char *name = rax_dynamic_shared
+#define RAX_ALIGN(bytes) __attribute__((aligned(bytes), may_alias))
+#define RAX_UNROLL
+/* A kernel's entry for the launcher: its parameters lie side by side, 8 bytes each. */
+#define RAX_ENTRY(name, ...) void name##_entry(const int64_t *p) { name(__VA_ARGS__); }
+
+enum { RAX_MOST_THREADS = 1024, RAX_STACK_BYTES = 64 << 10, RAX_SHARED_BYTES = 232448 };
+typedef struct { unsigned x, y, z; } rax_index;
+static rax_index threadIdx, blockIdx, blockDim, gridDim;
+static _Alignas(16) unsigned char rax_dynamic_shared[RAX_SHARED_BYTES + 64];
+
+/* -- fibers -------------------------------------------------------------------------------------------------------------- */
+
+/* GCC's own: the C library's are watched by sanitizers, which know nothing of these stacks. */
+typedef struct { void *at[5]; int started, done, block_waits, warp_waits; } rax_fiber;
+static rax_fiber rax_fibers[RAX_MOST_THREADS];
+static char *rax_stacks;
+static void *rax_launcher[5];
+static int rax_current, rax_alive, rax_progress;
+static int rax_block_arrived, rax_block_round, rax_warp_arrived[32], rax_warp_round[32], rax_warp_alive[32];
+static void (*rax_entry)(const int64_t *);
+static const int64_t *rax_params;
+
+static void __attribute__((noinline, noreturn)) rax_leave(void) { __builtin_longjmp(rax_launcher, 1); }
+
+static void rax_body(void)
+{
+    for (;;) {
+        rax_entry(rax_params);
+        rax_fiber *self = &rax_fibers[rax_current];
+        self->done = 1;
+        rax_alive--;
+        rax_warp_alive[rax_current / 32]--;
+        rax_progress++;
+        if (!__builtin_setjmp(self->at))
+            rax_leave();
+    }
+}
+
+static void __attribute__((noinline)) rax_enter(int thread)
+{
+    rax_fiber *f = &rax_fibers[thread];
+    rax_current = thread;
+    threadIdx.x = (unsigned)thread;
+    if (f->started)
+        __builtin_longjmp(f->at, 1);
+    static ucontext_t fresh;
+    f->started = 1;
+    getcontext(&fresh);
+    fresh.uc_stack.ss_sp = rax_stacks + (size_t)thread * RAX_STACK_BYTES;
+    fresh.uc_stack.ss_size = RAX_STACK_BYTES;
+    fresh.uc_link = NULL;
+    makecontext(&fresh, rax_body, 0);
+    setcontext(&fresh);
+}
+
+static void __attribute__((noinline)) rax_switch(int thread)
+{
+    if (thread != rax_current && !__builtin_setjmp(rax_fibers[rax_current].at))
+        rax_enter(thread);
+}
+
+/* The next thread after the current one, in its warp or in the block, that has not ended. */
+static int rax_next(int first, int n)
+{
+    for (int i = 1; i <= n; i++) {
+        int t = first + (rax_current - first + i) % n;
+        if (!rax_fibers[t].done)
+            return t;
+    }
+    return rax_current;
+}
+
+static void rax_stuck(const char *what)
+{
+    fprintf(stderr, "cuda emulator: block %u, thread %u: a %s wait that others do not come to\n", blockIdx.x, threadIdx.x, what);
+    abort();
+}
+
+static void __attribute__((noinline)) rax_block_wait(void)
+{
+    int round = rax_block_round, turns = 0, n = (int)blockDim.x;
+    rax_progress++;
+    if (++rax_block_arrived == rax_alive) {
+        rax_block_arrived = 0;
+        rax_block_round++;
+        return;
+    }
+    for (int seen = rax_progress; rax_block_round == round;) {
+        rax_switch(rax_next(0, n));
+        turns = seen == rax_progress ? turns + 1 : 0;
+        seen = rax_progress;
+        if (turns > 2 * n)
+            rax_stuck("block");
+    }
+}
+
+static void __attribute__((noinline)) rax_warp_wait(void)
+{
+    int warp = rax_current / 32, first = 32 * warp, n = (int)blockDim.x - first, round = rax_warp_round[warp], turns = 0;
+    n = n < 32 ? n : 32;
+    rax_progress++;
+    if (++rax_warp_arrived[warp] == rax_warp_alive[warp]) {
+        rax_warp_arrived[warp] = 0;
+        rax_warp_round[warp]++;
+        return;
+    }
+    for (int seen = rax_progress; rax_warp_round[warp] == round;) {
+        rax_switch(rax_next(first, n));
+        turns = seen == rax_progress ? turns + 1 : 0;
+        seen = rax_progress;
+        if (turns > 2 * n)
+            rax_stuck("warp");
+    }
+}
+
+/* Runs one block. A thread that ends leaves the next to go on. */
+static void __attribute__((noinline)) rax_run_block(void)
+{
+    int n = (int)blockDim.x;
+    rax_alive = n;
+    rax_block_arrived = 0;
+    memset(rax_warp_arrived, 0, sizeof rax_warp_arrived);
+    memset(rax_warp_alive, 0, sizeof rax_warp_alive);
+    for (int i = 0; i < n; i++) {
+        rax_fibers[i].done = 0;
+        rax_warp_alive[i / 32]++;
+    }
+    volatile int next = 0;
+    while (rax_alive > 0) {
+        /* one that ended may be what others wait for at a barrier */
+        if (rax_block_arrived > 0 && rax_block_arrived == rax_alive) {
+            rax_block_arrived = 0;
+            rax_block_round++;
+        }
+        while (rax_fibers[next].done)
+            next = (next + 1) % n;
+        if (!__builtin_setjmp(rax_launcher))
+            rax_enter(next);
+        next = rax_current;
+    }
+}
+
+void rax_emulate(void (*entry)(const int64_t *), const unsigned grid[3], unsigned threads, unsigned shared_bytes, const int64_t *params)
+{
+    if (threads > RAX_MOST_THREADS || shared_bytes > RAX_SHARED_BYTES) {
+        fprintf(stderr, "cuda emulator: no machine has blocks of %u threads and %u bytes\n", threads, shared_bytes);
+        abort();
+    }
+    if (!rax_stacks)
+        rax_stacks = malloc((size_t)RAX_MOST_THREADS * RAX_STACK_BYTES);
+    rax_entry = entry;
+    rax_params = params;
+    gridDim = (rax_index){ grid[0], grid[1], grid[2] };
+    blockDim = (rax_index){ threads, 1, 1 };
+    memset(rax_dynamic_shared, 0xff, sizeof rax_dynamic_shared);         /* NaN until written */
+    for (blockIdx.z = 0; blockIdx.z < grid[2]; blockIdx.z++)
+        for (blockIdx.y = 0; blockIdx.y < grid[1]; blockIdx.y++)
+            for (blockIdx.x = 0; blockIdx.x < grid[0]; blockIdx.x++)
+                rax_run_block();
+}
+
+/* -- what a warp does together --------------------------------------------------------------------------------------------- */
+
+static union { float f32; double f64; int i32; } rax_lanes[RAX_MOST_THREADS];
+#define RAX_SHUFFLE(type, name)                                                              \
+    static type __attribute__((noinline)) rax_shuffle_##name(type value, int mask)           \
+    {                                                                                        \
+        int self = rax_current;                                                              \
+        rax_lanes[self].name = value;                                                        \
+        rax_warp_wait();                                                                     \
+        type other = rax_lanes[self ^ mask].name;                                            \
+        rax_warp_wait();                                                                     \
+        return other;                                                                        \
+    }
+RAX_SHUFFLE(float, f32)
+RAX_SHUFFLE(double, f64)
+RAX_SHUFFLE(int, i32)
+
+static inline uint32_t rax_bits_of_f32(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
+static inline float rax_f32_of_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+static inline uint32_t rax_multiply_high(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }

@@ -1,0 +1,519 @@
+/* A GPU that is none: a stand-in for libcuda, NVRTC and cuBLASLt, so that the CUDA backend runs from end to end on a machine without one.
+ *
+ * Device memory is host memory with guards round every block. NVRTC's "cubin" is a shared library: the kernel's own text behind
+ * cuda_emulator.h, compiled by the C compiler. cuBLASLt's product is three plain loops. A stream does nothing until somebody waits for it,
+ * so that a wait that is missing shows: what it should have waited for is not there yet. What is captured becomes a graph, and only a
+ * launch of it runs.
+ *
+ * Checked at every call: addresses lie inside blocks of memory, pinned memory is pinned, nothing is freed that is still to be used, nothing but
+ * launches and products happens while a stream is captured. */
+#ifndef TESTS_CUDA_STANDIN_H
+#define TESTS_CUDA_STANDIN_H
+
+#include "tests/graphs.h"
+
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "backend_cuda/backend.h"
+
+enum { BLOCK_GUARD = 512, SHARED_OPTIN = 232448 };
+
+#define STANDIN_CHECK(condition, ...)                                       \
+    do {                                                                    \
+        if (!(condition)) {                                                 \
+            fprintf(stderr, "stand-in: " __VA_ARGS__);                      \
+            fprintf(stderr, "\n");                                          \
+            abort();                                                        \
+        }                                                                   \
+    } while (0)
+
+/* -- memory -------------------------------------------------------------------------------------------------------------- */
+
+typedef struct block { struct block *next; char *at; size_t bytes; bool pinned; } block;
+static struct {
+    block *blocks;
+    size_t device_bytes, most_bytes;          /* most: what the device has */
+    int arch_major, arch_minor;
+    int launches, products, graph_launches, captures, early_waits, compiled;
+} standin = { .most_bytes = (size_t)8 << 30, .arch_major = 9 };
+
+static block *block_of(const void *at, size_t bytes, bool pinned)
+{
+    for (block *b = standin.blocks; b; b = b->next)
+        if (b->pinned == pinned && (const char *)at >= b->at && (const char *)at + bytes <= b->at + b->bytes)
+            return b;
+    return NULL;
+}
+
+static void check_block_guards(const block *b)
+{
+    for (int i = 1; i <= BLOCK_GUARD; i++)
+        STANDIN_CHECK((unsigned char)b->at[-i] == 0xa5 && (unsigned char)b->at[b->bytes + (size_t)i - 1] == 0xa5, "a block of %zu bytes was written outside of it", b->bytes);
+}
+
+static void *new_block(size_t bytes, bool pinned)
+{
+    block *b = malloc(sizeof *b);
+    char *memory = aligned_alloc(512, (bytes + 2 * BLOCK_GUARD + 511) & ~(size_t)511);
+    *b = (block){ standin.blocks, memory + BLOCK_GUARD, bytes, pinned };
+    memset(memory, 0xa5, BLOCK_GUARD);
+    memset(b->at, 0xff, bytes);
+    memset(b->at + bytes, 0xa5, BLOCK_GUARD);
+    standin.blocks = b;
+    standin.device_bytes += pinned ? 0 : bytes;
+    return b->at;
+}
+
+static void free_block(void *at, bool pinned)
+{
+    for (block **b = &standin.blocks; *b; b = &(*b)->next)
+        if ((*b)->at == at && (*b)->pinned == pinned) {
+            block *dead = *b;
+            check_block_guards(dead);
+            *b = dead->next;
+            standin.device_bytes -= pinned ? 0 : dead->bytes;
+            free(dead->at - BLOCK_GUARD);
+            free(dead);
+            return;
+        }
+    STANDIN_CHECK(false, "freed what is no block");
+}
+
+/* -- the stream ------------------------------------------------------------------------------------------------------------- */
+
+struct cuda_function_opaque { void (*entry)(const int64_t *); void (*emulate)(void (*)(const int64_t *), const unsigned[3], unsigned, unsigned, const int64_t *); int shared_bytes; };
+struct cuda_module_opaque { void *handle; int fd; struct cuda_function_opaque function; };
+struct cuda_event_opaque { bool recorded; int64_t ticket; };
+struct cuda_product_desc_opaque { int compute, transpose_a, transpose_b, epilogue; void *bias; };
+struct cuda_layout_opaque { int type; uint64_t rows, columns; int64_t leading, stride; int32_t batch; };
+
+typedef enum { DO_COPY_IN, DO_COPY_OUT, DO_FILL, DO_LAUNCH, DO_PRODUCT, DO_GRAPH } op_kind;
+typedef struct {
+    op_kind kind;
+    int64_t ticket;
+    char *to;
+    const char *from;
+    size_t bytes;
+    cuda_function function;
+    unsigned grid[3], threads, shared_bytes;
+    int64_t *args;
+    struct cuda_product_desc_opaque desc;
+    struct cuda_layout_opaque a, b, d;
+    const char *pa, *pb;
+    double alpha, beta;
+    cuda_graph_exec graph;
+} stream_op;
+typedef struct { int n, cap; stream_op *at; } op_list;
+struct cuda_graph_opaque { op_list ops; };
+struct cuda_graph_exec_opaque { op_list ops; };
+
+static op_list waiting, captured;
+static bool capturing;
+static int64_t next_ticket;
+static struct cuda_stream_opaque { int unused; } the_stream;
+
+static stream_op *queue_op(op_list *list, op_kind kind)
+{
+    if (list->n == list->cap)
+        list->at = realloc(list->at, sizeof *list->at * (size_t)(list->cap = MAX(64, 2 * list->cap)));
+    list->at[list->n] = (stream_op){ .kind = kind, .ticket = next_ticket };
+    return &list->at[list->n++];
+}
+
+static double number_at(const char *at, int type, int64_t i)
+{
+    return type == CUDA_R_F64 ? ((const double *)(const void *)at)[i] : type == CUDA_R_BF16 ? ir_bf16_to_f32(((const uint16_t *)(const void *)at)[i]) : ((const float *)(const void *)at)[i];
+}
+
+static void put_number(char *at, int type, int64_t i, double x)
+{
+    if (type == CUDA_R_F64)
+        ((double *)(void *)at)[i] = x;
+    else if (type == CUDA_R_BF16)
+        ((uint16_t *)(void *)at)[i] = ir_f32_to_bf16((float)x);
+    else
+        ((float *)(void *)at)[i] = (float)x;
+}
+
+static size_t type_bytes(int type) { return type == CUDA_R_F64 ? 8 : type == CUDA_R_BF16 ? 2 : 4; }
+
+static void check_matrix(const char *at, const struct cuda_layout_opaque *l, const char *what)
+{
+    int64_t last = (int64_t)(l->batch - 1) * l->stride + (int64_t)(l->columns - 1) * l->leading + (int64_t)l->rows;
+    STANDIN_CHECK(l->leading >= (int64_t)l->rows && l->batch >= 1, "%s of a product: %llu rows, %lld from column to column", what, (unsigned long long)l->rows, (long long)l->leading);
+    STANDIN_CHECK(block_of(at, (size_t)last * type_bytes(l->type), false), "%s of a product lies outside of memory", what);
+}
+
+/* Column by column, as cuBLASLt has it. */
+static void do_product(const stream_op *op)
+{
+    int64_t m = (int64_t)op->d.rows, n = (int64_t)op->d.columns, k = (int64_t)(op->desc.transpose_a ? op->a.rows : op->a.columns);
+    STANDIN_CHECK((int64_t)(op->desc.transpose_a ? op->a.columns : op->a.rows) == m && (int64_t)(op->desc.transpose_b ? op->b.rows : op->b.columns) == n &&
+                  (int64_t)(op->desc.transpose_b ? op->b.columns : op->b.rows) == k, "the operands of a product do not fit");
+    double *a = malloc(sizeof(double) * (size_t)(m * k)), *sum = malloc(sizeof(double) * (size_t)m);
+    for (int64_t batch = 0; batch < op->d.batch; batch++) {
+        for (int64_t j = 0; j < k; j++)
+            for (int64_t i = 0; i < m; i++)
+                a[j * m + i] = number_at(op->pa, op->a.type, batch * op->a.stride + (op->desc.transpose_a ? i * op->a.leading + j : j * op->a.leading + i));
+        for (int64_t j = 0; j < n; j++) {
+            memset(sum, 0, sizeof(double) * (size_t)m);
+            for (int64_t p = 0; p < k; p++) {
+                double b = number_at(op->pb, op->b.type, batch * op->b.stride + (op->desc.transpose_b ? p * op->b.leading + j : j * op->b.leading + p));
+                for (int64_t i = 0; i < m; i++)
+                    sum[i] += a[p * m + i] * b;
+            }
+            for (int64_t i = 0; i < m; i++) {
+                int64_t at = batch * op->d.stride + j * op->d.leading + i;
+                double x = op->alpha * sum[i];
+                if (op->desc.epilogue & CUDA_EPILOGUE_BIAS)
+                    x += number_at(op->desc.bias, op->d.type, i);
+                if (op->beta != 0)
+                    x += op->beta * number_at(op->to, op->d.type, at);
+                put_number(op->to, op->d.type, at, x);
+            }
+        }
+    }
+    free(a);
+    free(sum);
+}
+
+static void do_op(const stream_op *op)
+{
+    switch (op->kind) {
+    case DO_COPY_IN:
+    case DO_COPY_OUT:
+        memcpy(op->to, op->from, op->bytes);
+        break;
+    case DO_FILL:
+        memset(op->to, 0, op->bytes);
+        break;
+    case DO_LAUNCH:
+        standin.launches++;
+        op->function->emulate(op->function->entry, op->grid, op->threads, op->shared_bytes, op->args);
+        break;
+    case DO_PRODUCT:
+        standin.products++;
+        do_product(op);
+        break;
+    case DO_GRAPH:
+        for (int i = 0; i < op->graph->ops.n; i++)
+            do_op(&op->graph->ops.at[i]);
+        break;
+    }
+}
+
+/* All that was queued before the ticket. */
+static void run_until(int64_t ticket)
+{
+    int done = 0;
+    while (done < waiting.n && waiting.at[done].ticket < ticket) {
+        do_op(&waiting.at[done]);
+        if (waiting.at[done].kind == DO_LAUNCH)
+            free(waiting.at[done].args);
+        done++;
+    }
+    memmove(waiting.at, waiting.at + done, sizeof *waiting.at * (size_t)(waiting.n - done));
+    waiting.n -= done;
+    for (block *b = standin.blocks; b; b = b->next)
+        check_block_guards(b);
+}
+
+static stream_op *queue(op_kind kind)
+{
+    next_ticket++;
+    if (capturing) {
+        STANDIN_CHECK(kind == DO_LAUNCH || kind == DO_PRODUCT, "op %d while a stream is captured", (int)kind);
+        return queue_op(&captured, kind);
+    }
+    return queue_op(&waiting, kind);
+}
+
+/* -- the driver ---------------------------------------------------------------------------------------------------------------- */
+
+static int si_init(unsigned flags) { return flags ? 1 : 0; }
+static int si_driver_version(int *version) { return *version = 13000, 0; }
+static int si_error_text(int error, const char **text) { return *text = error == CUDA_OUT_OF_MEMORY ? "out of memory" : "an error of the stand-in", 0; }
+static int si_device_get(int *device, int ordinal) { return *device = ordinal, 0; }
+static int si_device_name(char *name, int size, int device) { return (void)device, snprintf(name, (size_t)size, "stand-in"), 0; }
+static int si_device_attribute(int *value, int attribute, int device)
+{
+    (void)device;
+    *value = attribute == CUDA_ATTRIBUTE_MAJOR ? standin.arch_major : attribute == CUDA_ATTRIBUTE_MINOR ? standin.arch_minor : attribute == CUDA_ATTRIBUTE_SHARED_OPTIN ? SHARED_OPTIN : 132;
+    return 0;
+}
+static int si_context_retain(cuda_context *context, int device) { return (void)device, *context = (cuda_context)&standin, 0; }
+static int si_context_release(int device) { return (void)device, 0; }
+static int si_context_set(cuda_context context) { return context ? 0 : 1; }
+static int si_memory_info(size_t *available, size_t *total) { return *total = standin.most_bytes, *available = standin.most_bytes - standin.device_bytes, 0; }
+static int si_memory_alloc(cuda_pointer *memory, size_t bytes)
+{
+    if (bytes > standin.most_bytes - standin.device_bytes)
+        return CUDA_OUT_OF_MEMORY;
+    *memory = (cuda_pointer)(uintptr_t)new_block(bytes, false);
+    return 0;
+}
+static int si_memory_free(cuda_pointer memory)
+{
+    STANDIN_CHECK(waiting.n == 0, "memory is freed while the stream has work");
+    free_block((void *)(uintptr_t)memory, false);
+    return 0;
+}
+static int si_host_alloc(void **memory, size_t bytes) { return *memory = new_block(bytes, true), 0; }
+static int si_host_free(void *memory) { return free_block(memory, true), 0; }
+static int si_copy_to_device(cuda_pointer to, const void *from, size_t bytes, cuda_stream stream)
+{
+    STANDIN_CHECK(stream == &the_stream && block_of((void *)(uintptr_t)to, bytes, false), "a copy to what is no device memory");
+    STANDIN_CHECK(block_of(from, bytes, true), "a copy from memory that is not pinned");
+    stream_op *op = queue(DO_COPY_IN);
+    op->to = (char *)(uintptr_t)to, op->from = from, op->bytes = bytes;
+    return 0;
+}
+static int si_copy_to_host(void *to, cuda_pointer from, size_t bytes, cuda_stream stream)
+{
+    STANDIN_CHECK(stream == &the_stream && block_of((void *)(uintptr_t)from, bytes, false), "a copy from what is no device memory");
+    stream_op *op = queue(DO_COPY_OUT);
+    op->to = to, op->from = (char *)(uintptr_t)from, op->bytes = bytes;
+    return 0;
+}
+static int si_fill(cuda_pointer memory, unsigned char value, size_t bytes, cuda_stream stream)
+{
+    STANDIN_CHECK(stream == &the_stream && value == 0 && block_of((void *)(uintptr_t)memory, bytes, false), "a fill of what is no device memory");
+    stream_op *op = queue(DO_FILL);
+    op->to = (char *)(uintptr_t)memory, op->bytes = bytes;
+    return 0;
+}
+static int si_stream_new(cuda_stream *stream, unsigned flags) { return (void)flags, *stream = &the_stream, 0; }
+static int si_stream_free(cuda_stream stream) { return stream == &the_stream && waiting.n == 0 ? 0 : 1; }
+static int si_stream_wait(cuda_stream stream)
+{
+    STANDIN_CHECK(stream == &the_stream && !capturing, "a wait while a stream is captured");
+    run_until(INT64_MAX);
+    return 0;
+}
+static int si_event_new(cuda_event *event, unsigned flags) { return (void)flags, *event = calloc(1, sizeof **event), 0; }
+static int si_event_free(cuda_event event) { return free(event), 0; }
+static int si_event_record(cuda_event event, cuda_stream stream)
+{
+    STANDIN_CHECK(stream == &the_stream && !capturing, "an event while a stream is captured");
+    event->recorded = true;
+    event->ticket = ++next_ticket;
+    return 0;
+}
+static int si_event_wait(cuda_event event)
+{
+    STANDIN_CHECK(event->recorded, "a wait for an event that was not recorded");
+    standin.early_waits += waiting.n > 0 && waiting.at[waiting.n - 1].ticket > event->ticket;
+    run_until(event->ticket);
+    return 0;
+}
+static int si_capture_begin(cuda_stream stream, int mode) { return (void)mode, capturing = true, captured = (op_list){0}, standin.captures++, stream == &the_stream ? 0 : 1; }
+static int si_capture_end(cuda_stream stream, cuda_graph *graph)
+{
+    capturing = false;
+    *graph = calloc(1, sizeof **graph);
+    (*graph)->ops = captured;
+    return stream == &the_stream ? 0 : 1;
+}
+static int si_graph_instantiate(cuda_graph_exec *exec, cuda_graph graph, unsigned long long flags)
+{
+    *exec = calloc(1, sizeof **exec);
+    (*exec)->ops = graph->ops;
+    graph->ops = (op_list){0};
+    return flags ? 1 : 0;
+}
+static int si_graph_launch(cuda_graph_exec exec, cuda_stream stream) { return queue(DO_GRAPH)->graph = exec, standin.graph_launches++, stream == &the_stream ? 0 : 1; }
+static int si_graph_free(cuda_graph graph) { return free(graph), 0; }
+static int si_graph_exec_free(cuda_graph_exec exec)
+{
+    STANDIN_CHECK(waiting.n == 0, "a graph is freed while the stream has work");
+    for (int i = 0; i < exec->ops.n; i++)
+        free(exec->ops.at[i].args);
+    free(exec->ops.at);
+    free(exec);
+    return 0;
+}
+static int si_module_load(cuda_module *module, const void *image)
+{
+    size_t bytes;
+    char path[64];
+    memcpy(&bytes, image, sizeof bytes);
+    cuda_module m = calloc(1, sizeof *m);
+    m->fd = memfd_create("kernel", MFD_CLOEXEC);
+    STANDIN_CHECK(write(m->fd, (const char *)image + sizeof bytes, bytes) == (ssize_t)bytes, "no room for a kernel");
+    snprintf(path, sizeof path, "/proc/self/fd/%d", m->fd);
+    m->handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    STANDIN_CHECK(m->handle, "%s", dlerror());
+    return *module = m, 0;
+}
+static int si_module_free(cuda_module module) { return dlclose(module->handle), close(module->fd), free(module), 0; }
+static int si_module_function(cuda_function *function, cuda_module module, const char *name)
+{
+    char entry[80];
+    snprintf(entry, sizeof entry, "%s_entry", name);
+    void *at = dlsym(module->handle, entry), *emulate = dlsym(module->handle, "rax_emulate");
+    memcpy(&module->function.entry, &at, sizeof at);
+    memcpy(&module->function.emulate, &emulate, sizeof emulate);
+    return *function = &module->function, at && emulate ? 0 : 500;
+}
+static int si_function_set(cuda_function function, int attribute, int value)
+{
+    STANDIN_CHECK(attribute == CUDA_FUNCTION_DYNAMIC_SHARED && value <= SHARED_OPTIN, "a block with %d bytes of shared memory", value);
+    return function->shared_bytes = value, 0;
+}
+static int si_launch(cuda_function function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, cuda_stream stream, void **params, void **extra)
+{
+    STANDIN_CHECK(stream == &the_stream && !params && extra[0] == CUDA_LAUNCH_POINTER && extra[2] == CUDA_LAUNCH_SIZE && extra[4] == CUDA_LAUNCH_END, "a launch without its parameters");
+    STANDIN_CHECK(gx && gy && gz && bx && bx <= 1024 && by == 1 && bz == 1 && gy <= 65535 && gz <= 65535, "a launch of %u x %u x %u blocks of %u", gx, gy, gz, bx);
+    STANDIN_CHECK(shared <= 48 << 10 || (int)shared <= function->shared_bytes, "%u bytes of shared memory that were not asked for", shared);
+    size_t size = *(const size_t *)extra[3];
+    stream_op *op = queue(DO_LAUNCH);
+    op->function = function, op->threads = bx, op->shared_bytes = shared;
+    op->grid[0] = gx, op->grid[1] = gy, op->grid[2] = gz;
+    op->args = malloc(size + 8);
+    memcpy(op->args, extra[1], size);
+    for (size_t i = 0; i < size / 8; i++)          /* what looks like an address of this process is one of device memory */
+        STANDIN_CHECK(op->args[i] < (int64_t)1 << 40 || block_of((void *)(intptr_t)op->args[i], 0, false), "parameter %zu of a launch points outside of memory", i);
+    return 0;
+}
+
+/* -- NVRTC ----------------------------------------------------------------------------------------------------------------------- */
+
+struct cuda_source_opaque { char *text, *name, *log; char *image; size_t bytes; };
+static int si_compiler_version(int *major, int *minor) { return *major = 13, *minor = 0, 0; }
+static int si_source_new(cuda_source *source, const char *text, const char *name, int n, const char *const *headers, const char *const *names)
+{
+    (void)n, (void)headers, (void)names;
+    *source = calloc(1, sizeof **source);
+    (*source)->text = strdup(text);
+    (*source)->name = strdup(name);
+    return 0;
+}
+static int si_source_free(cuda_source *source)
+{
+    free((*source)->text), free((*source)->name), free((*source)->log), free((*source)->image), free(*source);
+    return *source = NULL, 0;
+}
+static int si_source_compile(cuda_source s, int n_options, const char *const *options)
+{
+    char folder[] = "/tmp/rax-standin-XXXXXX", path[96], command[1024];
+    const char *compiler = getenv("CC");
+    (void)n_options, (void)options;
+    if (!mkdtemp(folder))
+        return 1;
+    snprintf(path, sizeof path, "%s/k.c", folder);
+    FILE *file = fopen(path, "w");
+    fprintf(file, "#include \"tests/cuda_emulator.h\"\n%s", s->text);
+    fclose(file);
+    snprintf(command, sizeof command, "%s -std=gnu11 -O1 -w -ffp-contract=off -U_FORTIFY_SOURCE -fno-math-errno -fPIC -shared -I. %s -o %s/k.so -lm 2>%s/log", compiler ? compiler : "cc",
+             path, folder, folder);
+    int failed = system(command);
+    snprintf(path, sizeof path, "%s/%s", folder, failed ? "log" : "k.so");
+    file = fopen(path, "r");
+    fseek(file, 0, SEEK_END);
+    size_t bytes = (size_t)ftell(file), read;
+    rewind(file);
+    s->image = calloc(1, bytes + sizeof bytes + 1);
+    memcpy(s->image, &bytes, sizeof bytes);
+    read = fread(s->image + sizeof bytes, 1, bytes, file);
+    fclose(file);
+    s->bytes = bytes + sizeof bytes;
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    __atomic_add_fetch(&standin.compiled, 1, __ATOMIC_RELAXED);
+    return system(command) != 0 || read != bytes || failed;
+}
+static int si_source_log_size(cuda_source s, size_t *bytes) { return *bytes = s->bytes - sizeof(size_t) + 1, 0; }
+static int si_source_log(cuda_source s, char *log) { return memcpy(log, s->image + sizeof(size_t), s->bytes - sizeof(size_t) + 1), 0; }
+static int si_source_cubin_size(cuda_source s, size_t *bytes) { return *bytes = s->bytes, 0; }
+static int si_source_cubin(cuda_source s, char *cubin) { return memcpy(cubin, s->image, s->bytes), 0; }
+
+/* -- cuBLASLt ------------------------------------------------------------------------------------------------------------------------ */
+
+static int si_blas_new(cuda_blas *blas) { return *blas = (cuda_blas)&standin, 0; }
+static int si_blas_free(cuda_blas blas) { return blas ? 0 : 1; }
+static int si_product_new(cuda_product_desc *desc, int compute, int scale)
+{
+    STANDIN_CHECK((compute == CUDA_COMPUTE_F32 && scale == CUDA_R_F32) || (compute == CUDA_COMPUTE_F64 && scale == CUDA_R_F64), "a product in type %d, scaled in %d", compute, scale);
+    *desc = calloc(1, sizeof **desc);
+    (*desc)->compute = compute, (*desc)->epilogue = CUDA_EPILOGUE_NONE;
+    return 0;
+}
+static int si_product_free(cuda_product_desc desc) { return free(desc), 0; }
+static int si_product_set(cuda_product_desc desc, int attribute, const void *value, size_t bytes)
+{
+    void *to = attribute == CUDA_PRODUCT_TRANSPOSE_A ? (void *)&desc->transpose_a : attribute == CUDA_PRODUCT_TRANSPOSE_B ? (void *)&desc->transpose_b :
+               attribute == CUDA_PRODUCT_EPILOGUE ? (void *)&desc->epilogue : attribute == CUDA_PRODUCT_BIAS ? (void *)&desc->bias : NULL;
+    STANDIN_CHECK(to && bytes == (attribute == CUDA_PRODUCT_BIAS ? 8u : 4u), "attribute %d of a product", attribute);
+    return memcpy(to, value, bytes), 0;
+}
+static int si_layout_new(cuda_layout *layout, int type, uint64_t rows, uint64_t columns, int64_t leading)
+{
+    *layout = calloc(1, sizeof **layout);
+    **layout = (struct cuda_layout_opaque){ .type = type, .rows = rows, .columns = columns, .leading = leading, .batch = 1 };
+    return 0;
+}
+static int si_layout_free(cuda_layout layout) { return free(layout), 0; }
+static int si_layout_set(cuda_layout layout, int attribute, const void *value, size_t bytes)
+{
+    STANDIN_CHECK((attribute == CUDA_LAYOUT_BATCH && bytes == 4) || (attribute == CUDA_LAYOUT_BATCH_STRIDE && bytes == 8), "attribute %d of a layout", attribute);
+    return memcpy(attribute == CUDA_LAYOUT_BATCH ? (void *)&layout->batch : (void *)&layout->stride, value, bytes), 0;
+}
+static int si_preference_new(cuda_preference *preference) { return *preference = (cuda_preference)&standin, 0; }
+static int si_preference_free(cuda_preference preference) { return preference ? 0 : 1; }
+static int si_preference_set(cuda_preference preference, int attribute, const void *value, size_t bytes)
+{
+    STANDIN_CHECK(preference && value && bytes == (attribute == CUDA_PREFERENCE_WORKSPACE ? 8u : 4u), "preference %d", attribute);
+    return 0;
+}
+static int si_product_algorithms(cuda_blas blas, cuda_product_desc desc, cuda_layout a, cuda_layout b, cuda_layout c, cuda_layout d, cuda_preference preference, int wanted,
+                                 cuda_algorithm *found, int *n_found)
+{
+    STANDIN_CHECK(blas && desc && a && b && c && d && preference && wanted == 1, "a question for algorithms without all that it needs");
+    *found = (cuda_algorithm){ .algorithm = { 4711 }, .workspace_bytes = 1000 };
+    return *n_found = 1, 0;
+}
+static int si_product(cuda_blas blas, cuda_product_desc desc, const void *alpha, const void *a, cuda_layout a_layout, const void *b, cuda_layout b_layout, const void *beta,
+                      const void *c, cuda_layout c_layout, void *d, cuda_layout d_layout, const void *algorithm, void *workspace, size_t workspace_bytes, cuda_stream stream)
+{
+    STANDIN_CHECK(blas && stream == &the_stream && *(const uint64_t *)algorithm == 4711 && c == d && c_layout == d_layout, "a product that is none");
+    STANDIN_CHECK(block_of(workspace, workspace_bytes, false), "the workspace of a product lies outside of memory");
+    check_matrix(a, a_layout, "the first operand");
+    check_matrix(b, b_layout, "the second operand");
+    check_matrix(d, d_layout, "the result");
+    STANDIN_CHECK(!(desc->epilogue & CUDA_EPILOGUE_BIAS) || block_of(desc->bias, d_layout->rows * type_bytes(d_layout->type), false), "the bias of a product lies outside of memory");
+    stream_op *op = queue(DO_PRODUCT);
+    bool f64 = desc->compute == CUDA_COMPUTE_F64;
+    op->desc = *desc, op->a = *a_layout, op->b = *b_layout, op->d = *d_layout, op->pa = a, op->pb = b, op->to = d;
+    op->alpha = f64 ? *(const double *)alpha : *(const float *)alpha;
+    op->beta = f64 ? *(const double *)beta : *(const float *)beta;
+    return 0;
+}
+
+static const cuda_library standin_library = {
+#define LIBRARY(name, files, source)
+#define FUNCTION(name, symbol, parameters) .name = si_##name,
+#include "backend_cuda/driver.def"
+#undef LIBRARY
+#undef FUNCTION
+};
+
+MAYBE_UNUSED static void standin_begin(const char *cache_dir)
+{
+    cuda_library_use(&standin_library);
+    if (!cuda_backend.configure(&(ir_backend_settings){ .cache_dir = cache_dir }))
+        fail_msg("%s", base_error());
+}
+
+/* Everything was given back. */
+MAYBE_UNUSED static void standin_end(void)
+{
+    cuda_backend.shutdown();
+    cuda_library_use(NULL);
+    if (standin.blocks)
+        fail_msg("stand-in: %zu bytes were not freed", standin.blocks->bytes);
+    free(waiting.at);
+    waiting = (op_list){0};
+}
+
+#endif

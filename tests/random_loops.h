@@ -1,0 +1,61 @@
+/* Programs of random loops, for the tests of backends: a few loops each, over all sorts of index spaces. */
+#ifndef TESTS_RANDOM_LOOPS_H
+#define TESTS_RANDOM_LOOPS_H
+
+#include "tests/random_kernels.h"
+
+enum { LOOPS = 6 };
+
+static int64_t draw_extent(writer *w)
+{
+    static const int64_t extents[] = { 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 64, 65, 127, 130 };
+    return extents[draw(w, (int)COUNT_OF(extents))];
+}
+
+static void draw_space(writer *w)
+{
+    kl_loop *loop = w->loop;
+    int64_t total = 1;
+    loop->n_axes = 1 + draw(w, 4);
+    loop->n_outer = draw(w, loop->n_axes + 1);
+    if (loop->n_outer == loop->n_axes)
+        loop->n_outer--;
+    for (int i = 0; i < loop->n_axes; i++) {
+        int64_t extent = draw_extent(w);
+        while (total * extent > 9000)
+            extent = (extent + 1) / 2;
+        total *= loop->extent[i] = extent;
+    }
+    if (draw(w, 12) == 0) {                                            /* columns enough to be cut, of few rows */
+        for (int i = 0; i < loop->n_axes; i++)
+            loop->extent[i] = MIN(loop->extent[i], 3);
+        loop->extent[loop->n_axes - 1] = 2500 + draw(w, 3000);
+    }
+}
+
+static kl_program *random_program(uint64_t seed)
+{
+    base_arena *arena = base_arena_new();
+    kl_program *p = ARENA_NEW(arena, kl_program, 1);
+    p->arena = arena;
+    p->name = "random";
+    p->kernels = ARENA_NEW(arena, kl_kernel *, LOOPS);
+    writer w = { .dice = { seed }, .program = p };
+    for (int i = 0; i < LOOPS; i++) {
+        kl_kernel *kernel = p->kernels[p->n_kernels++] = ARENA_NEW(arena, kl_kernel, 1);
+        kernel->kind = KL_LOOP;
+        kernel->name = "random";
+        w.loop = &kernel->loop;
+        w.loop->exprs = ARENA_NEW(arena, kl_expr, MOST_EXPRS);
+        w.loop->outputs = ARENA_NEW(arena, kl_output, 4);
+        draw_space(&w);
+        for (int n = 2 + draw(&w, 4); n > 0 && w.loop->n_exprs < MOST_EXPRS - 32; n--)
+            add_something(&w);
+        for (int n = 1 + draw(&w, 3); n > 0; n--)
+            add_output(&w, w.loop->n_exprs - 1 - draw(&w, MIN(w.loop->n_exprs, 6)));
+    }
+    kl_renumber(p);
+    return p;
+}
+
+#endif
