@@ -603,30 +603,14 @@ static value place_of(cpu_emitter *e, env *v, int view_index, const kl_view *vie
 
 static unsigned bytes_of(ir_dtype dtype) { return (unsigned)ir_dtype_bytes(dtype); }
 
-static value intrinsic2(env *v, const char *name, LLVMTypeRef first, LLVMTypeRef second, value *args, int n)
-{
-    LLVMTypeRef types[] = { first, second };
-    unsigned id = LLVMLookupIntrinsicID(name, strlen(name));
-    CHECK(id, "expected LLVM to know the intrinsic %s", name);
-    value function = LLVMGetIntrinsicDeclaration(v->module, id, types, 2);
-    return LLVMBuildCall2(v->builder, LLVMGlobalGetValueType(function), function, args, (unsigned)n, "");
-}
-
-static value all_lanes(env *v)
-{
-    return cpu_vsplat(v, LLVMConstInt(LLVMInt1TypeInContext(v->context), 1, 0));
-}
-
 static value load(cpu_emitter *e, env *v, int expr)
 {
     const kl_expr *x = &e->plan->loop.exprs[expr];
     LLVMTypeRef element = cpu_memory_type(v->context, x->dtype);
-    LLVMTypeRef i32 = LLVMInt32TypeInContext(v->context);
     bool apart;
     value at = place_of(e, v, expr, &x->view, element, e->plan->depth[expr], &apart), y;
     if (apart) {                                           /* lanes that do not exist were given places that do */
-        value args[] = { at, LLVMConstInt(i32, bytes_of(x->dtype), 0), all_lanes(v), LLVMConstNull(cpu_vtype(v, element)) };
-        y = intrinsic2(v, "llvm.masked.gather", cpu_vtype(v, element), LLVMTypeOf(at), args, 4);
+        y = cpu_vgather(v, element, at, NULL);
     } else if (e->plan->views[expr].lanes == CPU_LANES_SIDE_BY_SIDE) {
         y = cpu_vload(v, element, at, e->mask);
     } else {
@@ -784,13 +768,10 @@ void cpu_emit_store(cpu_emitter *e, int output, bool unit)
     value y = lanes ? cpu_eval_vector(e, o->expr) : x.value;
     CHECK(lanes || !is_vector(y), "expected output %d not to put %d lanes in one place", output, v->lanes);
     value bits = dtype == IR_BF16 && !o->accumulate && x.bits && is_vector(x.bits) == lanes ? x.bits : NULL;
-    value mask = lanes && apart ? (e->mask ? e->mask : all_lanes(v)) : e->mask;
-    value alignment = LLVMConstInt(LLVMInt32TypeInContext(v->context), bytes_of(dtype), 0);
     if (o->accumulate) {
         value old;
         if (apart) {
-            value args[] = { at, alignment, mask, LLVMConstNull(cpu_vtype(v, element)) };
-            old = intrinsic2(v, "llvm.masked.gather", cpu_vtype(v, element), LLVMTypeOf(at), args, 4);
+            old = cpu_vgather(v, element, at, e->mask);
         } else if (lanes) {
             old = cpu_vload(v, element, at, e->mask);
         } else {
@@ -803,8 +784,7 @@ void cpu_emit_store(cpu_emitter *e, int output, bool unit)
     if (!bits)
         bits = cpu_to_memory(v, dtype, y);
     if (apart) {
-        value args[] = { bits, at, alignment, mask };
-        intrinsic2(v, "llvm.masked.scatter", LLVMTypeOf(bits), LLVMTypeOf(at), args, 4);
+        cpu_vscatter(v, bits, at, e->mask);
     } else {
         cpu_vstore(v, bits, at, lanes ? e->mask : NULL);
     }

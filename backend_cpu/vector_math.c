@@ -131,8 +131,8 @@ static value widen(env *e, value x)
     return LLVMBuildInsertElement(e->builder, LLVMGetPoison(LLVMVectorType(LLVMTypeOf(x), 1)), x, zero, "");
 }
 
-/* llvm.masked.load or .store. Up to LLVM 21 the alignment is an argument after the pointer, which is argument number
- * `pointer` of args; from 22 on an attribute of the pointer. */
+/* llvm.masked.load, .store, .gather or .scatter. Up to LLVM 21 the alignment is an argument after the pointer (a vector of them), which
+ * is argument number `pointer` of args; from 22 on an attribute of the pointer. */
 static value masked_access(env *e, const char *name, LLVMTypeRef type, value *args, unsigned pointer, unsigned align)
 {
     LLVMTypeRef types[] = {type, LLVMTypeOf(args[pointer])}, i32 = LLVMInt32TypeInContext(e->context);
@@ -174,6 +174,21 @@ void cpu_vstore(env *e, value x, value pointer, value mask)
     x = widen(e, x);
     value args[] = {x, pointer, widen(e, mask)};
     masked_access(e, "llvm.masked.store", LLVMTypeOf(x), args, 1, align);
+}
+
+static value all_lanes(env *e) { return cpu_vsplat(e, LLVMConstInt(LLVMInt1TypeInContext(e->context), 1, 0)); }
+
+value cpu_vgather(env *e, LLVMTypeRef element, value pointers, value mask)
+{
+    LLVMTypeRef type = cpu_vtype(e, element);
+    value args[] = {pointers, mask ? mask : all_lanes(e), LLVMConstNull(type)};
+    return masked_access(e, "llvm.masked.gather", type, args, 0, bytes_of(element));
+}
+
+void cpu_vscatter(env *e, value x, value pointers, value mask)
+{
+    value args[] = {x, pointers, mask ? mask : all_lanes(e)};
+    masked_access(e, "llvm.masked.scatter", LLVMTypeOf(x), args, 1, bytes_of(element_of(LLVMTypeOf(x))));
 }
 
 /* Lanes first .. first+n-1 of x, or of a followed by b. */

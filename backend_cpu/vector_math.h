@@ -38,6 +38,9 @@ LLVMValueRef cpu_vmask(const cpu_vector_env *env, LLVMValueRef count);
 /* Elements side by side in memory, aligned as one element. mask NULL: all lanes. Lanes that are off read as 0 and touch no memory. */
 LLVMValueRef cpu_vload(const cpu_vector_env *env, LLVMTypeRef element, LLVMValueRef pointer, LLVMValueRef mask);
 void cpu_vstore(const cpu_vector_env *env, LLVMValueRef value, LLVMValueRef pointer, LLVMValueRef mask);
+/* Elements anywhere, by a vector of pointers; otherwise the same. Scattered lanes of one place: the last one stays. */
+LLVMValueRef cpu_vgather(const cpu_vector_env *env, LLVMTypeRef element, LLVMValueRef pointers, LLVMValueRef mask);
+void cpu_vscatter(const cpu_vector_env *env, LLVMValueRef value, LLVMValueRef pointers, LLVMValueRef mask);
 /* The sum of the lanes of an f32 or f64 vector, halves added to halves: an order fixed by the number of lanes, a power of two. */
 LLVMValueRef cpu_vsum(const cpu_vector_env *env, LLVMValueRef x);
 
