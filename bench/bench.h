@@ -9,7 +9,7 @@
  *   random), calls.c (dispatch), steps.c (whole training steps, and compiling them)
  *   groups.c         what can be named on the command line
  *
- * compare.py and peer_step.py run other programs on the same steps. */
+ * compare.py, with peer_step.py and peer_products.py, runs other programs on the same work. */
 #ifndef BENCH_H
 #define BENCH_H
 

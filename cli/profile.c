@@ -97,9 +97,10 @@ void cli_print_profile(FILE *out, const rax_profile *p, const rax_peak *peak)
         busy += groups[i].busy_ms;
         idle += groups[i].idle_ms;
     }
+    double rest = all > busy + idle ? all - busy - idle : 0;         /* the last stage ends without a barrier, maybe on another thread */
     fprintf(out, "\n%s: %lld run%s, %.3f ms each on %d thread%s: %.1f%% computing, %.1f%% waiting for other threads, %.1f%% starting and ending\n",
             p->function, (long long)p->runs, p->runs == 1 ? "" : "s", p->wall_ms / (double)p->runs, p->threads, p->threads == 1 ? "" : "s",
-            100 * busy / all, 100 * idle / all, 100 * (all - busy - idle) / all);
+            100 * busy / all, 100 * idle / all, 100 * rest / all);
     fprintf(out, "%6s %9s %6s %7s %9s %7s %7s  %-22s %s\n", "share%", "ms", "wait%", "kernels", "GFLOP/s", "GB/s", "bound%", "place", "kernel");
     for (int i = 0; i < n; i++)
         print_row(out, p, peak, &groups[i]);

@@ -62,6 +62,22 @@ END
     fails "the interpreter" gelu --no-jit
 }
 
+@test "compare.py without peers: steps, starts, its JSON" {
+    command -v python3 >/dev/null || skip "there is no python3"
+    python3 -B "$BATS_TEST_DIRNAME/../bench/compare.py" steps starts --workloads nano --peers= --rounds 1 --steps 2 --rax "$RAX_BIN" --json rows.json >stdout
+    cat stdout
+    grep -qE '^nano +fp32 +rax +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+% +[0-9]+ *$' stdout
+    grep -qE '^nano +fp32 +rax +[0-9.]+ +[0-9.]+$' stdout
+    python3 - <<'END'
+import json
+rows = json.load(open("rows.json"))
+step, start = rows["steps"][0], rows["starts"][0]
+assert step["step_ms"] > 0 and step["peak_mb"] > 1 and step["peak_gflops"] > 0 and start["cold_ms"] > 0 and start["warm_ms"] > 0
+END
+    ! python3 -B "$BATS_TEST_DIRNAME/../bench/compare.py" step 2>stderr
+    grep -q "step: expected one of steps, products, starts" stderr
+}
+
 @test "the scripts read the same workloads" {
     command -v python3 >/dev/null || skip "there is no python3"
     names=$(cd "$BATS_TEST_DIRNAME/../bench" && python3 -B -c 'from workloads import WORKLOADS; print(*WORKLOADS, sep=",")')
