@@ -1,5 +1,7 @@
 /* One decomposition an op: what a composite means, in terms of the other ops. The interpreter runs these, so they are the oracle for
- * every kernel that a backend has of its own. results[i] becomes the node of result i, of the composite's type. */
+ * every kernel that a backend has of its own. results[i] becomes the node of result i, of the composite's type.
+ *
+ * Of the arguments of a call at most one makes nodes: C leaves open which comes first, and a graph is to be the same by every compiler. */
 #include "ir/composites.h"
 
 #include <math.h>
@@ -62,14 +64,17 @@ ir_node *ir_is_target(ir_graph *graph, ir_node *targets, ir_type logits)
 
 ir_cross_entropy_parts ir_cross_entropy_parts_of(ir_graph *graph, ir_node *logits, ir_node *targets)
 {
-    return (ir_cross_entropy_parts){ logits, ir_is_target(graph, targets, logits->type),
-                                     ir_softmax_parts_of(graph, logits, logits->type.rank - 1) };
+    ir_cross_entropy_parts parts = { .logits = logits };
+    parts.is_target = ir_is_target(graph, targets, logits->type);
+    parts.softmax = ir_softmax_parts_of(graph, logits, logits->type.rank - 1);
+    return parts;
 }
 
 ir_node *ir_cross_entropy_loss(ir_graph *graph, const ir_cross_entropy_parts *parts)
 {
     ir_node *hit = ir_select(graph, parts->is_target, parts->logits, ir_constant_like(graph, parts->logits, 0));
-    return ir_binary(graph, OP_sub, ir_log_sum_exp(graph, &parts->softmax), ir_reduce_last(graph, OP_reduce_sum, hit));
+    ir_node *target = ir_reduce_last(graph, OP_reduce_sum, hit);
+    return ir_binary(graph, OP_sub, ir_log_sum_exp(graph, &parts->softmax), target);
 }
 
 ir_node *ir_cross_entropy_gradient(ir_graph *graph, const ir_cross_entropy_parts *parts, ir_node *dloss)
@@ -342,7 +347,8 @@ static ir_node *with_dropout(ir_graph *graph, const ir_node *node, ir_node *x)
     ir_attr attr = { .site = node->attr.site, .value = p };
     ir_type mask = ir_type_with_dtype(x->type, IR_BOOL);
     ir_node *keep = ir_add(graph, OP_bernoulli, 2, node->args + node->n_args - 2, &attr, &mask);
-    return ir_select(graph, keep, ir_times(graph, x, 1 / (1 - p)), ir_constant_like(graph, x, 0));
+    ir_node *zero = ir_constant_like(graph, x, 0);
+    return ir_select(graph, keep, ir_times(graph, x, 1 / (1 - p)), zero);
 }
 
 void decompose_attention(ir_graph *graph, const ir_node *node, ir_node **results)
@@ -370,7 +376,7 @@ void decompose_attention_vjp(ir_graph *graph, const ir_node *node, ir_node **res
     results[2] = ir_matmul(graph, ir_swap_last(graph, dropped), dout, wide);
 
     ir_node *dp = with_dropout(graph, node, ir_matmul(graph, dout, ir_swap_last(graph, v), wide));
-    ir_node *product = ir_binary(graph, OP_mul, ir_widen(graph, dout), ir_widen(graph, out));
+    ir_node *wide_out = ir_widen(graph, out), *product = ir_binary(graph, OP_mul, ir_widen(graph, dout), wide_out);
     ir_node *delta = ir_binary(graph, OP_sub, ir_reduce_last(graph, OP_reduce_sum, product), dlse);
     ir_node *dscores = ir_binary(graph, OP_mul, p, ir_binary(graph, OP_sub, dp, back_on(graph, delta, dp, 3)));
     dscores = ir_cast(graph, dscores, dtype);
@@ -439,17 +445,24 @@ static ir_node *times_scalar(ir_graph *graph, ir_node *x, ir_node *scalar)
 /* 1 - x of a scalar. */
 static ir_node *rest_of(ir_graph *graph, ir_node *x) { return ir_binary(graph, OP_sub, ir_constant_like(graph, x, 1), x); }
 
+/* beta old + (1 - beta) new */
+static ir_node *moving_mean(ir_graph *graph, ir_node *old, ir_node *new, ir_node *beta)
+{
+    ir_node *share = times_scalar(graph, new, rest_of(graph, beta));
+    return ir_binary(graph, OP_add, times_scalar(graph, old, beta), share);
+}
+
 /* w <- w (1 - lr weight_decay) - lr/c1 m / (sqrt(v) / sqrt(c2) + epsilon), where c1 = 1 - beta1^t and c2 = 1 - beta2^t. */
 void decompose_adamw(ir_graph *graph, const ir_node *node, ir_node **results)
 {
     ir_node *w = node->args[0], *m = node->args[1], *v = node->args[2], *dw = node->args[3], *lr = node->args[4], *beta1 = node->args[5],
             *beta2 = node->args[6], *epsilon = node->args[7], *decay = node->args[8], *c1 = node->args[9], *c2 = node->args[10];
     ir_node *square = ir_binary(graph, OP_mul, dw, dw);
-    results[1] = ir_binary(graph, OP_add, times_scalar(graph, m, beta1), times_scalar(graph, dw, rest_of(graph, beta1)));
-    results[2] = ir_binary(graph, OP_add, times_scalar(graph, v, beta2), times_scalar(graph, square, rest_of(graph, beta2)));
+    results[1] = moving_mean(graph, m, dw, beta1);
+    results[2] = moving_mean(graph, v, square, beta2);
     ir_node *root = ir_broadcast_scalar(graph, ir_unary(graph, OP_sqrt, c2), w->type);
-    ir_node *denominator = ir_binary(graph, OP_add, ir_binary(graph, OP_div, ir_unary(graph, OP_sqrt, results[2]), root),
-                                     ir_broadcast_scalar(graph, epsilon, w->type));
+    ir_node *least = ir_broadcast_scalar(graph, epsilon, w->type);
+    ir_node *denominator = ir_binary(graph, OP_add, ir_binary(graph, OP_div, ir_unary(graph, OP_sqrt, results[2]), root), least);
     ir_node *step = ir_binary(graph, OP_div, times_scalar(graph, results[1], ir_binary(graph, OP_div, lr, c1)), denominator);
     ir_node *kept = times_scalar(graph, w, rest_of(graph, ir_binary(graph, OP_mul, lr, decay)));
     results[0] = ir_binary(graph, OP_sub, kept, step);

@@ -48,8 +48,10 @@ static void add_cotangent(backward *b, const ir_node *node, int result, ir_node 
     const ir_type *type = type_of_result(node, result);
     ir_node **sum = &b->cotangent[b->slot[node->id] + result];
     CHECK(ir_shape_equal(&dy->type, type), "%%%d %s: expected a cotangent of its shape", node->id, OP_NAME(node->op));
-    if (*sum)
-        dy = ir_binary(b->graph, OP_add, ir_wide_cotangent(b->graph, *sum), ir_wide_cotangent(b->graph, dy));
+    if (*sum) {
+        ir_node *wide = ir_wide_cotangent(b->graph, dy);
+        dy = ir_binary(b->graph, OP_add, ir_wide_cotangent(b->graph, *sum), wide);
+    }
     *sum = ir_cast(b->graph, dy, type->dtype);
 }
 

@@ -33,7 +33,12 @@ static ir_node *one_minus(ir_vjp *c, ir_node *x) { return ir_binary(c->graph, OP
 void vjp_tanh(ir_vjp *c) { c->dx[0] = mul(c, c->dy, one_minus(c, mul(c, y_of(c), y_of(c)))); }
 void vjp_sigmoid(ir_vjp *c) { c->dx[0] = mul(c, c->dy, mul(c, y_of(c), one_minus(c, y_of(c)))); }
 void vjp_sin(ir_vjp *c) { c->dx[0] = mul(c, c->dy, ir_unary(c->graph, OP_cos, x_of(c))); }
-void vjp_cos(ir_vjp *c) { c->dx[0] = mul(c, ir_unary(c->graph, OP_neg, c->dy), ir_unary(c->graph, OP_sin, x_of(c))); }
+
+void vjp_cos(ir_vjp *c)
+{
+    ir_node *sine = ir_unary(c->graph, OP_sin, x_of(c));
+    c->dx[0] = mul(c, ir_unary(c->graph, OP_neg, c->dy), sine);
+}
 
 static ir_node *square(ir_vjp *c, ir_node *x) { return mul(c, x, x); }
 
@@ -355,7 +360,7 @@ void vjp_gelu(ir_vjp *c)
     ir_graph *g = c->graph;
     ir_node *x = ir_widen(g, x_of(c)), *dy = ir_wide_cotangent(g, c->dy), *t = ir_gelu_tanh(g, x);
     ir_node *inner = ir_plus(g, ir_times(g, mul(c, x, x), 3 * IR_GELU_CUBIC * IR_GELU_SCALE), IR_GELU_SCALE);
-    ir_node *bend = mul(c, mul(c, ir_times(g, x, 0.5), one_minus(c, mul(c, t, t))), inner);
+    ir_node *rest = one_minus(c, mul(c, t, t)), *bend = mul(c, mul(c, ir_times(g, x, 0.5), rest), inner);
     c->dx[0] = mul(c, dy, ir_binary(g, OP_add, ir_times(g, ir_plus(g, t, 1), 0.5), bend));
 }
 

@@ -1,5 +1,5 @@
-/* What the tests of kernel lists share: a graph is lowered, and its list verified, printed, parsed, planned, run, and held against the
- * interpreter. A failure prints the graph and the kernels. */
+/* What the tests of kernel lists share: a graph is lowered, and its list, with and without fused epilogues, verified, printed, parsed,
+ * planned, run, and held against the interpreter. A failure prints the graph and the kernels. */
 #ifndef TESTS_KERNEL_LISTS_H
 #define TESTS_KERNEL_LISTS_H
 
@@ -187,9 +187,11 @@ MAYBE_UNUSED static void check_kernels(ir_graph *graph, settings s)
     current = graph;
     ir_array *params = values_for(graph, &s), *expected = run_graph(graph, params);
     base_text why = {0};
-    for (int variant = 0; variant < 4; variant++) {      /* memory reused or not; loops of one form together or not */
-        bool reuse = variant & 1, listed = variant & 2;
+    for (int variant = 0; variant < 8; variant++) {      /* memory reused or not; loops of one form together; epilogues fused */
+        bool reuse = variant & 1, listed = variant & 2, fused = variant & 4;
         kl_program *program = lowered(graph, s.keep_attention);
+        if (fused)
+            kl_fuse_epilogues(program);
         if (listed)
             kl_list_loops(program);
         if (!kl_verify(program, &why))

@@ -6,7 +6,8 @@
 
 enum { PROGRAMS = 400, MOST_NODES = 96, MOST_ELEMENTS = 600, MOST_RANK = 5 };
 
-typedef struct { dice dice; ir_graph *graph; ir_node *nodes[MOST_NODES]; int n, depth; } writer;
+/* products: a third of the ops are, so that much follows on products. */
+typedef struct { dice dice; ir_graph *graph; ir_node *nodes[MOST_NODES]; int n, depth; bool products; } writer;
 
 static int draw(writer *w, int below) { return (int)(roll(&w->dice) * below); }
 
@@ -270,7 +271,7 @@ static void write_nodes(writer *w, int steps);
 static void random_scan(writer *w)
 {
     ir_graph *body = ir_graph_new_body(w->graph, "body");
-    writer inside = { .dice = { w->dice.state ^ 77 }, .graph = body, .depth = w->depth + 1 };
+    writer inside = { .dice = { w->dice.state ^ 77 }, .graph = body, .depth = w->depth + 1, .products = w->products };
     int n_carry = draw(w, 3), n_xs = draw(w, 3), n_const = draw(w, 3), n = 0, n_results = 0;
     ir_node *args[8], *results[8];
     int64_t count = 1 + draw(w, 4);
@@ -311,7 +312,7 @@ static void random_scan(writer *w)
 static void write_nodes(writer *w, int steps)
 {
     for (int i = 0; i < steps; i++)
-        switch (draw(w, 16)) {
+        switch (w->products && draw(w, 3) == 0 ? 12 : draw(w, 16)) {
         case 0: case 1: case 2: case 3: keep_node(w, random_elementwise(w)); break;
         case 4: case 5: keep_node(w, random_reduction(w)); break;
         case 6: keep_node(w, random_broadcast(w)); break;
@@ -329,9 +330,9 @@ static void write_nodes(writer *w, int steps)
         }
 }
 
-static ir_graph *random_graph(uint64_t seed)
+static ir_graph *random_graph(uint64_t seed, bool products)
 {
-    writer w = { .dice = { seed * 1000003 }, .graph = keep(ir_graph_new("random")) };
+    writer w = { .dice = { seed * 1000003 }, .graph = keep(ir_graph_new("random")), .products = products };
     ir_node *results[6];
     int n_params = 2 + draw(&w, 4), n = 1 + draw(&w, 5);
     for (int i = 0; i < n_params; i++) {
@@ -355,21 +356,23 @@ static ir_graph *random_graph(uint64_t seed)
     return w.graph;
 }
 
-static void test_random_programs(void **state)
+static void check_programs(bool products)
 {
     const char *seed = getenv("SEED"), *programs = getenv("PROGRAMS");
     uint64_t first = seed ? strtoull(seed, NULL, 10) : 0, n = seed ? 1 : programs ? strtoull(programs, NULL, 10) : PROGRAMS;
-    (void)state;
     for (uint64_t i = first; i < first + n; i++) {
         forget();
         current_name = text_of("SEED=%llu", (unsigned long long)i);
-        check_kernels(random_graph(i), (settings){ .lo = -4, .hi = 5, .whole = true, .seed = i });
+        check_kernels(random_graph(i, products), (settings){ .lo = -4, .hi = 5, .whole = true, .seed = i });
     }
 }
+
+static void test_random_programs(void **state) { (void)state; check_programs(false); }
+static void test_random_products(void **state) { (void)state; check_programs(true); }
 
 int main(void)
 {
     base_bug_hook = current_text;
-    const struct CMUnitTest tests[] = { GRAPH_TEST(test_random_programs) };
+    const struct CMUnitTest tests[] = { GRAPH_TEST(test_random_programs), GRAPH_TEST(test_random_products) };
     return cmocka_run_group_tests_name("kernels of random programs", tests, NULL, NULL);
 }
