@@ -47,13 +47,6 @@ static void count_use(void *context, const kl_access *access)
     u->touches_acc |= kl_share_memory(u->program, root, u->acc);
 }
 
-static void count_uses(uses *u, kl_kernel *kernel)
-{
-    kl_visit(kernel, count_use, u);
-    for (int i = 0; kernel->kind == KL_REPEAT && i < kernel->repeat.n_body; i++)
-        count_uses(u, kernel->repeat.body[i]);
-}
-
 static kl_output *sum_into(kl_kernel *kernel, int t)
 {
     for (int i = 0; kernel->kind == KL_LOOP && i < kernel->loop.n_outputs; i++) {
@@ -71,7 +64,7 @@ static kl_output *maker(const kl_program *program, const int *n_uses, const kern
         return NULL;
     for (int i = at - 1; i >= 0; i--) {
         uses u = { .program = program, .t = t, .acc = kl_root_buffer(program, acc) };
-        count_uses(&u, list->at[i]);
+        kl_visit_all(list->at[i], count_use, &u);
         if (u.touches_acc)
             return NULL;
         if (u.writes)
@@ -107,19 +100,11 @@ static void count_total(void *context, const kl_access *access)
     t->n_uses[kl_root_buffer(t->program, access->view->buffer)]++;
 }
 
-static void count_list(totals *t, kl_kernel **kernels, int n)
-{
-    for (int i = 0; i < n; i++) {
-        kl_visit(kernels[i], count_total, t);
-        if (kernels[i]->kind == KL_REPEAT)
-            count_list(t, kernels[i]->repeat.body, kernels[i]->repeat.n_body);
-    }
-}
-
 void kl_accumulate(kl_program *program)
 {
     totals t = { program, base_alloc(sizeof(int) * (size_t)program->n_buffers) };
-    count_list(&t, program->kernels, program->n_kernels);
+    for (int i = 0; i < program->n_kernels; i++)
+        kl_visit_all(program->kernels[i], count_total, &t);
     accumulate_in(program, t.n_uses, program->kernels, &program->n_kernels);
     base_free(t.n_uses);
 }

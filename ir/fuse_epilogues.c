@@ -183,38 +183,19 @@ static bool joined(base_arena *arena, const kl_contraction *c, int which, const 
 
 /* -- dependences -------------------------------------------------------------------------------------------------------- */
 
-static int memory_of(const kl_program *program, int buffer)
-{
-    buffer = kl_root_buffer(program, buffer);
-    const kl_buffer *b = &program->buffers[buffer];
-    if (b->kind == KL_RESULT && b->donated >= 0)
-        for (int i = 0; i < program->n_buffers; i++)
-            if (program->buffers[i].kind == KL_PARAM && program->buffers[i].index == b->donated)
-                return i;
-    return buffer;
-}
-
 typedef struct { const kl_program *program; const kl_loop *loop; const kl_view *except; bool clash; } mover;
 
 /* Whether an access by a kernel that the loop would pass forbids it to. */
 static void against(void *context, const kl_access *access)
 {
     mover *m = context;
-    int memory = memory_of(m->program, access->view->buffer);
+    int memory = kl_memory_of(m->program, access->view->buffer);
     for (int i = 0; i < m->loop->n_exprs && access->write; i++)
-        if (m->loop->exprs[i].kind == KL_LOAD && memory_of(m->program, m->loop->exprs[i].view.buffer) == memory)
+        if (m->loop->exprs[i].kind == KL_LOAD && kl_memory_of(m->program, m->loop->exprs[i].view.buffer) == memory)
             m->clash = true;
     for (int i = 0; i < m->loop->n_outputs; i++)
-        if (memory_of(m->program, m->loop->outputs[i].view.buffer) == memory)
+        if (kl_memory_of(m->program, m->loop->outputs[i].view.buffer) == memory)
             m->clash = true;
-}
-
-static void visit_all(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), void *context)
-{
-    kl_visit(kernel, visit, context);
-    if (kernel->kind == KL_REPEAT)
-        for (int i = 0; i < kernel->repeat.n_body; i++)
-            visit_all(kernel->repeat.body[i], visit, context);
 }
 
 /* Of the product itself only its operands stand against the loop, and the other outputs of its epilogue. */
@@ -222,7 +203,7 @@ static bool can_move_up(const kl_program *program, kl_kernel **list, int product
 {
     mover m = { .program = program, .loop = &list[loop]->loop };
     for (int i = product + 1; i < loop; i++)
-        visit_all(list[i], against, &m);
+        kl_visit_all(list[i], against, &m);
     kl_contraction *c = &list[product]->contraction;
     const kl_loop *operands[] = { &c->a, &c->b };
     for (int k = 0; k < 2; k++)
@@ -251,7 +232,7 @@ static bool is_read(kl_program *program, int buffer)
 {
     counter c = { program, buffer, 0 };
     for (int i = 0; i < program->n_kernels; i++)
-        visit_all(program->kernels[i], count_readers, &c);
+        kl_visit_all(program->kernels[i], count_readers, &c);
     return c.n > 0;
 }
 

@@ -26,27 +26,17 @@ static bool moves_with(const kl_program *program, int buffer, int repeat)
     return false;
 }
 
-/* What a result was donated is its parameter's. */
-static int memory_of(const kl_program *program, int buffer)
-{
-    const kl_buffer *b = &program->buffers[buffer = kl_root_buffer(program, buffer)];
-    for (int i = 0; b->kind == KL_RESULT && b->donated >= 0 && i < program->n_buffers; i++)
-        if (kl_share_memory(program, i, buffer) && i != buffer)
-            return i;
-    return buffer;
-}
-
 static void count_write(void *context, const kl_access *access)
 {
     survey *s = context;
     if (access->write)
-        s->writes[memory_of(s->program, access->view->buffer)]++;
+        s->writes[kl_memory_of(s->program, access->view->buffer)]++;
 }
 
 static void note_earlier(void *context, const kl_access *access)
 {
     survey *s = context;
-    s->earlier[memory_of(s->program, access->view->buffer)] = 1;
+    s->earlier[kl_memory_of(s->program, access->view->buffer)] = 1;
 }
 
 static void visit_body(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), survey *s)
@@ -59,7 +49,7 @@ static void visit_body(kl_kernel *kernel, void (*visit)(void *context, const kl_
 static void may_move(void *context, const kl_access *access)
 {
     survey *s = context;
-    int buffer = access->view->buffer, memory = memory_of(s->program, buffer);
+    int buffer = access->view->buffer, memory = kl_memory_of(s->program, buffer);
     if (access->write)
         s->moves &= s->program->buffers[buffer].kind == KL_TEMP && !access->accumulate && s->writes[memory] == 1 && !s->earlier[memory];
     else
@@ -70,7 +60,7 @@ static void forget_write(void *context, const kl_access *access)
 {
     survey *s = context;
     if (access->write)
-        s->writes[memory_of(s->program, access->view->buffer)]--;
+        s->writes[kl_memory_of(s->program, access->view->buffer)]--;
 }
 
 static void add(kl_program *program, kernel_list *list, kl_kernel *kernel)

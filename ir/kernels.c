@@ -30,6 +30,15 @@ int kl_root_buffer(const kl_program *program, int buffer)
     return buffer;
 }
 
+int kl_memory_of(const kl_program *program, int buffer)
+{
+    const kl_buffer *b = &program->buffers[buffer = kl_root_buffer(program, buffer)];
+    for (int i = 0; b->kind == KL_RESULT && b->donated >= 0 && i < program->n_buffers; i++)
+        if (program->buffers[i].kind == KL_PARAM && program->buffers[i].index == b->donated)
+            return i;
+    return buffer;
+}
+
 void kl_program_free(kl_program *program)
 {
     if (program)
@@ -134,6 +143,14 @@ void kl_visit(kl_kernel *kernel, void (*visit)(void *context, const kl_access *a
     }
 }
 
+void kl_visit_all(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), void *context)
+{
+    kl_visit(kernel, visit, context);
+    if (kernel->kind == KL_REPEAT)
+        for (int i = 0; i < kernel->repeat.n_body; i++)
+            kl_visit_all(kernel->repeat.body[i], visit, context);
+}
+
 /* -- tidying ------------------------------------------------------------------------------------------------------------ */
 
 static void note_use(void *context, const kl_access *access) { ((int *)context)[access->view->buffer] = 1; }
@@ -141,11 +158,8 @@ static void use_new_number(void *context, const kl_access *access) { access->vie
 
 static void visit_list(kl_kernel **kernels, int n, void (*visit)(void *context, const kl_access *access), void *context)
 {
-    for (int i = 0; i < n; i++) {
-        kl_visit(kernels[i], visit, context);
-        if (kernels[i]->kind == KL_REPEAT)
-            visit_list(kernels[i]->repeat.body, kernels[i]->repeat.n_body, visit, context);
-    }
+    for (int i = 0; i < n; i++)
+        kl_visit_all(kernels[i], visit, context);
 }
 
 static void number_repeats(kl_kernel **kernels, int n, int *number, int *next)

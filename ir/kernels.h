@@ -237,6 +237,7 @@ void kl_tidy(kl_program *program);                           /* drops buffers th
 /* Calls visit for every view that the kernel reads or writes (not for those of a repeat's body). */
 typedef struct { kl_view *view; bool write, accumulate; ir_dtype dtype; kl_loop *loop; } kl_access;
 void kl_visit(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), void *context);
+void kl_visit_all(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), void *context);     /* for those too */
 /* The id of the last kernel in a repeat, or the kernel's own. */
 int kl_last_id(const kl_kernel *kernel);
 /* Whether both name the same element at every index; never where there are dynamic terms. Buffers are not compared. */
@@ -247,6 +248,8 @@ bool kl_is_row_major(const kl_loop *loop, const kl_view *view, int64_t count);
 bool kl_share_memory(const kl_program *program, int a, int b);
 /* The buffer under a chain of KL_MOVING. */
 int kl_root_buffer(const kl_program *program, int buffer);
+/* What memory a buffer is in, by the number of one buffer of that memory: a result that has a parameter's place is the parameter. */
+int kl_memory_of(const kl_program *program, int buffer);
 /* Flops and bytes of one execution, as the compile trace tells them: 2 M N K a contraction; elements read and written. */
 void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, double *bytes);
 

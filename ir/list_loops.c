@@ -136,13 +136,6 @@ static void look(void *context, const kl_access *access)
     }
 }
 
-static void visit_all(kl_kernel *kernel, survey *s)
-{
-    kl_visit(kernel, look, s);
-    for (int i = 0; kernel->kind == KL_REPEAT && i < kernel->repeat.n_body; i++)
-        visit_all(kernel->repeat.body[i], s);
-}
-
 /* In the order of the list, or the other way round, where steps are counted from its end. */
 static void sweep(survey *s, kl_kernel *const *kernels, int n, bool down)
 {
@@ -152,9 +145,9 @@ static void sweep(survey *s, kl_kernel *const *kernels, int n, bool down)
         int at = down ? s->now : n - 1 - s->now;
         s->nearest = -1;
         s->note = false;
-        visit_all(kernels[at], s);
+        kl_visit_all(kernels[at], look, s);
         s->note = true;
-        visit_all(kernels[at], s);
+        kl_visit_all(kernels[at], look, s);
         *(down ? &s->before[at] : &s->after[at]) = down ? s->nearest : n - 1 - s->nearest;
     }
     if (down)

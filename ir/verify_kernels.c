@@ -106,16 +106,6 @@ static bool buffers_fit(verifier *v)
     return true;
 }
 
-/* What memory a buffer is: those of one memory have one number. */
-static int memory_of(const kl_program *program, int buffer)
-{
-    const kl_buffer *b = &program->buffers[buffer = kl_root_buffer(program, buffer)];
-    for (int i = 0; b->kind == KL_RESULT && b->donated >= 0 && i < program->n_buffers; i++)
-        if (program->buffers[i].kind == KL_PARAM && program->buffers[i].index == b->donated)
-            return i;
-    return buffer;
-}
-
 static bool may_touch(verifier *v, int buffer, bool write, bool read)
 {
     const kl_program *program = v->program;
@@ -367,7 +357,7 @@ static bool aliases_fit(verifier *v, const kl_loop *loop)
         const kl_output *o = &loop->outputs[i];
         for (int j = 0; o->view.buffer >= 0 && j < loop->n_exprs; j++) {
             const kl_view *in = &loop->exprs[j].view;
-            if (loop->exprs[j].kind != KL_LOAD || memory_of(program, in->buffer) != memory_of(program, o->view.buffer))
+            if (loop->exprs[j].kind != KL_LOAD || kl_memory_of(program, in->buffer) != kl_memory_of(program, o->view.buffer))
                 continue;
             bool moving = program->buffers[in->buffer].kind == KL_MOVING || program->buffers[o->view.buffer].kind == KL_MOVING;
             if ((moving && in->buffer != o->view.buffer) || (o->kind == KL_STORE && kl_same_view(&o->view, in)) ||
@@ -414,7 +404,7 @@ typedef struct { verifier *v; int *toucher, *writer, now; int clash; } list_chec
 static void check_apart(void *context, const kl_access *access)
 {
     list_check *c = context;
-    int memory = memory_of(c->v->program, access->view->buffer), toucher = c->toucher[memory], writer = c->writer[memory];
+    int memory = kl_memory_of(c->v->program, access->view->buffer), toucher = c->toucher[memory], writer = c->writer[memory];
     if ((writer && writer != c->now) || (access->write && toucher && toucher != c->now))
         c->clash = access->view->buffer;
     if (toucher == 0 || toucher == c->now)
