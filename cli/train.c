@@ -105,6 +105,7 @@ static bool run(const cli_line *line, gpt_config *config, profiling *wanted)
     if (!cli_config_load(line, line->operands[0], config))
         return false;
     settings.threads = config->threads;
+    settings.device = config->device == GPT_DEVICE_CUDA ? "cuda" : "cpu";
     settings.profile = wanted->table || wanted->trace;
     settings.trace_runs = wanted->trace ? TRACED_RUNS : 0;
     if (wanted->trace && !(wanted->file = cli_trace_new(wanted->trace)))

@@ -61,6 +61,7 @@ typedef struct {
     int verbose;              /* to standard error: 0 a line a compiled function; 1 the compile trace; 2 every kernel; 3 why */
     int threads;              /* 0: all that the process may use */
     const char *isa;          /* "generic", "avx2", "avx512", "avx512bf16", "amx"; NULL: the CPU's own */
+    const char *device;       /* "cpu", "cuda"; NULL: cpu. Tensors lie in its memory: to be chosen before the first is made */
     const char *cache_dir;    /* compiled objects; NULL: $XDG_CACHE_HOME/rax or ~/.cache/rax; "": no cache on disk */
     const char *dump_dir;     /* where graphs after each pass, kernels, LLVM IR and assembly are written; NULL: nowhere */
     bool quiet;               /* not even the line a compiled function */
@@ -98,7 +99,10 @@ static inline bool rax_is_tensor(rax_tensor tensor) { return tensor.at != NULL; 
 rax_tensor rax_tensor_new(rax_dtype dtype, rax_shape shape);                          /* zeros */
 rax_tensor rax_tensor_from(rax_dtype dtype, rax_shape shape, const void *elements);  /* a copy of elements */
 void rax_tensor_free(rax_tensor tensor);
-void *rax_data(rax_tensor tensor);            /* of an array, in row-major order; NULL (and an error) inside a step */
+/* The elements of an array, in row-major order, to read and to write; NULL (and an error) inside a step. With a device that has memory of
+ * its own this is a copy, which the next rax_call takes back: ask again after it. rax_read: to read alone, so that nothing is copied back. */
+void *rax_data(rax_tensor tensor);
+const void *rax_read(rax_tensor tensor);
 double rax_item(rax_tensor tensor, int64_t index);                                   /* element index, row-major, of an array */
 
 /* Of arrays, and inside a step: shapes are known while tracing, and a step may use them as C values. */

@@ -63,7 +63,7 @@ static const key_row keys[] = {
     { AT(log_interval),   .type = INTEGER,   .preset = "1",     .low = 0, .high = MOST,  .help = "iterations from one printed line to the next; 0: never" },
     { AT(checkpoint_interval), .type = INTEGER, .preset = "1000", .low = 0, .high = MOST, .help = "iterations from one checkpoint to the next; 0: only at the end" },
     { AT(threads),        .type = INTEGER,   .preset = "0",     .low = 0, .high = 4096,  .help = "threads; 0: all the process may use" },
-    { AT(device),         .type = CHOICE,    .preset = "cpu",   .choices = WORDS("cpu"), .help = "where the program runs" },
+    { AT(device),         .type = CHOICE,    .preset = "cpu",   .choices = WORDS("cpu", "cuda"), .help = "where the program runs" },
 };
 
 enum { KEYS = sizeof keys / sizeof keys[0] };

@@ -18,7 +18,7 @@ struct cJSON;
 /* The values of a choice stand in the order of its names in the table. */
 typedef enum { GPT_DTYPE_FP32, GPT_DTYPE_BF16 } gpt_dtype;
 typedef enum { GPT_SAMPLING_RANDOM, GPT_SAMPLING_SEQUENTIAL } gpt_sampling;
-typedef enum { GPT_DEVICE_CPU } gpt_device;
+typedef enum { GPT_DEVICE_CPU, GPT_DEVICE_CUDA } gpt_device;
 
 /* What gpt_config_check has passed is within its bounds. Strings belong to the config; NULL where the key has no value. */
 typedef struct {

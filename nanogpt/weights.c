@@ -66,7 +66,7 @@ static bool check_head(rax_tree params, const gpt_safetensors *file, const gpt_a
     if (!elements)
         return rax_fail(RAX_FAILURE, "%s: %s: no memory for its %zu bytes", gpt_safetensors_path(file), head->name, bytes);
     bool same = gpt_safetensors_read_f32(file, head->name, shape.rank, shape.dim, elements);
-    if (same && memcmp(elements, rax_data(wte), bytes) != 0)
+    if (same && memcmp(elements, rax_read(wte), bytes) != 0)
         same = rax_fail(RAX_MISTAKE, "%s: %s: differs from wte.weight; this model's output layer is wte.weight itself",
                         gpt_safetensors_path(file), head->name);
     rax_free(elements);
@@ -169,7 +169,7 @@ gpt_arrays gpt_arrays_of(rax_tree tree, const char *prefix)
         const rax_shape *shape = &arrays.shape[i];
         arrays.name[i] = gpt_format("%s%s", prefix, rax_leaf_name(tree, i));
         arrays.shape[i] = rax_shape_of(rax_leaf(tree, i));
-        arrays.array[i] = (gpt_array){ arrays.name[i], GPT_F32, shape->rank, shape->dim, rax_data(rax_leaf(tree, i)) };
+        arrays.array[i] = (gpt_array){ arrays.name[i], GPT_F32, shape->rank, shape->dim, rax_read(rax_leaf(tree, i)) };
     }
     return arrays;
 }

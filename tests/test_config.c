@@ -216,7 +216,7 @@ static void test_mistakes_in_a_file(void **state)
         { "{" D ", \"learning_rate\": -1}", "a.json: learning_rate: expected a number of 0 or more, got -1" },
         { "{" D ", \"learning_rate\": 1e999}", "a.json: learning_rate: expected a number of 0 or more, got a number too large to hold" },
         { "{" D ", \"dtype\": \"fp16\"}", "a.json: dtype: expected \"fp32\" or \"bf16\", got \"fp16\"" },
-        { "{" D ", \"device\": \"cuda\"}", "a.json: device: expected \"cpu\", got \"cuda\"" },
+        { "{" D ", \"device\": \"tpu\"}", "a.json: device: expected \"cpu\" or \"cuda\", got \"tpu\"" },
         { "{" D ", \"out_dir\": \"\"}", "a.json: out_dir: expected a path, got \"\"" },
         { "{" D ", \"out_dir\": 3}", "a.json: out_dir: expected a path, got 3" },
         { "{" D ", \"n_layer\": 6, \"n_layer\": 6}", "a.json: n_layer: is given twice" },
@@ -323,7 +323,7 @@ static void test_help(void **state)
 static void test_shipped_configurations(void **state)
 {
     (void)state;
-    static const char *const paths[] = { "configs/shakespeare.json", "configs/shakespeare_char.json", "configs/shakespeare_char_cpu.json" };
+    static const char *const paths[] = { "configs/shakespeare.json", "configs/shakespeare_char.json", "configs/shakespeare_char_cpu.json", "configs/gpt2.json" };
     for (size_t i = 0; i < COUNT_OF(paths); i++) {
         gpt_config config;
         bool loaded = gpt_config_load(&config, paths[i], NULL, 0);

@@ -8,12 +8,13 @@
 #include "tracer/tracer.h"
 
 /* What compiles where nobody has asked for the interpreter. */
-extern const ir_backend cpu_backend;
-static const ir_backend *const compiler = &cpu_backend;
+extern const ir_backend cpu_backend, cuda_backend;
+static const ir_backend *const backends[] = { &cpu_backend, &cuda_backend };
+static const ir_backend *compiler = &cpu_backend;
 
 static rax_settings settings;
 static bool configured;
-static char *isa, *cache_dir, *dump_dir;
+static char *isa, *cache_dir, *dump_dir, *device;
 
 const rax_settings *trace_settings(void) { return &settings; }
 
@@ -45,6 +46,30 @@ static bool threads_of_environment(int *threads)
     return true;
 }
 
+static const ir_backend *backend_of(const char *name)
+{
+    for (size_t i = 0; i < sizeof backends / sizeof backends[0]; i++)
+        if (!name || strcmp(name, backends[i]->name) == 0)
+            return backends[i];
+    rax_fail(RAX_MISTAKE, "device: expected cpu or cuda, got \"%s\"", name);
+    return NULL;
+}
+
+/* Arrays stay where they were made: with another memory there must be none. */
+static bool choose_backend(const rax_settings *wanted)
+{
+    const ir_backend *chosen = backend_of(wanted->device);
+    if (!chosen)
+        return false;
+    bool moves = !wanted->no_jit && chosen->memory_new, moved = trace_memory() != NULL;
+    if ((moves || moved) && trace_array_count() > 0 && (chosen != compiler || moves != moved))
+        return rax_fail(RAX_MISTAKE, "device: %lld tensors exist already: it is to be chosen before the first", (long long)trace_array_count());
+    if (chosen != compiler && configured && compiler->shutdown)
+        compiler->shutdown();
+    compiler = chosen;
+    return true;
+}
+
 static bool configure_backend(void)
 {
     ir_backend_settings wanted = { .threads = settings.threads, .isa = settings.isa, .cache_dir = settings.cache_dir };
@@ -59,16 +84,20 @@ bool rax_configure(const rax_settings *given)
     rax_settings fresh = given ? *given : (rax_settings){0};
     if (fresh.threads < 0)
         return rax_fail(RAX_MISTAKE, "threads: expected 0 or more, got %d", fresh.threads);
+    fresh.no_jit |= is_set("RAX_NO_JIT");
+    if (!choose_backend(&fresh))
+        return false;
     keep(&isa, fresh.isa);
     keep(&cache_dir, fresh.cache_dir);
     keep(&dump_dir, fresh.dump_dir);
+    keep(&device, fresh.device);
     settings = fresh;
     settings.isa = isa;
     settings.cache_dir = cache_dir;
     settings.dump_dir = dump_dir;
+    settings.device = device;
     if (!settings.threads)
         settings.threads = threads;
-    settings.no_jit |= is_set("RAX_NO_JIT");
     configured = configure_backend();
     return configured;
 }
@@ -79,6 +108,8 @@ const ir_backend *trace_backend(void)
         return NULL;
     return settings.no_jit ? &trace_interpreter : compiler;
 }
+
+const ir_backend *trace_memory(void) { return configured && !settings.no_jit && compiler->memory_new ? compiler : NULL; }
 
 void rax_print_info(FILE *out)
 {
@@ -108,6 +139,8 @@ void rax_shutdown(void)
     keep(&isa, NULL);
     keep(&cache_dir, NULL);
     keep(&dump_dir, NULL);
+    keep(&device, NULL);
+    compiler = backends[0];
     settings = (rax_settings){0};
     configured = false;
     trace_bodies_free();

@@ -355,6 +355,7 @@ static bool run(const call *c, double start, trace_entry *entry, bool hit)
         done = destination(c, n, entry->program, &fresh[n]);
         n++;
     }
+    done = done && (!entry->program->backend->upload || trace_return_lent());
     if (done) {
         point_to(c, entry, fresh);
         double checked = trace_now_ms();

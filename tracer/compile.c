@@ -198,7 +198,7 @@ static bool compile(rax_fn *fn, ir_graph *graph, trace_program *program, const i
     trace_report_passes(&passes);
     ir_pass_reports_free(&passes);
 
-    ir_compile_options options = { .name = fn->name, .verbose = trace_verbose(), .dump_dir = folder, .verify = verify };
+    ir_compile_options options = { .name = fn->name, .verbose = trace_verbose(), .dump_dir = folder, .verify = verify, .host_scalars = program->n_dynamic };
     ir_compile_report report = {0};
     program->backend = backend;
     program->compiled = backend->compile(graph, &options, &report);

@@ -2,7 +2,10 @@
  * counts the generation up, and every copy of the old handle is out of date from then on.
  *
  * Bodies come from blocks that are kept until rax_shutdown, so that looking at an old handle is never a read of memory
- * that is gone. The elements of arrays are memory of their own, given back at once. */
+ * that is gone. The elements of arrays are memory of their own, given back at once.
+ *
+ * With a backend that has memory of its own, elements lie there. Who looks at them is lent a copy in host memory, until the next call, which
+ * takes back what may have been written. */
 #include <pthread.h>
 #include <string.h>
 
@@ -21,6 +24,10 @@ typedef struct block { struct block *next; rax_tensor_body bodies[BLOCK_BODIES];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static block *blocks;
 static rax_tensor_body *free_bodies;
+static rax_tensor_body *lent;             /* arrays with a copy in host memory */
+static int64_t array_count;
+
+int64_t trace_array_count(void) { return array_count; }
 
 rax_tensor_body *trace_body_new(trace_tensor_kind kind)
 {
@@ -49,10 +56,33 @@ void trace_body_lose(rax_tensor_body *body, trace_loss why, rax_place place)
     body->lost_at = place;
 }
 
+static void end_loan(rax_tensor_body *body)
+{
+    for (rax_tensor_body **at = &lent; *at; at = &(*at)->next_lent)
+        if (*at == body) {
+            *at = body->next_lent;
+            break;
+        }
+    base_free(body->host);
+    body->host = NULL;
+}
+
+static void free_elements(rax_tensor_body *body)
+{
+    const ir_backend *memory = trace_memory();
+    array_count--;
+    if (body->host)
+        end_loan(body);
+    if (memory)
+        memory->memory_free(body->data);
+    else
+        base_free(body->data);
+}
+
 void trace_body_free(rax_tensor_body *body)
 {
     if (body->kind == TENSOR_ARRAY)
-        base_free(body->data);
+        free_elements(body);
     body->generation = trace_tensor_generation(body);      /* what its tree has added stays */
     body->tree = NULL;
     body->kind = TENSOR_NONE;
@@ -140,7 +170,10 @@ static void fail_of_tensor(const char *function, base_text *why)
 
 rax_tensor_body *trace_array_new(const ir_type *type)
 {
-    void *data = base_try_alloc((size_t)ir_type_bytes(type));
+    const ir_backend *memory = trace_memory();
+    void *data = memory ? memory->memory_new((size_t)ir_type_bytes(type)) : base_try_alloc((size_t)ir_type_bytes(type));
+    if (!data && memory)
+        return NULL;
     if (!data) {
         base_text text = {0};
         trace_type_print(&text, type);
@@ -151,7 +184,46 @@ rax_tensor_body *trace_array_new(const ir_type *type)
     rax_tensor_body *body = trace_body_new(TENSOR_ARRAY);
     body->type = type;
     body->data = data;
+    array_count++;
     return body;
+}
+
+/* -- elements in host memory ---------------------------------------------------------------------------------------------- */
+
+/* The elements where the host can look at them: NULL and an error where they cannot be had. */
+static void *host_elements(rax_tensor_body *body, bool writes)
+{
+    const ir_backend *memory = trace_memory();
+    size_t bytes = (size_t)ir_type_bytes(body->type);
+    if (!memory)
+        return body->data;
+    if (!body->host) {
+        body->host = base_try_alloc(bytes);
+        if (!body->host) {
+            rax_fail(RAX_FAILURE, "out of memory: the copy of a tensor needs %zu bytes", bytes);
+            return NULL;
+        }
+        body->host_written = false;
+        body->next_lent = lent;
+        lent = body;
+        if (!memory->download(body->host, body->data, bytes)) {
+            end_loan(body);
+            return NULL;
+        }
+    }
+    body->host_written |= writes;
+    return body->host;
+}
+
+bool trace_return_lent(void)
+{
+    while (lent) {
+        rax_tensor_body *body = lent;
+        if (body->host_written && !trace_memory()->upload(body->data, body->host, (size_t)ir_type_bytes(body->type)))
+            return false;
+        end_loan(body);
+    }
+    return true;
 }
 
 rax_tensor rax_tensor_new(rax_dtype dtype, rax_shape shape)
@@ -166,11 +238,21 @@ rax_tensor rax_tensor_new(rax_dtype dtype, rax_shape shape)
     return body ? trace_handle(body) : RAX_NO_TENSOR;
 }
 
+/* A tensor of a device that fails has none: that shows at the next call. */
+static void put_elements(rax_tensor_body *body, const void *elements)
+{
+    size_t bytes = (size_t)ir_type_bytes(body->type);
+    if (trace_memory())
+        trace_memory()->upload(body->data, elements, bytes);
+    else
+        memcpy(body->data, elements, bytes);
+}
+
 rax_tensor rax_tensor_from(rax_dtype dtype, rax_shape shape, const void *elements)
 {
     rax_tensor tensor = rax_tensor_new(dtype, shape);
     if (rax_is_tensor(tensor) && elements)
-        memcpy(tensor.at->data, elements, (size_t)ir_type_bytes(tensor.at->type));
+        put_elements(tensor.at, elements);
     return tensor;
 }
 
@@ -207,7 +289,13 @@ static rax_tensor_body *array_of(const char *function, rax_tensor tensor)
 void *rax_data(rax_tensor tensor)
 {
     rax_tensor_body *body = array_of("rax_data", tensor);
-    return body ? body->data : NULL;
+    return body ? host_elements(body, true) : NULL;
+}
+
+const void *rax_read(rax_tensor tensor)
+{
+    rax_tensor_body *body = array_of("rax_read", tensor);
+    return body ? host_elements(body, false) : NULL;
 }
 
 double rax_item(rax_tensor tensor, int64_t index)
@@ -220,12 +308,15 @@ double rax_item(rax_tensor tensor, int64_t index)
                  (long long)ir_type_count(body->type));
         return 0;
     }
+    const void *data = host_elements(body, false);
+    if (!data)
+        return 0;
     switch (body->type->dtype) {
-    case IR_F32: return ((float *)body->data)[index];
-    case IR_F64: return ((double *)body->data)[index];
-    case IR_BF16: return ir_bf16_to_f32(((uint16_t *)body->data)[index]);
-    case IR_I32: return ((int32_t *)body->data)[index];
-    case IR_BOOL: return ((uint8_t *)body->data)[index] != 0;
+    case IR_F32: return ((const float *)data)[index];
+    case IR_F64: return ((const double *)data)[index];
+    case IR_BF16: return ir_bf16_to_f32(((const uint16_t *)data)[index]);
+    case IR_I32: return ((const int32_t *)data)[index];
+    case IR_BOOL: return ((const uint8_t *)data)[index] != 0;
     case IR_TUPLE: break;
     }
     return 0;

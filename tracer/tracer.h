@@ -58,7 +58,10 @@ typedef struct rax_tensor_body {
     trace_loss lost;                     /* why the generation before is out of date */
     rax_place lost_at;                   /* the donating call */
     const ir_type *type;                 /* of an array: interned; of a value: its node's; NULL where poisoned */
-    void *data;
+    void *data;                          /* where programs find it: memory of the host, or of a backend that has its own */
+    void *host;                          /* in the latter case: what the user is looking at, until the next call; or NULL */
+    bool host_written;
+    struct rax_tensor_body *next_lent;
     struct rax_tree_body *tree;          /* an array that a tree has taken */
     trace *owner;                        /* of a value */
     trace_scope *scope;
@@ -95,6 +98,9 @@ rax_tensor_body *trace_body(rax_tensor tensor, base_text *why);
 rax_tensor_body *trace_array_new(const ir_type *type);                              /* interned; NULL where memory is refused */
 bool trace_type_from(rax_dtype dtype, rax_shape shape, ir_type *type, base_text *why);
 void trace_type_print(base_text *text, const ir_type *type);                        /* without names of dims */
+/* Arrays that the user was looking at in host memory are the backend's again: what may have been written is copied back. */
+bool trace_return_lent(void);
+int64_t trace_array_count(void);                                                    /* that exist */
 void trace_bodies_free(void);
 
 /* -- tree.c ----------------------------------------------------------------------------------------------------------- */
@@ -349,6 +355,7 @@ void trace_report_function(rax_fn *fn);
 
 const rax_settings *trace_settings(void);
 const ir_backend *trace_backend(void);   /* NULL and an error where it cannot be had */
+const ir_backend *trace_memory(void);    /* the backend in whose own memory arrays lie; NULL: they lie in the host's */
 extern const ir_backend trace_interpreter;
 
 #endif
