@@ -98,7 +98,7 @@ typedef struct {
 /* A kernel as it is written: parameters first, then the body. */
 typedef struct {
     cuda_compiler *compiler;
-    base_text params, entry, body;
+    base_text defines, params, entry, body;    /* defines: what a device/ file is to know */
     int n_args, cap_args;
     cuda_arg *args;
 } cuda_writer;

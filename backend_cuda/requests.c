@@ -87,10 +87,10 @@ cuda_step *cuda_step_add(cuda_compiler *c, cuda_plan *plan)
     return &plan->steps[plan->n_steps++];
 }
 
-static int request(cuda_compiler *c, const char *text, const char *device, const char *kernel)
+static int request(cuda_compiler *c, const char *defines, const char *text, const char *device, const char *kernel)
 {
     base_text whole = {0};
-    base_text_add(&whole, "%s\n%s", device ? device : "", text);
+    base_text_add(&whole, "%s\n%s\n%s", defines, device ? device : "", text);
     base_key key = base_cache_key("cuda kernel", whole.at, whole.len);
     base_text_free(&whole);
     char name[48];
@@ -107,7 +107,7 @@ static int request(cuda_compiler *c, const char *text, const char *device, const
     }
     base_text named = {0};
     if (device)
-        base_text_add(&named, "%s\n", cuda_device_text(device));
+        base_text_add(&named, "%s%s\n", defines, cuda_device_text(device));
     for (const char *at = text, *next; *at; at = next + (*next == '@')) {
         next = at + strcspn(at, "@");
         base_text_add(&named, "%.*s%s", (int)(next - at), at, *next ? name : "");
@@ -124,10 +124,11 @@ void cuda_launch_add(cuda_writer *w, cuda_plan *plan, const kl_kernel *kernel, c
                   w->body.at ? w->body.at : "", w->entry.at ? w->entry.at : "");
     cuda_launch launch = { .code = -1, .grid = grid, .threads = threads, .shared_bytes = shared_bytes, .n_args = w->n_args, .args = w->args };
     if (grid > 0) {
-        launch.code = request(w->compiler, text.at, device, kernel->name ? kernel->name : "");
+        launch.code = request(w->compiler, w->defines.at ? w->defines.at : "", text.at, device, kernel->name ? kernel->name : "");
         *cuda_step_add(w->compiler, plan) = (cuda_step){ .launch = launch };
     }
     base_text_free(&text);
+    base_text_free(&w->defines);
     base_text_free(&w->params);
     base_text_free(&w->entry);
     base_text_free(&w->body);

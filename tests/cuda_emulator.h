@@ -197,6 +197,30 @@ RAX_SHUFFLE(float, f32)
 RAX_SHUFFLE(double, f64)
 RAX_SHUFFLE(int, i32)
 
+/* mma.sync.m16n8k16: of the operands' fragments each lane has a part; the words of a lane hold two bf16. */
+static uint32_t rax_fragments[RAX_MOST_THREADS][6];
+static double rax_fragment_at(int first, int row, int k, int reg)
+{
+    uint32_t word = rax_fragments[first + (row & 7) * 4 + (k & 7) / 2][reg], bits = (k & 1 ? word >> 16 : word & 0xffff) << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+static void __attribute__((noinline)) rax_mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1)
+{
+    int self = rax_current, first = self & ~31, g = (self & 31) >> 2, t = self & 3;
+    memcpy(rax_fragments[self], a, 16);
+    rax_fragments[self][4] = b0, rax_fragments[self][5] = b1;
+    rax_warp_wait();
+    for (int e = 0; e < 4; e++) {
+        double sum = c[e];
+        for (int k = 0; k < 16; k++)
+            sum += rax_fragment_at(first, g, k, (e >> 1) + 2 * (k >> 3)) * rax_fragment_at(first, 2 * t + (e & 1), k, 4 + (k >> 3));
+        c[e] = (float)sum;
+    }
+    rax_warp_wait();
+}
+
 static inline uint32_t rax_bits_of_f32(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
 static inline float rax_f32_of_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
 static inline uint32_t rax_multiply_high(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }

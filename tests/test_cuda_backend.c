@@ -1,0 +1,239 @@
+/* The CUDA backend on the stand-in for a GPU, from a graph to its results, against the interpreter: every elementwise op, whole programs,
+ * attention and its gradient. Kernels of attention are compiled by NVRTC too, where it is installed. */
+#include "tests/backend_programs.h"
+#include "tests/cuda_nvrtc.h"
+#include "tests/cuda_standin.h"
+
+/* -- running -------------------------------------------------------------------------------------------------------------- */
+
+static void *on_device(const ir_array *x)
+{
+    size_t bytes = (size_t)ir_type_bytes(&x->type);
+    void *memory = cuda_backend.memory_new(bytes);
+    assert_non_null(memory);
+    assert_true(cuda_backend.upload(memory, x->data, bytes));
+    return memory;
+}
+
+/* Through the passes and the backend, twice from the same parameters: the second run must give the same bits. */
+static ir_array *run_cuda(const ir_graph *graph, const ir_array *params, const cuda_library *nvrtc)
+{
+    static const int architectures[] = { 75, 80, 90 };
+    ir_graph *copy = ir_graph_clone(graph);
+    ir_pass_options passes = { .verify = true, .keep_composite = cuda_backend.keep_composite };
+    ir_run_passes(copy, &passes);
+    ir_pass_reports_free(&passes);
+    ir_compile_report report = {0};
+    ir_executable *e = cuda_backend.compile(copy, &(ir_compile_options){ .name = graph->name, .verify = true }, &report);
+    ir_graph_free(copy);
+    base_text_free(&report.lines);
+    if (!e)
+        fail_msg("%s: %s", graph->name, base_error());
+    if (nvrtc)
+        compile_with_nvrtc(nvrtc, cuda_last_compiler(e), architectures, (int)COUNT_OF(architectures));
+    ir_array *first = NULL;
+    for (int run = 0; run < 2; run++) {
+        void **param = room(sizeof *param * (size_t)(graph->n_params + 1)), **result = room(sizeof *result * (size_t)(graph->n_results + 1));
+        ir_array *out = arrays_for_results(graph);
+        for (int i = 0; i < graph->n_params; i++)
+            param[i] = on_device(&params[i]);
+        for (int i = 0; i < graph->n_results; i++)
+            result[i] = graph->donated[i] >= 0 ? param[graph->donated[i]] : on_device(&out[i]);
+        if (!cuda_backend.run(e, param, result))
+            fail_msg("%s: %s", graph->name, base_error());
+        for (int i = 0; i < graph->n_results; i++) {
+            size_t bytes = (size_t)ir_type_bytes(&out[i].type);
+            assert_true(cuda_backend.download(out[i].data, result[i], bytes));
+            if (first)
+                assert_memory_equal(out[i].data, first[i].data, bytes);
+            if (graph->donated[i] < 0)
+                cuda_backend.memory_free(result[i]);
+        }
+        for (int i = 0; i < graph->n_params; i++)
+            cuda_backend.memory_free(param[i]);
+        first = first ? first : out;
+    }
+    cuda_backend.free(e);
+    return first;
+}
+
+/* |got - expected| <= relative * |expected| + least. */
+static void compare(const ir_graph *graph, int result, const ir_array *got, const ir_array *expected, double relative, double least)
+{
+    for (int64_t i = 0, n = ir_type_count(&expected->type); i < n; i++) {
+        double a = get(got, i), b = get(expected, i);
+        if ((isnan(a) && isnan(b)) || a == b || fabs(a - b) <= relative * fabs(b) + least)
+            continue;
+        char *text = ir_to_text(graph);
+        fprintf(stderr, "%s", text);
+        base_free(text);
+        fail_msg("%s: result %d, element %lld: expected %.9g, got %.9g", graph->name, result, (long long)i, b, a);
+    }
+}
+
+static void forget(int blocks)
+{
+    while (made.n > blocks)
+        base_free(made.block[--made.n]);
+}
+
+static void check_graph_text(const char *text, double tolerance, const cuda_library *nvrtc)
+{
+    int blocks = made.n;
+    ir_graph *graph = graph_of(text);
+    dice d = { 11 };
+    ir_array *params = arrays_for_params(graph);
+    for (int i = 0; i < graph->n_params; i++)
+        fill(&params[i], &d, ir_dtype_is_float(params[i].type.dtype) ? -1 : 0, params[i].type.dtype == IR_I32 ? 6 : params[i].type.dtype == IR_BOOL ? 2 : 1);
+    ir_array *expected = run_graph(graph, params), *got = run_cuda(graph, params, nvrtc);
+    for (int i = 0; i < graph->n_results; i++) {
+        ir_dtype dtype = expected[i].type.dtype;
+        double t = dtype == IR_F64 ? 1e-10 : dtype == IR_F32 ? tolerance : dtype == IR_BF16 ? MAX(tolerance, 0.02) : 0;
+        compare(graph, i, &got[i], &expected[i], t, t);
+    }
+    forget(blocks);
+}
+
+/* -- tests ------------------------------------------------------------------------------------------------------------------ */
+
+static void test_programs(void **state)
+{
+    (void)state;
+    standin_begin(NULL);
+    for (size_t i = 0; i < COUNT_OF(backend_programs); i++)
+        check_graph_text(backend_programs[i], 1e-5, NULL);
+    standin_end();
+}
+
+/* All elementwise ops that take a dtype in one graph, over values that are odd. */
+static void check_ops(ir_dtype dtype, int64_t n)
+{
+    static const double odd[] = { 0, -0.0, 1, -1, 0.5, 2, -3, INFINITY, -INFINITY, NAN, 88, -104, 1e10, 3e9, -2147483648.0, 1e-20 };
+    int blocks = made.n;
+    ir_graph *graph = keep(ir_graph_new("ops"));
+    ir_type type = ir_type_of(dtype, 2, (int64_t[]){ 3, n });
+    ir_node *x = ir_parameter(graph, type, NULL), *y = ir_parameter(graph, type, NULL), *c = ir_parameter(graph, ir_type_with_dtype(type, IR_BOOL), NULL), *results[2 * IR_OPS];
+    int n_results = 0;
+    for (ir_op op = 0; op < IR_OPS; op++)
+        for (ir_dtype to = IR_F32; to < IR_TUPLE && ir_op_table[op].class == IR_ELEMENTWISE; to++) {
+            ir_node *args[] = { op == OP_select ? c : x, op == OP_select ? x : y, y };
+            ir_type stated = ir_type_with_dtype(type, to), inferred, *tuple;
+            int n_tuple;
+            base_text why = {0};
+            bool cast = op == OP_cast;
+            if ((cast ? to != dtype : to == 0) && ir_infer(graph, op, ir_op_table[op].arity, args, NULL, cast ? &stated : NULL, &inferred, &n_tuple, &tuple, &why))
+                results[n_results++] = ir_add(graph, op, ir_op_table[op].arity, args, NULL, cast ? &stated : NULL);
+            base_text_free(&why);
+        }
+    ir_set_results(graph, n_results, results, NULL);
+    ir_array *params = arrays_for_params(graph), *expected = arrays_for_results(graph);
+    dice d = { 3 };
+    for (int i = 0; i < graph->n_params; i++)
+        for (int64_t j = 0; j < 3 * n; j++) {
+            double value = 8 * roll(&d) - 4;
+            bool special = roll(&d) < 0.3 && ir_dtype_is_float(params[i].type.dtype);
+            put(&params[i], j, special ? odd[(int)(roll(&d) * COUNT_OF(odd))] : params[i].type.dtype == IR_BOOL ? value > 0 : params[i].type.dtype == IR_I32 ? floor(1000 * value) : value);
+        }
+    assert_true(ir_interpret(graph, params, expected));
+    ir_array *got = run_cuda(graph, params, NULL);
+    for (int i = 0; i < n_results; i++) {
+        ir_dtype of = expected[i].type.dtype;
+        compare(graph, i, &got[i], &expected[i], of == IR_F64 ? 1e-13 : of == IR_F32 ? 6e-7 : of == IR_BF16 ? 0x1p-7 : 0, ir_dtype_is_float(of) ? 1e-37 : 0);
+    }
+    forget(blocks);
+}
+
+static void test_every_op(void **state)
+{
+    (void)state;
+    standin_begin(NULL);
+    for (ir_dtype dtype = IR_F32; dtype < IR_TUPLE; dtype++)
+        for (int64_t n = 16; n <= 17; n++)
+            check_ops(dtype, n);
+    standin_end();
+}
+
+/* out, lse, and the gradients of q, k, v. */
+static char *attention_text(ir_dtype dtype, int batch, int heads, int rows, int keys, int size, bool causal, double dropout)
+{
+    const char *d = ir_dtype_name(dtype), *random = dropout > 0 ? ", %5, %6" : "";
+    char *q = text_of("[%d,%d,%d,%d]", batch, heads, rows, size), *k = text_of("[%d,%d,%d,%d]", batch, heads, keys, size), *l = text_of("[%d,%d,%d]", batch, heads, rows);
+    char *attributes = text_of("{causal=%s, scale=%.17g, dropout=%.17g, site=9}", causal ? "true" : "false", 1 / sqrt(size), dropout);
+    return text_of("graph t(%%0: %s%s, %%1: %s%s, %%2: %s%s, %%3: %s%s, %%4: f32%s, %%5: i32[2], %%6: i32[]) {\n"
+                   " %%7: (%s%s, f32%s) = attention %%0, %%1, %%2%s %s\n %%8: %s%s = result %%7 {index=0}\n %%9: f32%s = result %%7 {index=1}\n"
+                   " %%10: (f32%s, f32%s, f32%s) = attention_vjp %%0, %%1, %%2, %%8, %%9, %%3, %%4%s %s\n"
+                   " %%11: f32%s = result %%10 {index=0}\n %%12: f32%s = result %%10 {index=1}\n %%13: f32%s = result %%10 {index=2}\n return %%8, %%9, %%11, %%12, %%13\n}\n",
+                   d, q, d, k, d, k, d, q, l, d, q, l, random, attributes, d, q, l, q, k, k, random, attributes, q, k, k);
+}
+
+static void test_attention(void **state)
+{
+    static const struct { ir_dtype dtype; int batch, heads, rows, keys, size; bool causal; double dropout; } cases[] = {
+        { IR_F32, 2, 3, 37, 45, 20, true, 0.3 }, { IR_F32, 1, 2, 64, 64, 64, true, 0 }, { IR_F32, 1, 1, 5, 70, 128, false, 0 }, { IR_F32, 2, 1, 1, 1, 1, true, 0 },
+        { IR_BF16, 2, 3, 37, 45, 20, true, 0.3 }, { IR_BF16, 1, 2, 130, 130, 64, true, 0 }, { IR_BF16, 1, 1, 65, 33, 128, false, 0.1 }, { IR_BF16, 1, 2, 16, 97, 7, true, 0 },
+    };
+    cuda_library nvrtc;
+    bool compiles = nvrtc_is_here(&nvrtc);
+    (void)state;
+    standin_begin(NULL);
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        assert_true(cuda_attention_takes(cases[i].dtype, cases[i].size));
+        check_graph_text(attention_text(cases[i].dtype, cases[i].batch, cases[i].heads, cases[i].rows, cases[i].keys, cases[i].size, cases[i].causal, cases[i].dropout),
+                         cases[i].dtype == IR_BF16 ? 0.03 : 2e-5, compiles && i % 4 < 2 ? &nvrtc : NULL);
+    }
+    standin_end();
+}
+
+/* What a user is told: a device that is too small, and how much of what is missing. */
+static void test_too_large(void **state)
+{
+    (void)state;
+    standin_begin("");
+    ir_graph *graph = graph_of("graph large(%0: f32[1000000,2], %1: f32[2,1000000]) { %2: f32[1000000,1000000] = matmul %0, %1 %3: f32[1000000,1000000] = tanh %2"
+                               " %4: f32[1000000,2] = matmul %3, %0 return %4 }");
+    ir_compile_report report = {0};
+    assert_null(cuda_backend.compile(graph, &(ir_compile_options){ .name = "large" }, &report));
+    assert_non_null(strstr(base_error(), "large: does not fit on the device: "));
+    assert_non_null(strstr(base_error(), "MB are free; the largest are of "));
+    base_text_free(&report.lines);
+    base_error_clear();
+    assert_null(cuda_backend.memory_new((size_t)1 << 40));
+    assert_non_null(strstr(base_error(), "out of memory: 1099511.6 MB were asked for, "));
+    base_error_clear();
+    standin_end();
+}
+
+/* A small result is read without waiting for a run that was started after it. */
+static void test_late_reading(void **state)
+{
+    (void)state;
+    standin_begin(NULL);
+    ir_graph *graph = graph_of("graph f(%0: f32[]) { %1: f32[] = add %0, %0 return %1 }");
+    ir_compile_report report = {0};
+    ir_executable *e = cuda_backend.compile(graph, &(ir_compile_options){ .name = "f", .host_scalars = 1 }, &report);
+    assert_non_null(e);
+    void *results[2] = { cuda_backend.memory_new(4), cuda_backend.memory_new(4) };
+    int waits = standin.early_waits, captures = standin.captures;
+    for (int i = 0; i < 8; i++) {
+        float x = (float)i, got = -1;
+        assert_true(cuda_backend.run(e, (void *[]){ &x }, &results[i % 2]));
+        x = 1000;                                  /* read already, or copied */
+        if (i > 0) {
+            assert_true(cuda_backend.download(&got, results[(i + 1) % 2], 4));
+            assert_true(got == 2 * (float)(i - 1));
+        }
+    }
+    assert_int_equal(standin.early_waits - waits, 7);
+    assert_int_equal(standin.captures - captures, 2);
+    cuda_backend.memory_free(results[0]);
+    cuda_backend.memory_free(results[1]);
+    cuda_backend.free(e);
+    base_text_free(&report.lines);
+    standin_end();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = { GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_too_large), GRAPH_TEST(test_late_reading) };
+    return cmocka_run_group_tests_name("the CUDA backend", tests, NULL, NULL);
+}
