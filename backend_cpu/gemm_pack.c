@@ -161,25 +161,26 @@ typedef struct { value line; int width, vectors; } panel;
  * beyond the operand do no harm. */
 static void prefetch_ahead(packer *p, value line, value k, int lines)
 {
-    enum { STEPS = 16 };
     const emitter *e = &p->e;
+    int ahead = p->tiles ? 64 : 16;              /* by how fast the product follows */
     LLVMTypeRef element = memory_type(e->v.context, p->class->source);
     int bytes = ir_dtype_bytes(p->class->source);
-    value row = imul(e, iadd_constant(e, iadd(e, p->k, k), STEPS), p->k_stride);
+    value row = imul(e, iadd_constant(e, iadd(e, p->k, k), ahead), p->k_stride);
     value offset = iadd(e, iadd(e, p->line, line), row);
     value at = LLVMBuildGEP2(e->v.builder, element, p->source, &offset, 1, "");
     for (int byte = 0; byte < lines * bytes; byte += 64)
         prefetch(e, advance(e, at, constant(e, byte)));
 }
 
-/* k and k + 1 of as many lines as there are lanes; what does not exist of the second is zero. */
-static value load_pairs(packer *p, value line, value k, value count)
+/* k and k + 1 of as many lines as there are lanes; unless both are known to exist, the second is zero where it does not. */
+static value load_pairs(packer *p, value line, value k, value count, bool exist)
 {
     const emitter *e = &p->e;
     LLVMBuilderRef builder = e->v.builder;
     value second = iadd_constant(e, k, 1), last = isub(e, p->depth, constant(e, 1));
-    value x = load_lanes(p, line, k, count), y = load_lanes(p, line, lesser(e, second, last), count);
-    y = LLVMBuildSelect(builder, is_less(e, second, p->depth), y, cpu_vconst(&e->v, y, 0), "");
+    value x = load_lanes(p, line, k, count), y = load_lanes(p, line, exist ? second : lesser(e, second, last), count);
+    if (!exist)
+        y = LLVMBuildSelect(builder, is_less(e, second, p->depth), y, cpu_vconst(&e->v, y, 0), "");
     LLVMTypeRef i32 = cpu_vtype(&e->v, e->i32);
     value high = LLVMBuildZExt(builder, y, i32, "");
     high = LLVMBuildShl(builder, high, cpu_vconst(&e->v, high, 16), "");
@@ -198,11 +199,11 @@ static void copy_panel(packer *p, value remaining, void *context)
     counted_loop depth = begin_loop(e, constant(e, 0), p->depth, step);
     value unit = p->pairs ? LLVMBuildLShr(builder, depth.i, constant(e, 1), "") : depth.i;
     value row = advance(e, to, imul_constant(e, unit, at->width * p->unit_bytes));
-    if (!p->class->prologue)
-        prefetch_ahead(p, at->line, depth.i, at->vectors * lanes);
+    for (int i = 0; !p->class->prologue && i < step; i++)
+        prefetch_ahead(p, at->line, iadd_constant(e, depth.i, i), at->vectors * lanes);
     for (int j = 0; j < at->vectors; j++) {
         value line = iadd_constant(e, at->line, j * lanes), count = remaining ? isub(e, remaining, constant(e, j * lanes)) : NULL;
-        value x = p->pairs ? load_pairs(p, line, depth.i, count) : load_lanes(p, line, depth.i, count);
+        value x = p->pairs ? load_pairs(p, line, depth.i, count, false) : load_lanes(p, line, depth.i, count);
         store_units(p, x, advance(e, row, constant(e, j * lanes * p->unit_bytes)));
     }
     end_loop(e, &depth);
@@ -266,8 +267,14 @@ static void emit_transposed_panels(packer *p)
 
 /* -- rows of A, lines side by side, for tile registers ------------------------------------------------------------------ */
 
-/* As many units as there are lanes, of as many lines: by way of a square in memory, so that a prologue's code is there twice and not
- * once a unit. Lines that do not exist are zero. */
+static void store_in_square(packer *p, value unit, value x)
+{
+    int bytes = p->e.v.lanes * p->unit_bytes;
+    LLVMSetAlignment(LLVMBuildStore(p->e.v.builder, x, advance(&p->e, p->square, imul_constant(&p->e, unit, bytes))), (unsigned)bytes);
+}
+
+/* As many units as there are lanes, of as many lines: by way of a square in memory, so that a prologue's code is there four times and
+ * not twice a unit. Lines and units that do not exist are zero. */
 static void transpose_to_rows(packer *p, value remaining, void *context)
 {
     const emitter *e = &p->e;
@@ -275,12 +282,18 @@ static void transpose_to_rows(packer *p, value remaining, void *context)
     int lanes = e->v.lanes, bytes = lanes * p->unit_bytes;
     LLVMTypeRef vector = cpu_vtype(&e->v, e->i32);
     value rows[MAX_LANES];
-    counted_loop units = begin_loop(e, constant(e, 0), constant(e, lanes), 1);
-    value k = iadd(e, at->k, imul_constant(e, units.i, 2)), last = isub(e, p->depth, constant(e, 1));
-    value x = load_pairs(p, at->line, lesser(e, k, last), remaining);
-    x = LLVMBuildSelect(e->v.builder, is_less(e, k, p->depth), x, LLVMConstNull(vector), "");
-    LLVMSetAlignment(LLVMBuildStore(e->v.builder, x, advance(e, p->square, imul_constant(e, units.i, bytes))), (unsigned)bytes);
+    value whole = lesser(e, LLVMBuildLShr(e->v.builder, isub(e, p->depth, at->k), constant(e, 1), ""), constant(e, lanes));
+    counted_loop units = begin_loop(e, constant(e, 0), whole, 1);
+    value even = iadd(e, at->k, imul_constant(e, units.i, 2));
+    for (int i = 0; !p->class->prologue && i < 2; i++)
+        prefetch_ahead(p, at->line, iadd_constant(e, even, i), lanes);
+    store_in_square(p, units.i, load_pairs(p, at->line, even, remaining, true));
     end_loop(e, &units);
+    counted_loop rest = begin_loop(e, whole, constant(e, lanes), 1);
+    value k = iadd(e, at->k, imul_constant(e, rest.i, 2)), last = isub(e, p->depth, constant(e, 1));
+    value x = load_pairs(p, at->line, lesser(e, k, last), remaining, false);
+    store_in_square(p, rest.i, LLVMBuildSelect(e->v.builder, is_less(e, k, p->depth), x, LLVMConstNull(vector), ""));
+    end_loop(e, &rest);
     for (int i = 0; i < lanes; i++) {
         rows[i] = LLVMBuildLoad2(e->v.builder, vector, advance(e, p->square, constant(e, i * bytes)), "");
         LLVMSetAlignment(rows[i], (unsigned)bytes);
@@ -294,16 +307,17 @@ static void transpose_to_rows(packer *p, value remaining, void *context)
     }
 }
 
+/* All lines at one depth before the next: rows of memory are read along, as prefetchers like it. */
 static void emit_transposed_rows(packer *p)
 {
     int lanes = p->e.v.lanes;
     p->square = LLVMBuildAlloca(p->e.v.builder, LLVMArrayType(cpu_vtype(&p->e.v, p->e.i32), (unsigned)lanes), "");
     LLVMSetAlignment(p->square, 64);
-    counted_loop lines = begin_loop(&p->e, constant(&p->e, 0), p->lines, lanes);
     counted_loop depth = begin_loop(&p->e, constant(&p->e, 0), p->depth, 2 * lanes);
+    counted_loop lines = begin_loop(&p->e, constant(&p->e, 0), p->lines, lanes);
     with_or_without_masks(p, isub(&p->e, p->lines, lines.i), lanes, transpose_to_rows, &(place){lines.i, depth.i});
-    end_loop(&p->e, &depth);
     end_loop(&p->e, &lines);
+    end_loop(&p->e, &depth);
 }
 
 /* -- the function ---------------------------------------------------------------------------------------------------- */
