@@ -173,7 +173,7 @@ void decompose_cross_entropy(ir_graph *graph, const ir_node *node, ir_node **res
 /* Logits exist for so many rows at a time as fit in this; 16 rows and their multiples suit the tiles of a matrix product. The
  * weight's gradient is read and written once a chunk: with a few hundred rows that is a few percent of the products' time, with
  * few rows most of it. */
-int64_t ir_logits_bytes = 64 << 20;
+int64_t ir_logits_bytes = 256 << 20;
 enum { ROW_MULTIPLE = 16 };
 
 /* Chunks of one size, as even as the multiple allows, so that little is left over. */
