@@ -73,6 +73,8 @@ static void show_function(rax_fn *fn, const profiling *wanted, const rax_peak *p
 static bool show_profile(const gpt_trainer *trainer, const profiling *wanted)
 {
     rax_peak peak = {0};
+    if (wanted->table && !rax_profile_of(gpt_trainer_train_step(trainer), 0))
+        printf("\nno profile: what ran the steps is not timed kernel by kernel\n");
     if (wanted->table && rax_profile_of(gpt_trainer_train_step(trainer), 0)) {
         if (!rax_measure_peak(&peak))
             return false;

@@ -100,6 +100,11 @@ ids() { for id in "$@"; do printf "\\x$(printf %02x $((id & 255)))\\x$(printf %0
          END { print sum, rest; exit !(sum + rest > 198 && sum + rest < 202) }' stdout
 }
 
+@test "--profile of the interpreter says that there is none" {
+    train --profile --no-jit --max_iters=1
+    grep -q '^no profile: ' stdout
+}
+
 @test "--trace writes an array of complete events" {
     command -v python3 >/dev/null || skip "there is no python3"
     train --trace=trace.json --threads=2
