@@ -36,7 +36,8 @@ static struct {
     block *blocks;
     size_t device_bytes, most_bytes;          /* most: what the device has */
     int arch_major, arch_minor;
-    int launches, products, graph_launches, captures, early_waits, compiled;
+    int launches, products, graph_launches, captures, early_waits, compiled, compiled_by_nvrtc;
+    const cuda_library *nvrtc;                /* not NULL: what is compiled for the stand-in is compiled for sm_80 and sm_90, too */
 } standin = { .most_bytes = (size_t)8 << 30, .arch_major = 9 };
 
 static block *block_of(const void *at, size_t bytes, bool pinned)
@@ -395,6 +396,20 @@ static int si_source_free(cuda_source *source)
     free((*source)->text), free((*source)->name), free((*source)->log), free((*source)->image), free(*source);
     return *source = NULL, 0;
 }
+static bool compile_for_cards(cuda_source s)
+{
+    for (int architecture = 80; standin.nvrtc && architecture <= 90; architecture += 10) {
+        base_bytes cubin = {0};
+        if (!cuda_compile_source(standin.nvrtc, s->text, s->name, architecture, &cubin)) {
+            fprintf(stderr, "stand-in: sm_%d: %s\n", architecture, base_error());
+            return false;
+        }
+        base_bytes_free(&cubin);
+        __atomic_add_fetch(&standin.compiled_by_nvrtc, 1, __ATOMIC_RELAXED);
+    }
+    return true;
+}
+
 static int si_source_compile(cuda_source s, int n_options, const char *const *options)
 {
     char folder[] = "/tmp/rax-standin-XXXXXX", path[96], command[1024];
@@ -421,7 +436,7 @@ static int si_source_compile(cuda_source s, int n_options, const char *const *op
     s->bytes = bytes + sizeof bytes;
     snprintf(command, sizeof command, "rm -rf %s", folder);
     __atomic_add_fetch(&standin.compiled, 1, __ATOMIC_RELAXED);
-    return system(command) != 0 || read != bytes || failed;
+    return system(command) != 0 || read != bytes || failed || !compile_for_cards(s);
 }
 static int si_source_log_size(cuda_source s, size_t *bytes) { return *bytes = s->bytes - sizeof(size_t) + 1, 0; }
 static int si_source_log(cuda_source s, char *log) { return memcpy(log, s->image + sizeof(size_t), s->bytes - sizeof(size_t) + 1), 0; }
