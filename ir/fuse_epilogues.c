@@ -183,26 +183,41 @@ static bool joined(base_arena *arena, const kl_contraction *c, int which, const 
 
 /* -- dependences -------------------------------------------------------------------------------------------------------- */
 
-typedef struct { const kl_program *program; const kl_loop *loop; const kl_view *except; bool clash; } mover;
+/* By buffer: kl_memory_of, found once. */
+static const int *memory_of_buffers(kl_program *program)
+{
+    int *param = ARENA_NEW(program->arena, int, program->n_buffers), *memory = ARENA_NEW(program->arena, int, program->n_buffers);
+    for (int i = 0; i < program->n_buffers; i++)
+        if (program->buffers[i].kind == KL_PARAM)
+            param[program->buffers[i].index] = i;
+    for (int i = 0; i < program->n_buffers; i++) {
+        int root = kl_root_buffer(program, i);
+        const kl_buffer *b = &program->buffers[root];
+        memory[i] = b->kind == KL_RESULT && b->donated >= 0 ? param[b->donated] : root;
+    }
+    return memory;
+}
+
+typedef struct { const int *memory; const kl_loop *loop; bool clash; } mover;
 
 /* Whether an access by a kernel that the loop would pass forbids it to. */
 static void against(void *context, const kl_access *access)
 {
     mover *m = context;
-    int memory = kl_memory_of(m->program, access->view->buffer);
+    int memory = m->memory[access->view->buffer];
     for (int i = 0; i < m->loop->n_exprs && access->write; i++)
-        if (m->loop->exprs[i].kind == KL_LOAD && kl_memory_of(m->program, m->loop->exprs[i].view.buffer) == memory)
+        if (m->loop->exprs[i].kind == KL_LOAD && m->memory[m->loop->exprs[i].view.buffer] == memory)
             m->clash = true;
     for (int i = 0; i < m->loop->n_outputs; i++)
-        if (kl_memory_of(m->program, m->loop->outputs[i].view.buffer) == memory)
+        if (m->memory[m->loop->outputs[i].view.buffer] == memory)
             m->clash = true;
 }
 
 /* Of the product itself only its operands stand against the loop, and the other outputs of its epilogue. */
-static bool can_move_up(const kl_program *program, kl_kernel **list, int product, int loop, int buffer)
+static bool can_move_up(const int *memory, kl_kernel **list, int product, int loop, int buffer)
 {
-    mover m = { .program = program, .loop = &list[loop]->loop };
-    for (int i = product + 1; i < loop; i++)
+    mover m = { .memory = memory, .loop = &list[loop]->loop };
+    for (int i = loop - 1; i > product && !m.clash; i--)        /* what a loop waits for is mostly made right before it */
         kl_visit_all(list[i], against, &m);
     kl_contraction *c = &list[product]->contraction;
     const kl_loop *operands[] = { &c->a, &c->b };
@@ -219,21 +234,22 @@ static bool can_move_up(const kl_program *program, kl_kernel **list, int product
     return !m.clash;
 }
 
-typedef struct { const kl_program *program; int buffer, n; } counter;
+typedef struct { const kl_program *program; int *n; } counter;
 
-static void count_readers(void *context, const kl_access *access)
+static void count_reader(void *context, const kl_access *access)
 {
     counter *c = context;
-    if ((!access->write || access->accumulate) && kl_root_buffer(c->program, access->view->buffer) == c->buffer)
-        c->n++;
+    if (!access->write || access->accumulate)
+        c->n[kl_root_buffer(c->program, access->view->buffer)]++;
 }
 
-static bool is_read(kl_program *program, int buffer)
+/* By buffer: how often it is read in the whole program, through itself or what moves along it. */
+static int *count_readers(kl_program *program)
 {
-    counter c = { program, buffer, 0 };
+    counter c = { program, ARENA_NEW(program->arena, int, program->n_buffers) };
     for (int i = 0; i < program->n_kernels; i++)
-        kl_visit_all(program->kernels[i], count_readers, &c);
-    return c.n > 0;
+        kl_visit_all(program->kernels[i], count_reader, &c);
+    return c.n;
 }
 
 static void drop_output(kl_loop *loop, int which)
@@ -242,8 +258,11 @@ static void drop_output(kl_loop *loop, int which)
     loop->n_outputs--;
 }
 
-static bool fuse_into(kl_program *program, kl_kernel **list, int *n, int at)
+typedef struct { kl_program *program; const int *memory; int *readers; } fusion;
+
+static bool fuse_into(const fusion *f, kl_kernel **list, int *n, int at)
 {
+    kl_program *program = f->program;
     kl_contraction *c = &list[at]->contraction;
     for (int which = 0; which < c->c.n_outputs; which++) {
         const kl_output *output = &c->c.outputs[which];
@@ -252,14 +271,16 @@ static bool fuse_into(kl_program *program, kl_kernel **list, int *n, int at)
             continue;
         for (int i = at + 1; i < *n; i++) {
             kl_loop fused;
-            if (list[i]->kind != KL_LOOP || !reads(&list[i]->loop, buffer) || !can_move_up(program, list, at, i, buffer) ||
+            if (list[i]->kind != KL_LOOP || !reads(&list[i]->loop, buffer) || !can_move_up(f->memory, list, at, i, buffer) ||
                 !joined(program->arena, c, which, &list[i]->loop, &fused))
                 continue;
+            for (int j = 0; j < list[i]->loop.n_exprs; j++)
+                f->readers[buffer] -= list[i]->loop.exprs[j].kind == KL_LOAD && list[i]->loop.exprs[j].view.buffer == buffer;
             c->c = fused;
             list[at]->name = base_arena_text(program->arena, "%s+%s", list[at]->name, list[i]->name);
             memmove(&list[i], &list[i + 1], sizeof(*list) * (size_t)(*n - i - 1));
             --*n;
-            if (!is_read(program, buffer))
+            if (f->readers[buffer] == 0)
                 drop_output(&c->c, which);
             return true;
         }
@@ -267,18 +288,19 @@ static bool fuse_into(kl_program *program, kl_kernel **list, int *n, int at)
     return false;
 }
 
-static void fuse_list(kl_program *program, kl_kernel **list, int *n)
+static void fuse_list(const fusion *f, kl_kernel **list, int *n)
 {
     for (int i = 0; i < *n; i++) {
         if (list[i]->kind == KL_REPEAT)
-            fuse_list(program, list[i]->repeat.body, &list[i]->repeat.n_body);
-        while (list[i]->kind == KL_CONTRACTION && fuse_into(program, list, n, i)) {
+            fuse_list(f, list[i]->repeat.body, &list[i]->repeat.n_body);
+        while (list[i]->kind == KL_CONTRACTION && fuse_into(f, list, n, i)) {
         }
     }
 }
 
 void kl_fuse_epilogues(kl_program *program)
 {
-    fuse_list(program, program->kernels, &program->n_kernels);
+    fusion f = { program, memory_of_buffers(program), count_readers(program) };
+    fuse_list(&f, program->kernels, &program->n_kernels);
     kl_renumber(program);
 }
