@@ -190,7 +190,7 @@ static void multiply_tile(cpu_attention_run *run, int h, int vectors, int64_t un
                 soon->line = 0, soon->next++;
         }
     }
-    run->a->code.products.micro[h][vectors - 1](units, l.at, l.row, l.unit, r.at, r.unit, sums, resume, ahead, step);
+    cpu_gemm_micro_of(&run->a->code.products, h, vectors, l.row, run->a->unit)(units, l.at, l.row, l.unit, r.at, r.unit, sums, resume, ahead, step);
 }
 
 void cpu_attention_multiply(cpu_attention_run *run, const cpu_attention_product *p)

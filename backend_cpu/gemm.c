@@ -67,6 +67,11 @@ void cpu_gemm_find_micro(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa is
             CHECK(at != NULL, "expected the code to have %s", name);
             memcpy(&code->micro[h][vectors - 1], &at, sizeof at);
         }
+    for (int vectors = 1; vectors <= 2 && !cpu_gemm_has_tiles(isa, dtype); vectors++) {
+        void *at = cpu_code_find(loaded, cpu_gemm_dense_name(name, dtype, vectors));
+        CHECK(at != NULL, "expected the code to have %s", name);
+        memcpy(&code->dense[vectors - 1], &at, sizeof at);
+    }
     if (cpu_gemm_has_tiles(isa, dtype)) {
         void *configure = cpu_code_find(loaded, CPU_GEMM_CONFIGURE), *release = cpu_code_find(loaded, CPU_GEMM_RELEASE);
         CHECK(configure && release, "expected the code to have %s and %s", CPU_GEMM_CONFIGURE, CPU_GEMM_RELEASE);
@@ -142,16 +147,16 @@ const cpu_gemm_tuning cpu_gemm_default_tuning = {
 /* bf16 in memory, f32 for the micro-kernel. */
 static bool is_widened(ir_dtype dtype, cpu_gemm_unit unit) { return dtype == IR_BF16 && unit.k_per_unit == 1; }
 
-/* In place, if the micro-kernel can: always where K lies side by side. Where rows do, every step of k is another page and
- * another line of cache, which pays while A stays in the last-level cache. */
-static cpu_gemm_way choose_a(const cpu_gemm_shape *s, cpu_gemm_unit unit, const cpu_gemm_tuning *tuning, int64_t l3_bytes)
+/* In place, if the micro-kernel can, where K lies side by side. Where rows do, every step of k is another page and another line
+ * of cache, and lines a power of two apart share few sets of it: that pays for few columns. */
+static cpu_gemm_way choose_a(const cpu_gemm_shape *s, cpu_gemm_unit unit, const cpu_gemm_tuning *tuning)
 {
     bool along_k = s->a.along_k && s->a.unit_stride;
     if (!s->a.plain || tuning->pack_a || is_widened(s->dtype, unit))
         return CPU_GEMM_LOCAL;
     if (unit.k_per_unit == 2)
         return along_k && s->k % (cpu_gemm_has_tiles(s->isa, s->dtype) ? CPU_GEMM_TILES_K : 2) == 0 ? CPU_GEMM_DIRECT : CPU_GEMM_LOCAL;
-    return along_k || s->m * s->k * unit.bytes <= l3_bytes / 2 ? CPU_GEMM_DIRECT : CPU_GEMM_LOCAL;
+    return along_k || s->n <= 2 * cpu_gemm_tile_of(s->isa, s->dtype).columns ? CPU_GEMM_DIRECT : CPU_GEMM_LOCAL;
 }
 
 static cpu_gemm_way choose_b(const cpu_gemm_shape *s, cpu_gemm_unit unit, const cpu_gemm_tuning *tuning, int64_t target, int64_t l3_bytes)
@@ -218,7 +223,8 @@ static void cut_shared(cpu_gemm_plan *plan, int64_t want, int64_t l2)
 }
 
 /* A small C with a large K, as the gradient of weights is: the time goes into fetching operands that no cache holds, by every
- * task that needs them, so that tasks are few and nearly square. Columns cost more, for B is always packed. */
+ * task that needs them, so that tasks are few and nearly square. Columns cost more, for B is always packed. Likewise where A is
+ * packed by every task, of columns no more than fit. */
 static bool is_tall(const cpu_gemm_plan *plan)
 {
     if (cpu_gemm_has_tiles(plan->shape.isa, plan->shape.dtype))
@@ -226,14 +232,14 @@ static bool is_tall(const cpu_gemm_plan *plan)
     return plan->b_way != CPU_GEMM_DIRECT && plan->depth_blocks >= 5 && plan->shape.batch == 1 && plan->shape.m * plan->shape.n <= 16 * 384 * 384;
 }
 
-static void cut_tall(cpu_gemm_plan *plan, int64_t want)
+static void cut_squares(cpu_gemm_plan *plan, int64_t want, int64_t most_columns)
 {
     const cpu_gemm_shape *s = &plan->shape;
     cpu_gemm_tile_shape tile = cpu_gemm_tile_of(s->isa, s->dtype);
     int64_t least = INT64_MAX;
     for (int64_t by_columns = 1; by_columns <= want; by_columns++) {
         int64_t by_rows = divide_up(want, by_columns), fetched = 2 * s->m * by_columns + 3 * s->n * by_rows;
-        if (fetched < least) {
+        if (fetched < least && (divide_up(s->n, by_columns) <= most_columns || by_columns == want)) {
             least = fetched;
             plan->task_columns = round_up(divide_up(s->n, by_columns), tile.columns);
             plan->task_rows = round_up(divide_up(s->m, by_rows), tile.heights[0]);
@@ -251,14 +257,16 @@ cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine 
     double flops = 2.0 * (double)s->batch * (double)s->m * (double)s->n * (double)s->k;
     int64_t target = clamp((int64_t)(flops / (double)tuning->task_flops), 1, tuning->tasks), want = divide_up(target, MAX(s->batch, 1));
 
-    plan.a_way = choose_a(s, unit, tuning, l3);
+    plan.a_way = choose_a(s, unit, tuning);
     plan.b_way = choose_b(s, unit, tuning, target, l3);
     cut_depth(&plan, tuning, l2);
     if (is_tall(&plan) && !tuning->share_b) {
         /* Column sums are added by tasks: there, the number of CPUs may not decide. */
         int64_t threads_want = s->column_sums > 0 ? 8 : clamp(2 * machine->cpus, 4, tuning->tasks);
         plan.b_way = CPU_GEMM_LOCAL;
-        cut_tall(&plan, MIN(want, threads_want));
+        cut_squares(&plan, MIN(want, threads_want), s->n);
+    } else if (plan.b_way == CPU_GEMM_LOCAL && plan.a_way == CPU_GEMM_LOCAL && s->m > tile.heights[0]) {
+        cut_squares(&plan, want, MAX(l2 / 2 / b_panel_bytes(&plan), 1) * tile.columns);
     } else if (plan.b_way == CPU_GEMM_LOCAL) {
         cut_local(&plan, tuning, want, l2);
     } else {
@@ -419,7 +427,7 @@ static void compute_tile(const task_state *t, int64_t units, operand_view a, con
     int64_t row = 0;
     for (int h = 0; h < t->tile.n_heights; h++)
         for (int height = t->tile.heights[h]; rows - row >= height; row += height)
-            t->gemm->code.micro[h][vectors - 1](units, a_at + row * a.line, a.line, a.unit, b_at, b.unit, sums + row * row_bytes, resume, soon, soon_step);
+            cpu_gemm_micro_of(&t->gemm->code, h, vectors, a.line, t->unit)(units, a_at + row * a.line, a.line, a.unit, b_at, b.unit, sums + row * row_bytes, resume, soon, soon_step);
     if (row == rows)
         return;
     cpu_gemm_configure_tiles(&t->gemm->code, rows - row);        /* the last height computes as many rows as tiles have */

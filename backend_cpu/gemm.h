@@ -82,6 +82,7 @@ typedef void cpu_gemm_epilogue(const cpu_gemm_tile *tile);
 /* All micro-kernels of a dtype, under the names that cpu_gemm_micro_name gives. */
 void cpu_gemm_emit_micro(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype);
 const char *cpu_gemm_micro_name(char name[32], ir_dtype dtype, int height, int vectors);
+const char *cpu_gemm_dense_name(char name[32], ir_dtype dtype, int vectors);      /* the full height, rows of A side by side; not of tile registers */
 void cpu_gemm_emit_amx(LLVMModuleRef module, cpu_isa isa);      /* what that does where there are tile registers */
 
 /* Where a prologue is: lanes are elements along k, or along lines, from (line, k) on. */
@@ -192,12 +193,18 @@ typedef struct { uint8_t palette, start, reserved[14]; uint16_t row_bytes[16]; u
 
 typedef struct {
     cpu_gemm_micro *micro[CPU_GEMM_HEIGHTS][2];  /* by height and vectors less one */
+    cpu_gemm_micro *dense[2];                    /* the first height's, where rows of A are a unit apart */
     void (*configure)(const cpu_gemm_tiles *tiles), (*release)(void);
     cpu_gemm_pack *pack_a, *pack_b;              /* NULL where the operand is never packed */
     cpu_gemm_epilogue *epilogue;
 } cpu_gemm_code;
 /* Tile registers of 16 rows, or of fewer for A and C. */
 void cpu_gemm_configure_tiles(const cpu_gemm_code *code, int64_t rows);
+/* Height h's, for rows of A so many bytes apart. */
+static inline cpu_gemm_micro *cpu_gemm_micro_of(const cpu_gemm_code *code, int h, int vectors, int64_t a_row, cpu_gemm_unit unit)
+{
+    return h == 0 && a_row == unit.bytes && code->dense[vectors - 1] ? code->dense[vectors - 1] : code->micro[h][vectors - 1];
+}
 /* The micro-kernels out of loaded code. */
 void cpu_gemm_find_micro(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa isa, ir_dtype dtype);
 

@@ -5,8 +5,9 @@
  * multiply-add (4 cycles, 2 a cycle) three times over. Height by two vectors (12x32 f32) loads 14 vectors for 24
  * multiply-adds; 6x64 does no better where measured (Zen 5, 262 and 263 of 265 GFLOP/s out of the second-level cache).
  *
- * Strides are arguments, so one kernel reads an operand packed or where it lies, either way up; this costs nothing, for the
- * code generator keeps one pointer to A and adds the strides to it, in the shadow of the multiply-adds.
+ * Strides are arguments, so one kernel reads an operand packed or where it lies, either way up; the code generator keeps one
+ * pointer to A and adds the strides to it, as many adds in a row as the multiply-adds take cycles. Where the rows of a full tile lie
+ * side by side, as in a packed panel, there is a dense kernel without them: 3 to 7 % faster on Granite Rapids.
  *
  * A block whose rows are no multiple of the tile's height ends in tiles of less height, and rows are never read that do not
  * exist; columns beyond N are read as whatever stands in the panel, computed, and thrown away by the epilogue. */
@@ -20,6 +21,12 @@ enum { MAX_HEIGHT = 12, MAX_VECTORS = 2 };
 const char *cpu_gemm_micro_name(char name[32], ir_dtype dtype, int height, int vectors)
 {
     snprintf(name, 32, "gemm_%s_%dx%d", ir_dtype_name(dtype), height, vectors);
+    return name;
+}
+
+const char *cpu_gemm_dense_name(char name[32], ir_dtype dtype, int vectors)
+{
+    snprintf(name, 32, "gemm_%s_dense_x%d", ir_dtype_name(dtype), vectors);
     return name;
 }
 
@@ -43,10 +50,14 @@ static value multiply_pairs(const emitter *e, value sum, value a, value b)
     return LLVMBuildCall2(e->v.builder, type, function, args, 3, "");
 }
 
-static void emit_tile(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int height, int vectors)
+static void emit_tile(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int height, int vectors, bool dense)
 {
     char name[32];
-    emitter e = begin_function(module, isa, dtype, cpu_gemm_micro_name(name, dtype, height, vectors), "ipiipipipi");
+    if (dense)
+        cpu_gemm_dense_name(name, dtype, vectors);
+    else
+        cpu_gemm_micro_name(name, dtype, height, vectors);
+    emitter e = begin_function(module, isa, dtype, name, "ipiipipipi");
     LLVMBuilderRef builder = e.v.builder;
     value f = e.function, units = LLVMGetParam(f, 0), a = LLVMGetParam(f, 1), a_row = LLVMGetParam(f, 2);
     value a_unit = LLVMGetParam(f, 3), b = LLVMGetParam(f, 4), b_unit = LLVMGetParam(f, 5), tile = LLVMGetParam(f, 6);
@@ -90,7 +101,7 @@ static void emit_tile(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int hei
             value s = sum[i * vectors + j];
             next[i * vectors + j] = pairs ? multiply_pairs(&e, s, av, bv[j]) : cpu_vfma(&e.v, av, bv[j], s);
         }
-        row = advance(&e, row, a_row);
+        row = advance(&e, row, dense ? constant(&e, unit_bytes) : a_row);
     }
     value next_soon = advance(&e, ps, soon_step);
     value fewer = isub(&e, left, constant(&e, 1)), next_a = advance(&e, pa, a_unit), next_b = advance(&e, pb, b_unit);
@@ -120,5 +131,7 @@ void cpu_gemm_emit_micro(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype)
     }
     for (int h = 0; h < tile.n_heights; h++)
         for (int vectors = 1; vectors <= MAX_VECTORS; vectors++)
-            emit_tile(module, isa, dtype, tile.heights[h], vectors);
+            emit_tile(module, isa, dtype, tile.heights[h], vectors, false);
+    for (int vectors = 1; vectors <= MAX_VECTORS; vectors++)
+        emit_tile(module, isa, dtype, tile.heights[0], vectors, true);
 }
