@@ -247,11 +247,10 @@ static int gather_operands(ir_node **list, int n, ir_node *const *from)
     return count;
 }
 
-/* One scan over whole chunks: in has its x, targets and dloss stacked by chunk. Loss and dx come stacked, dweight is the carry. */
-static loss_results loss_of_chunks(ir_graph *graph, const loss_operands *in, int64_t rows)
+/* One scan over whole chunks: in has its x, targets and dloss stacked by chunk. Loss and dx come stacked; to dweight, the carry, is added. */
+static loss_results loss_of_chunks(ir_graph *graph, const loss_operands *in, int64_t rows, ir_node *dweight)
 {
     ir_graph *body = ir_graph_new_body(graph, "loss_chunk");
-    ir_node *dweight = in->dloss ? ir_constant(graph, ir_type_with_dtype(in->weight->type, ir_wide_dtype(in->x->type.dtype)), 0) : NULL;
     ir_node *weight = in->dloss ? in->weight : NULL;
     ir_node *sum = parameter_like(body, dweight, "dweight");
     loss_operands inside;
@@ -284,25 +283,28 @@ static ir_node *one_after_another(ir_graph *graph, ir_node *a, ir_node *b)
     return a ? ir_add(graph, OP_concatenate, 2, (ir_node *[]){ a, b }, &(ir_attr){ .axis = 0 }, NULL) : NULL;
 }
 
-/* Chunks of rows by a scan; what is left over as a smaller piece after it. */
+/* Chunks of rows by a scan, and before it what is left over as a smaller piece, or a chunk: the weight's gradient begins as that of the
+ * first rows, not as zeros that have to be written and read. */
 static loss_results linear_cross_entropy(ir_graph *graph, const ir_node *node, ir_node *dloss)
 {
     loss_operands in = { node->args[0], node->args[1], ir_swap_last(graph, node->args[1]), node->args[2], dloss };
     int64_t n = in.x->type.dim[0], rows = rows_of_chunk(in.x, in.weight), whole = n / rows * rows;
     if (n <= rows)
         return loss_of_rows(graph, &in);
-    loss_operands chunks = { rows_of(graph, in.x, 0, whole, rows), in.weight, in.transposed,
-                             rows_of(graph, in.targets, 0, whole, rows), rows_of(graph, dloss, 0, whole, rows) };
-    loss_results out = loss_of_chunks(graph, &chunks, rows);
-    if (whole == n)
-        return out;
-    loss_operands rest = { rows_of(graph, in.x, whole, n - whole, 0), in.weight, in.transposed,
-                           rows_of(graph, in.targets, whole, n - whole, 0), rows_of(graph, dloss, whole, n - whole, 0) };
-    loss_results tail = loss_of_rows(graph, &rest);
-    out.loss = one_after_another(graph, out.loss, tail.loss);
-    out.dx = one_after_another(graph, out.dx, tail.dx);
-    if (dloss)
-        out.dweight = ir_binary(graph, OP_add, out.dweight, tail.dweight);
+    int64_t first = n - whole > 0 || !dloss ? n - whole : rows, rest = n - first;
+    loss_results head = {0};
+    if (first > 0) {
+        loss_operands piece = { rows_of(graph, in.x, 0, first, 0), in.weight, in.transposed, rows_of(graph, in.targets, 0, first, 0),
+                                rows_of(graph, dloss, 0, first, 0) };
+        head = loss_of_rows(graph, &piece);
+    }
+    loss_operands chunks = { rows_of(graph, in.x, first, rest, rows), in.weight, in.transposed,
+                             rows_of(graph, in.targets, first, rest, rows), rows_of(graph, dloss, first, rest, rows) };
+    loss_results out = loss_of_chunks(graph, &chunks, rows, head.dweight);
+    if (first > 0) {
+        out.loss = one_after_another(graph, head.loss, out.loss);
+        out.dx = one_after_another(graph, head.dx, out.dx);
+    }
     return out;
 }
 

@@ -9,7 +9,8 @@
  *
  * What it keeps: every value, bit for bit, but for these, which the rules name where they apply: the sign of a zero
  * (x + 0 is x, and 0 - x is -x); one rounding instead of two for x*c1*c2; the order of the terms of a sum over axes that a
- * transpose has permuted; and a sum of n equal terms, which is the term times n.
+ * transpose has permuted; a sum of n equal terms, which is the term times n; and what is added to a scatter_add, which is added
+ * before its updates.
  *
  * Why it ends: a rule either gives a node that exists, or a constant, or one op for two, or moves an op to fewer elements or
  * a movement nearer to the leaves (transposes and slices into broadcasts and matmuls, out of reductions), and no two

@@ -1,7 +1,7 @@
 /* Rules for elementwise ops, and for the control ops that are the identity once gradients have been taken.
  *
  * Floats keep their meaning: x*0 is not 0 (x may be NaN or infinite), x-x and x/x neither, and no sum or product of three
- * tensors is regrouped. Regrouping stops at constants: x*c1*c2. */
+ * tensors is regrouped. Regrouping stops at constants, x*c1*c2, and at what scatter_add adds to its base. */
 #include "ir/simplify.h"
 
 #include <math.h>
@@ -44,6 +44,19 @@ static ir_node *neg_rule(ir_graph *graph, ir_node *node)
     return NULL;
 }
 
+/* x + scatter_add(base, i, u): scatter_add(x + base, i, u), so that what x is made in needs no second pass over all of it: the gradient of an
+ * embedding whose matrix is used elsewhere too. Only where the scatter_add has no other reader; in bf16 every addition rounds. */
+static ir_node *into_scatter(ir_graph *graph, ir_node *node, int which)
+{
+    ir_node *scatter = node->args[which], *x = node->args[1 - which];
+    if (scatter->op != OP_scatter_add || scatter->mark > 1 || node->type.dtype == IR_BF16)
+        return NULL;
+    ir_node *args[] = { ir_binary(graph, OP_add, x, scatter->args[0]), scatter->args[1], scatter->args[2] };
+    ir_node *better = ir_add(graph, OP_scatter_add, 3, args, &scatter->attr, NULL);
+    better->mark = node->mark;                                              /* it has the users of the sum */
+    return better;
+}
+
 static ir_node *add_rule(ir_graph *graph, ir_node *node)
 {
     ir_node *lhs = node->args[0], *rhs = node->args[1];
@@ -53,6 +66,11 @@ static ir_node *add_rule(ir_graph *graph, ir_node *node)
         return ir_binary(graph, OP_sub, lhs, rhs->args[0]);
     if (lhs->op == OP_neg)
         return ir_binary(graph, OP_sub, rhs, lhs->args[0]);
+    for (int i = 1; i >= 0; i--) {
+        ir_node *scattered = into_scatter(graph, node, i);
+        if (scattered)
+            return scattered;
+    }
     ir_node *swapped = constant_right(graph, node);
     return swapped ? swapped : regroup_int(graph, node);
 }
