@@ -61,7 +61,7 @@ static void print_info(FILE *out)
     if (!process.ready && !configure(&(ir_backend_settings){0}))
         return;
     const cpu_machine *m = &process.machine;
-    cpu_memory memory = cpu_memory_now();
+    base_memory memory = base_memory_now();
     const cpu_blas *blas = cpu_blas_open();
     const char *pinned = getenv("OPENBLAS_CORETYPE");
     fprintf(out, "cpu         %s, %s%s%s, %d lanes of f32\n", m->name, cpu_isa_name(m->isa), m->isa < m->best_isa ? " of " : "",
@@ -231,7 +231,7 @@ static bool dump_kernels(const ir_executable *p, const cpu_compiler *c, const ch
 /* A program that will not fit is refused before it takes anything: the table says what it would take. */
 static bool fits(const ir_executable *p, ir_compile_report *report)
 {
-    cpu_memory memory = cpu_memory_now();
+    base_memory memory = base_memory_now();
     size_t wanted = cpu_execution_bytes(p->execution);
     base_text table = {0};
     kl_print_memory(&table, p->list);

@@ -1,11 +1,8 @@
-/* What this machine is, found at run time: the CPU's instruction set and caches, the CPUs and the memory that this process
- * may use.
+/* What this machine is, found at run time: the CPU's instruction set and caches, and the CPUs that this process may use.
  *
  * Nothing here calls LLVM: these figures are part of the key of cached objects, and a start that compiles nothing must not
  * load LLVM to learn where it is. LLVM's own name for the CPU is asked for in jit.c, on the first compilation.
- *
- * A container sees all CPUs and all memory of its host in the usual places; what it may use is in its cgroups, which come in
- * two versions, and with them in a tree: the limit is the least of all the levels above the process. */
+ */
 #include "backend_cpu/runtime.h"
 
 #include <errno.h>
@@ -27,31 +24,6 @@ static const char *const isa_names[CPU_ISA_COUNT] = {"generic", "avx2", "avx512"
 static const int isa_f32_lanes[CPU_ISA_COUNT] = {4, 8, 16, 16, 16};
 
 const char *cpu_isa_name(cpu_isa isa) { return isa_names[isa]; }
-
-/* -- small files ------------------------------------------------------------------------------------------------------ */
-
-/* The first bytes of a file as a string; "" where it cannot be read. */
-static bool read_text(const char *path, char *text, size_t size)
-{
-    FILE *file = fopen(path, "r");
-    size_t len = file ? fread(text, 1, size - 1, file) : 0;
-    text[len] = '\0';
-    if (file)
-        fclose(file);
-    return len > 0;
-}
-
-/* The number after name in "name 123\nother 4\n..." or "Name:   123 kB", in the file's unit; 0 where there is none. */
-static uint64_t number_after(const char *text, const char *name)
-{
-    size_t len = strlen(name);
-    for (const char *line = text; line; line = strchr(line, '\n')) {
-        line += *line == '\n';
-        if (strncmp(line, name, len) == 0)
-            return strtoull(line + len, NULL, 10);
-    }
-    return 0;
-}
 
 /* -- the CPU ---------------------------------------------------------------------------------------------------------- */
 
@@ -153,7 +125,7 @@ static void detect_cpu(cpu_machine *m)
     char midr[32] = "";                                           /* which core it is, on AArch64 */
     m->best_isa = CPU_GENERIC;
     memcpy(m->features, hwcaps, sizeof hwcaps);
-    read_text("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1", midr, sizeof midr);
+    base_read_text("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1", midr, sizeof midr);
     midr[strcspn(midr, "\n")] = '\0';
     snprintf(m->name, sizeof m->name, "%s", midr[0] ? midr : "unknown");
 }
@@ -177,12 +149,12 @@ static void detect_caches(cpu_machine *m)
     for (int i = 0; i < 8; i++) {
         char path[96], level[8], type[16], size[16];
         snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/level", i);
-        if (!read_text(path, level, sizeof level))
+        if (!base_read_text(path, level, sizeof level))
             break;
         snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/type", i);
-        read_text(path, type, sizeof type);
+        base_read_text(path, type, sizeof type);
         snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", i);
-        read_text(path, size, sizeof size);
+        base_read_text(path, size, sizeof size);
         if (type[0] == 'I')
             continue;
         size_t *slot = level[0] == '1' ? &m->l1d_bytes : level[0] == '2' ? &m->l2_bytes : level[0] == '3' ? &m->l3_bytes : NULL;
@@ -205,149 +177,7 @@ static void detect_caches(cpu_machine *m)
         m->l3_bytes = MAX(m->l2_bytes, (size_t)4 << 20);
 }
 
-/* -- what the process may use ----------------------------------------------------------------------------------------- */
-
-/* The path of this process in the hierarchy of a controller, by /proc/self/cgroup: lines "4:cpu,cpuacct:/path"; version 2
- * is the line "0::/path". controller is "" for version 2. False where there is no such line. */
-static bool cgroup_path(const char *cgroups, const char *controller, char *path, size_t size)
-{
-    size_t want = strlen(controller);
-    for (const char *line = cgroups; line && *line; line = strchr(line, '\n')) {
-        line += *line == '\n';
-        const char *names = strchr(line, ':'), *end = names ? strchr(names + 1, ':') : NULL;
-        if (!end)
-            return false;
-        bool found = want == 0 && end == names + 1;
-        for (const char *name = names + 1; want && name < end; ) {
-            size_t len = strcspn(name, ",:");
-            found |= len == want && strncmp(name, controller, len) == 0;
-            name += len + 1;
-        }
-        if (found) {
-            snprintf(path, size, "%.*s", (int)strcspn(end + 1, "\n"), end + 1);
-            return true;
-        }
-    }
-    return false;
-}
-
-/* One cgroup folder at a time, from the process's own to the root. In a container the path in /proc may be the host's, of
- * which only the root is mounted: folders that are not there are passed over. */
-typedef struct { char base[256], path[512]; bool done; } cgroup_walk;
-
-static bool walk_next(cgroup_walk *walk, char *folder, size_t size)
-{
-    if (walk->done)
-        return false;
-    char *slash = strrchr(walk->path, '/');
-    bool at_root = !slash || slash[1] == '\0';
-    snprintf(folder, size, "%s%s", walk->base, at_root ? "" : walk->path);
-    if (at_root)
-        walk->done = true;
-    else
-        slash[slash == walk->path] = '\0';                          /* "/a/b" -> "/a" -> "/" */
-    return true;
-}
-
-static bool read_in(const char *folder, const char *name, char *text, size_t size)
-{
-    char path[1024];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    return read_text(path, text, size);
-}
-
-/* CPUs by quota, "200000 100000" being two; 0 for "max" or -1. */
-static int quota_cpus(const char *quota, const char *period)
-{
-    double q = strtod(quota, NULL), p = strtod(period, NULL);
-    return q > 0 && p > 0 ? MAX((int)MIN(q / p, 1e6), 1) : 0;
-}
-
-static void least_cpus(int *cpus, int found)
-{
-    if (found && (!*cpus || found < *cpus))
-        *cpus = found;
-}
-
-static void least_memory(cpu_memory *memory, uint64_t limit, uint64_t used, uint64_t reclaimable)
-{
-    if (limit == 0)
-        return;
-    used = used > reclaimable ? used - reclaimable : 0;
-    uint64_t available = limit > used ? limit - used : 0;
-    memory->total_bytes = MIN(memory->total_bytes, (size_t)limit);
-    memory->available_bytes = MIN(memory->available_bytes, (size_t)available);
-}
-
-static void limits_v2(const char *root, const char *mount, const char *path, cpu_limits *limits)
-{
-    cgroup_walk walk = {0};
-    char folder[800], text[64], used[32], stat[8192];
-    snprintf(walk.base, sizeof walk.base, "%s%s", root, mount);
-    snprintf(walk.path, sizeof walk.path, "%s", path);
-
-    while (walk_next(&walk, folder, sizeof folder)) {
-        if (read_in(folder, "cpu.max", text, sizeof text))
-            least_cpus(&limits->cpus, quota_cpus(text, text + strcspn(text, " ")));
-        if (read_in(folder, "memory.max", text, sizeof text) && text[0] != 'm') {
-            read_in(folder, "memory.current", used, sizeof used);
-            read_in(folder, "memory.stat", stat, sizeof stat);
-            least_memory(&limits->memory, strtoull(text, NULL, 10), strtoull(used, NULL, 10),
-                         number_after(stat, "inactive_file "));
-        }
-    }
-}
-
-static void limits_v1(const char *root, const char *cpu_path, const char *memory_path, cpu_limits *limits)
-{
-    cgroup_walk cpu = {0}, memory = {0};
-    char folder[800], text[64], other[64], stat[8192];
-    snprintf(cpu.base, sizeof cpu.base, "%s/sys/fs/cgroup/cpu", root);      /* a link to "cpu,cpuacct" where they are one */
-    snprintf(cpu.path, sizeof cpu.path, "%s", cpu_path);
-    snprintf(memory.base, sizeof memory.base, "%s/sys/fs/cgroup/memory", root);
-    snprintf(memory.path, sizeof memory.path, "%s", memory_path);
-
-    while (walk_next(&cpu, folder, sizeof folder))
-        if (read_in(folder, "cpu.cfs_quota_us", text, sizeof text) &&
-            read_in(folder, "cpu.cfs_period_us", other, sizeof other))
-            least_cpus(&limits->cpus, quota_cpus(text, other));
-    while (walk_next(&memory, folder, sizeof folder))
-        if (read_in(folder, "memory.limit_in_bytes", text, sizeof text)) {  /* no limit is a number near 2^63 */
-            read_in(folder, "memory.usage_in_bytes", other, sizeof other);
-            read_in(folder, "memory.stat", stat, sizeof stat);
-            least_memory(&limits->memory, strtoull(text, NULL, 10), strtoull(other, NULL, 10),
-                         number_after(stat, "total_inactive_file "));
-        }
-}
-
-cpu_limits cpu_limits_read(const char *root)
-{
-    cpu_limits limits = {0};
-    char path[512], text[8192], cpu[512], memory[512];
-
-    snprintf(path, sizeof path, "%s/proc/meminfo", root);
-    read_text(path, text, sizeof text);
-    limits.memory.total_bytes = number_after(text, "MemTotal:") << 10;
-    limits.memory.available_bytes = number_after(text, "MemAvailable:") << 10;
-    if (!limits.memory.total_bytes)
-        limits.memory.total_bytes = (size_t)MAX(sysconf(_SC_PHYS_PAGES), 0L) * (size_t)sysconf(_SC_PAGESIZE);
-    if (!limits.memory.available_bytes)
-        limits.memory.available_bytes = limits.memory.total_bytes;
-
-    snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
-    read_text(path, text, sizeof text);
-    if (cgroup_path(text, "", path, sizeof path)) {
-        limits_v2(root, "/sys/fs/cgroup", path, &limits);
-        limits_v2(root, "/sys/fs/cgroup/unified", path, &limits);           /* beside version 1 */
-    }
-    bool has_cpu = cgroup_path(text, "cpu", cpu, sizeof cpu);
-    bool has_memory = cgroup_path(text, "memory", memory, sizeof memory);
-    if (has_cpu || has_memory)
-        limits_v1(root, has_cpu ? cpu : "", has_memory ? memory : "", &limits);
-    return limits;
-}
-
-cpu_memory cpu_memory_now(void) { return cpu_limits_read("").memory; }
+/* -- CPUs that the process may use ------------------------------------------------------------------------------------ */
 
 int cpu_usable_cpus(void)
 {
@@ -365,7 +195,7 @@ int cpu_usable_cpus(void)
     }
     if (cpus <= 0)
         cpus = (int)MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L);
-    int quota = cpu_limits_read("").cpus;
+    int quota = base_limits_read("").cpus;
     return quota ? MIN(cpus, quota) : cpus;
 }
 

@@ -224,7 +224,7 @@ static bool measure_arithmetic(const cpu_machine *machine, cpu_pool *pool, const
 static size_t stream_bytes(const cpu_machine *machine)
 {
     enum { LEAST = 64 << 20, MOST = 1 << 30 };
-    size_t wanted = MIN(MAX(2 * machine->l3_bytes, (size_t)4 * LEAST), (size_t)MOST), spare = cpu_memory_now().available_bytes / 4;
+    size_t wanted = MIN(MAX(2 * machine->l3_bytes, (size_t)4 * LEAST), (size_t)MOST), spare = base_memory_now().available_bytes / 4;
     return MAX(MIN(wanted, spare), (size_t)LEAST);
 }
 

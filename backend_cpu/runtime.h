@@ -1,7 +1,7 @@
 /* backend_cpu/runtime.h: what the CPU backend stands on. Nothing here knows of tensors or kernels: LLVM modules come in, and
  * functions to call on many threads go out. Includes base/ and nothing else of RAX.
  *
- *   machine.c        what this CPU is: instruction set, caches, CPUs and memory that the process may use
+ *   machine.c        what this CPU is: instruction set, caches, CPUs that the process may use
  *   threads.c        one pool of threads that walk a step together: regions, barriers, tasks
  *   llvm_library.c   LLVM itself, opened when it is first needed
  *   jit.c            LLVM module -> object code; the only file of these that calls LLVM
@@ -50,16 +50,7 @@ typedef struct {
 bool cpu_machine_detect(cpu_machine *machine, const char *isa);
 bool cpu_machine_set_isa(cpu_machine *machine, cpu_isa isa);      /* lanes and digest follow */
 
-/* Memory that this process may have, now: the machine's and that of its cgroups. available counts what the kernel would
- * give back (clean page cache). */
-typedef struct { size_t total_bytes, available_bytes; } cpu_memory;
-cpu_memory cpu_memory_now(void);
 int cpu_usable_cpus(void);                              /* cpu_machine.cpus without the rest */
-
-/* CPUs and memory as the files under root tell, "" for the real ones: /proc/meminfo, /proc/self/cgroup, /sys/fs/cgroup
- * (v1 and v2). cpus is a quota, rounded down but at least 1, or 0 where there is none. For tests. */
-typedef struct { int cpus; cpu_memory memory; } cpu_limits;
-cpu_limits cpu_limits_read(const char *root);
 
 /* -- threads.c ------------------------------------------------------------------------------------------------------ */
 

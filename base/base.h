@@ -1,6 +1,7 @@
 /* base/ is what every folder stands on: memory, text, errors. It knows nothing of tensors, and includes no other folder.
  *
  *   memory.c   one allocator for the whole program; arenas
+ *   limits.c   CPUs and memory that the process may use
  *   text.c     strings that grow
  *   object_cache.c, object_cache.h         compiled code on disk
  *   error.c    a user's mistake and a machine's refusal are values; our own mistake is an assertion
@@ -21,7 +22,8 @@
 /* -- memory.c ------------------------------------------------------------------------------------------------------- */
 
 /* Zeroed memory, 64-byte aligned. base_alloc never returns NULL: where the machine refuses, the process ends with one line
- * and status 1. base_try_alloc is for what may be large (tensors, arenas of a step): it returns NULL. */
+ * and status 1. base_try_alloc is for what may be large (tensors, arenas of a step): it returns NULL, also where the kernel would
+ * give what the machine does not have, to end the process once it is written to. */
 void *base_alloc(size_t bytes);
 void *base_try_alloc(size_t bytes);
 void *base_realloc(void *old, size_t old_bytes, size_t bytes);    /* what is new is zeroed */
@@ -30,6 +32,7 @@ char *base_strdup(const char *text);
 
 size_t base_alloc_count(void);           /* blocks now allocated, for tests that look for leaks */
 void base_alloc_refuse(long nth);        /* the nth base_try_alloc from now returns NULL; -1: none */
+size_t base_mapped_bytes(void);          /* of blocks whose pages the kernel gives when they are first written to */
 
 /* An arena hands out zeroed memory that is freed all at once. */
 typedef struct base_arena base_arena;
@@ -39,6 +42,21 @@ void *base_arena_alloc(base_arena *arena, size_t bytes);           /* 16-byte al
 char *base_arena_text(base_arena *arena, const char *format, ...) PRINTF_LIKE(2, 3);
 size_t base_arena_bytes(const base_arena *arena);
 #define ARENA_NEW(arena, type, count) ((type *)base_arena_alloc((arena), sizeof(type) * (size_t)(count)))
+
+/* -- limits.c ------------------------------------------------------------------------------------------------------- */
+
+/* Memory that this process may have, now: the machine's and that of its cgroups. available counts what the kernel would
+ * give back (clean page cache), and not what base_alloc has handed out and nobody has touched. */
+typedef struct { size_t total_bytes, available_bytes; } base_memory;
+base_memory base_memory_now(void);
+
+/* CPUs and memory as the files under root tell, "" for the real ones: /proc/meminfo, /proc/self/cgroup, /sys/fs/cgroup
+ * (v1 and v2). cpus is a quota, rounded down but at least 1, or 0 where there is none. */
+typedef struct { int cpus; base_memory memory; } base_limits;
+base_limits base_limits_read(const char *root);
+
+/* The first bytes of a small file as a string; "" and false where it cannot be read. */
+bool base_read_text(const char *path, char *text, size_t size);
 
 /* -- text.c --------------------------------------------------------------------------------------------------------- */
 

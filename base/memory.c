@@ -3,6 +3,7 @@
  * Blocks are 64-byte aligned: a cache line, and a vector of AVX-512. */
 #include "base/base.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +28,7 @@ enum { ALIGNMENT = 64, ARENA_CHUNK_BYTES = 64 * 1024 };
 /* Before each block. */
 typedef struct { _Alignas(ALIGNMENT) size_t mapped; } header;         /* bytes mapped, 0: from malloc */
 
-static atomic_size_t live_blocks;
+static atomic_size_t live_blocks, mapped_bytes;
 static atomic_long refuse_in = -1;
 
 static void *allocate(size_t bytes)
@@ -42,6 +43,7 @@ static void *allocate(size_t bytes)
             return NULL;
         madvise(memory, all, MADV_HUGEPAGE);
         ((header *)memory)->mapped = all;
+        atomic_fetch_add(&mapped_bytes, all);
     } else {
         if (posix_memalign(&memory, ALIGNMENT, all) != 0)
             return NULL;
@@ -51,11 +53,32 @@ static void *allocate(size_t bytes)
     return (header *)memory + 1;
 }
 
+/* Whether the machine has the bytes. Its memory is read again when a quarter of what was left at the last reading is handed out:
+ * others take of it too, and a few readings cost less than one for each tensor. A 64th stays free, for what is not asked for here:
+ * page tables, stacks, the heap. */
+static bool there_is_room(size_t bytes)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static size_t granted;                   /* without a reading */
+    pthread_mutex_lock(&lock);
+    bool fits = bytes <= granted;
+    if (fits) {
+        granted -= bytes;
+    } else {
+        base_memory memory = base_memory_now();
+        size_t spare = memory.total_bytes / 64, room = memory.available_bytes - MIN(memory.available_bytes, spare);
+        fits = bytes <= room || !memory.total_bytes;
+        granted = fits && memory.total_bytes ? (room - bytes) / 4 : 0;
+    }
+    pthread_mutex_unlock(&lock);
+    return fits;
+}
+
 void *base_try_alloc(size_t bytes)
 {
     if (atomic_load(&refuse_in) >= 0 && atomic_fetch_sub(&refuse_in, 1) == 0)
         return NULL;
-    return allocate(bytes);
+    return there_is_room(bytes) ? allocate(bytes) : NULL;
 }
 
 static _Noreturn void out_of_memory(size_t bytes)
@@ -87,10 +110,12 @@ void base_free(void *memory)
         return;
     atomic_fetch_sub(&live_blocks, 1);
     header *block = (header *)memory - 1;
-    if (block->mapped)
+    if (block->mapped) {
+        atomic_fetch_sub(&mapped_bytes, block->mapped);
         munmap(block, block->mapped);
-    else
+    } else {
         free(block);
+    }
 }
 
 char *base_strdup(const char *text)
@@ -99,6 +124,7 @@ char *base_strdup(const char *text)
     return memcpy(base_alloc(bytes), text, bytes);
 }
 
+size_t base_mapped_bytes(void) { return atomic_load(&mapped_bytes); }
 size_t base_alloc_count(void) { return atomic_load(&live_blocks); }
 void base_alloc_refuse(long nth) { atomic_store(&refuse_in, nth); }
 

@@ -115,8 +115,29 @@ static void machine_is_detected(void **state)
     assert_true(m.l1d_bytes >= 4096 && m.l2_bytes >= m.l1d_bytes && m.l3_bytes > 0);
     assert_true(m.f32_lanes == 4 || m.f32_lanes == 8 || m.f32_lanes == 16);
     assert_int_equal(strlen(m.digest), 32);
-    cpu_memory memory = cpu_memory_now();
+    base_memory memory = base_memory_now();
     assert_true(memory.total_bytes >= memory.available_bytes && memory.available_bytes > 0);
+}
+
+/* Pages that nobody has written to are nobody's for the kernel; together they may be more than there is. */
+static void memory_is_promised_once(void **state)
+{
+    (void)state;
+    size_t available = base_memory_now().available_bytes;
+    void *half = base_try_alloc(available / 2);
+    assert_non_null(half);
+    if (!base_mapped_bytes()) {                             /* with sanitizers all is touched when it is handed out */
+        base_free(half);
+        skip();
+    }
+    assert_true(base_memory_now().available_bytes < available / 4 * 3);
+    assert_null(base_try_alloc(available / 4 * 3));
+    base_free(half);
+    assert_true(base_memory_now().available_bytes > available / 4 * 3);
+    void *most = base_try_alloc(available / 4 * 3);         /* what is given back may be had again */
+    assert_non_null(most);
+    base_free(most);
+    assert_null(base_try_alloc(PTRDIFF_MAX));
 }
 
 static void machine_levels_by_name(void **state)
@@ -167,7 +188,7 @@ static void limits_of_cgroup_v2(void **state)
     const char *root = in_scratch("v2");
     plant(root, "proc/meminfo", meminfo);
     plant(root, "proc/self/cgroup", "0::/a/b\n");
-    cpu_limits l = cpu_limits_read(root);
+    base_limits l = base_limits_read(root);
     assert_int_equal(l.cpus, 0);
     assert_int_equal(l.memory.total_bytes, 16000 << 10);
     assert_int_equal(l.memory.available_bytes, 12000 << 10);
@@ -178,13 +199,13 @@ static void limits_of_cgroup_v2(void **state)
     plant(root, "sys/fs/cgroup/a/b/memory.current", "3000000\n");
     plant(root, "sys/fs/cgroup/a/b/memory.stat", "anon 2000000\ninactive_file 1000000\nactive_file 0\n");
     plant(root, "sys/fs/cgroup/memory.max", "max\n");
-    l = cpu_limits_read(root);
+    l = base_limits_read(root);
     assert_int_equal(l.cpus, 2);
     assert_int_equal(l.memory.total_bytes, 8192000);
     assert_int_equal(l.memory.available_bytes, 8192000 - 2000000);
 
     plant(root, "sys/fs/cgroup/cpu.max", "20000 100000\n");               /* a fifth of a CPU is still one */
-    assert_int_equal(cpu_limits_read(root).cpus, 1);
+    assert_int_equal(base_limits_read(root).cpus, 1);
 }
 
 static void limits_of_cgroup_v1(void **state)
@@ -197,7 +218,7 @@ static void limits_of_cgroup_v1(void **state)
     plant(root, "sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
     plant(root, "sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
     plant(root, "sys/fs/cgroup/memory/memory.usage_in_bytes", "123456\n");
-    cpu_limits l = cpu_limits_read(root);
+    base_limits l = base_limits_read(root);
     assert_int_equal(l.cpus, 0);
     assert_int_equal(l.memory.total_bytes, 16000 << 10);
 
@@ -206,7 +227,7 @@ static void limits_of_cgroup_v1(void **state)
     plant(root, "sys/fs/cgroup/memory/docker/1/memory.limit_in_bytes", "1000000\n");
     plant(root, "sys/fs/cgroup/memory/docker/1/memory.usage_in_bytes", "900000\n");
     plant(root, "sys/fs/cgroup/memory/docker/1/memory.stat", "inactive_file 1\ntotal_inactive_file 50000\n");
-    l = cpu_limits_read(root);
+    l = base_limits_read(root);
     assert_int_equal(l.cpus, 3);
     assert_int_equal(l.memory.total_bytes, 1000000);
     assert_int_equal(l.memory.available_bytes, 150000);
@@ -1182,6 +1203,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(machine_is_detected),
+        cmocka_unit_test(memory_is_promised_once),
         cmocka_unit_test(machine_levels_by_name),
         cmocka_unit_test(limits_of_cgroup_v2),
         cmocka_unit_test(limits_of_cgroup_v1),

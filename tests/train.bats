@@ -197,3 +197,15 @@ END
     fails 1 "memory" train "$CONFIG" --out_dir=out --init_from=scratch --n_embd=49152 --n_layer=64 --n_head=1
     [ ! -e out/metrics.jsonl ]
 }
+
+# The kernel promises more than there is, and kills who writes to it. 805 MB a layer for weights, twice that for moments.
+@test "a model that the machine has no memory for is refused, in whole" {
+    case $RAX_BIN in *-asan/*|*-tsan/*) skip "sanitizers touch memory when it is handed out" ;; esac
+    cp -r "$FIXTURES/odd-widths/." .
+    local layers=$(($(awk '/^MemTotal/ { print $2 }' /proc/meminfo) * 1024 / 805000000 + 1))
+    for n in "$layers" $((layers / 2)); do
+        fails 1 "MB are available" train config.json --out_dir=none --n_embd=4096 --n_head=8 --n_layer="$n"
+        grep -qE '^rax: out of memory: f32\[[0-9,]+\] needs [0-9.]+ MB; [0-9.]+ MB of [0-9.]+ MB are available$' stderr
+        [ ! -e none ]
+    done
+}

@@ -177,7 +177,9 @@ rax_tensor_body *trace_array_new(const ir_type *type)
     if (!data) {
         base_text text = {0};
         trace_type_print(&text, type);
-        rax_fail(RAX_FAILURE, "out of memory: %s needs %lld bytes", text.at, (long long)ir_type_bytes(type));
+        base_memory now = base_memory_now();
+        rax_fail(RAX_FAILURE, "out of memory: %s needs %.1f MB; %.1f MB of %.1f MB are available", text.at,
+                 (double)ir_type_bytes(type) / 1e6, (double)now.available_bytes / 1e6, (double)now.total_bytes / 1e6);
         base_text_free(&text);
         return NULL;
     }
