@@ -1,5 +1,5 @@
 # RAX: `make deps` installs what the build needs, `make` builds build/rax, `make check` runs every test,
-# `make asan` and `make tsan` the same tests under sanitizers, `make shakespeare` trains a small GPT.
+# `make asan` and `make tsan` the same tests under sanitizers, `make fuzz` builds fuzz targets, `make shakespeare` trains a small GPT.
 
 # -- settings ----------------------------------------------------------------------------------------------------------
 # LLVM 15 to 22, 19 before the others, unless LLVM_CONFIG names one. An llvm-config without a number may be of any release. C11, gcc or clang.
@@ -82,6 +82,18 @@ asan:
 tsan:
 	$(Q)$(shell setarch -R true 2>/dev/null && echo setarch -R) $(MAKE) BUILD=build-tsan SANITIZE="-fsanitize=thread -fno-omit-frame-pointer" check
 
+# -- fuzzing: readers of text and of files, with clang's libFuzzer, in a build folder of their own -------------------------
+# make fuzz && build-fuzz/fuzz/graph_text -max_total_time=60 EXAMPLES tests/ir      what is found there, and examples to begin with
+fuzz:
+	$(Q)$(MAKE) CC=clang BUILD=build-fuzz SANITIZE="-fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=undefined" CFLAGS="-O1 -g" fuzz_targets
+
+fuzz_targets: $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/*.c))
+
+$(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/librax.a
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LD $@")
+	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) -fsanitize=fuzzer $< $(BUILD)/librax.a $(RAX_LIBS) -o $@
+
 # -- from nothing to a trained model -----------------------------------------------------------------------------------
 deps:
 	$(Q)scripts/deps
@@ -95,5 +107,5 @@ shakespeare:
 clean:
 	$(Q)rm -rf build build-*
 
-.PHONY: all llvm check asan tsan deps shakespeare clean
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:=.d)
+.PHONY: all llvm check asan tsan fuzz fuzz_targets deps shakespeare clean
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:=.d) $(wildcard $(BUILD)/fuzz/*.d)
