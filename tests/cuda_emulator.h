@@ -34,7 +34,7 @@ static _Alignas(16) unsigned char rax_dynamic_shared[RAX_SHARED_BYTES + 64];
 /* GCC's own: the C library's are watched by sanitizers, which know nothing of these stacks. */
 typedef struct { void *at[5]; int started, done, block_waits, warp_waits; } rax_fiber;
 static rax_fiber rax_fibers[RAX_MOST_THREADS];
-static char *rax_stacks;
+static _Alignas(16) char rax_stacks[RAX_MOST_THREADS * RAX_STACK_BYTES];       /* not allocated: they go when the library is closed */
 static void *rax_launcher[5];
 static int rax_current, rax_alive, rax_progress;
 static int rax_block_arrived, rax_block_round, rax_warp_arrived[32], rax_warp_round[32], rax_warp_alive[32];
@@ -167,8 +167,6 @@ void rax_emulate(void (*entry)(const int64_t *), const unsigned grid[3], unsigne
         fprintf(stderr, "cuda emulator: no machine has blocks of %u threads and %u bytes\n", threads, shared_bytes);
         abort();
     }
-    if (!rax_stacks)
-        rax_stacks = malloc((size_t)RAX_MOST_THREADS * RAX_STACK_BYTES);
     rax_entry = entry;
     rax_params = params;
     gridDim = (rax_index){ grid[0], grid[1], grid[2] };

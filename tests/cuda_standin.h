@@ -215,7 +215,8 @@ static void run_until(int64_t ticket)
             free(waiting.at[done].args);
         done++;
     }
-    memmove(waiting.at, waiting.at + done, sizeof *waiting.at * (size_t)(waiting.n - done));
+    if (done > 0)                                /* before the first there is no list */
+        memmove(waiting.at, waiting.at + done, sizeof *waiting.at * (size_t)(waiting.n - done));
     waiting.n -= done;
     for (block *b = standin.blocks; b; b = b->next)
         check_block_guards(b);

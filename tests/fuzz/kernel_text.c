@@ -1,11 +1,19 @@
-/* The text of a kernel list: what is read is printed as a text that reads back to the same. */
+/* The text of a kernel list: what is read is printed as a text that reads back to the same. Of a file of tests/kernels it is the part behind
+ * the graph. */
 #include "tests/fuzz/fuzz.h"
 
 #include "ir/kernels.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
 {
-    kl_program *program = kl_parse("fuzz", (const char *)bytes, count);
+    static const char title[] = "=== kernels ===\n";
+    const char *text_at = (const char *)bytes, *list = count > 0 ? memmem(bytes, count, title, sizeof title - 1) : NULL;
+    if (list) {
+        list += sizeof title - 1;
+        count -= (size_t)(list - text_at);
+        text_at = list;
+    }
+    kl_program *program = kl_parse("fuzz", text_at, count);
     if (!program) {
         FUZZ_CHECK(*base_error() && !strchr(base_error(), '\n'), "refused in no line, or in two: %s", base_error());
         base_error_clear();
