@@ -88,6 +88,18 @@ static cpu_gemm_block block_of(const cpu_attention *a, cpu_attention_matrix m, i
                             .to_stride = to_stride};
 }
 
+/* Its transpose: a line is an element of the heads, and rows are K. */
+static cpu_gemm_block across_of(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to, int64_t to_stride)
+{
+    return (cpu_gemm_block){.source = m.at,
+                            .line_stride = 1,
+                            .k_stride = m.row_stride,
+                            .lines = a->shape.head_dim,
+                            .depth = rows,
+                            .to = to,
+                            .to_stride = to_stride};
+}
+
 cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
 {
     if (a->tiles && !m.copied && a->shape.head_dim % CPU_GEMM_TILES_K == 0 && rows % a->tile.heights[1] == 0)     /* whole tiles as it lies */
@@ -118,13 +130,7 @@ int64_t cpu_attention_across_bytes(const cpu_attention *a)
 
 cpu_attention_left cpu_attention_pack_across(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
 {
-    cpu_gemm_block block = {.source = m.at,
-                            .line_stride = 1,
-                            .k_stride = m.row_stride,
-                            .lines = a->shape.head_dim,
-                            .depth = rows,
-                            .to = to,
-                            .to_stride = a->across_bytes};
+    cpu_gemm_block block = across_of(a, m, rows, to, a->across_bytes);
     a->code.across(&block);
     return (cpu_attention_left){to, a->across_bytes, a->unit.bytes};
 }
@@ -143,13 +149,7 @@ cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, cpu_attenti
 {
     int64_t panel = a->tile.columns * a->unit.bytes;
     if (a->unit.k_per_unit == 2) {
-        cpu_gemm_block block = {.source = m.at,
-                                .line_stride = 1,
-                                .k_stride = m.row_stride,
-                                .lines = a->shape.head_dim,
-                                .depth = rows,
-                                .to = to,
-                                .to_stride = interleaved_panel(a, rows)};
+        cpu_gemm_block block = across_of(a, m, rows, to, interleaved_panel(a, rows));
         a->code.interleave(&block);
         return (cpu_attention_right){to, block.to_stride, panel};
     }

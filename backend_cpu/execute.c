@@ -58,17 +58,6 @@ struct cpu_execution {
     void *const *params, *const *results;    /* of the run in progress */
 };
 
-static void *grown(base_arena *arena, void *old, int n, int *cap, size_t size)
-{
-    if (n < *cap)
-        return old;
-    *cap = MAX(16, 2 * *cap);
-    char *more = base_arena_alloc(arena, size * (size_t)*cap);
-    if (n)
-        memcpy(more, old, size * (size_t)n);
-    return more;
-}
-
 /* -- which memory a buffer is ---------------------------------------------------------------------------------------------- */
 
 /* Memory as pieces that buffers are made of: the arena cut wherever a buffer begins or ends, then one piece a parameter
@@ -182,7 +171,7 @@ static void place_kernel(scheduler *s, kl_kernel *kernel)
     v.mark = true;
     v.stage = v.earliest + plan->n_phases - 1;
     kl_visit(kernel, visit_access, &v);
-    s->placed = grown(s->scratch, s->placed, s->n_placed, &s->cap_placed, sizeof(placed));
+    s->placed = kl_grown(s->scratch, s->placed, s->n_placed, &s->cap_placed, sizeof(placed));
     s->placed[s->n_placed++] = (placed){ kernel->id, v.earliest, v.stage, plan->workspace_bytes, 0 };
 }
 
@@ -206,7 +195,7 @@ static void place_workspace(scheduler *s, int which)
 
 static void add_step(cpu_execution *x, step st)
 {
-    x->steps = grown(x->arena, x->steps, x->n_steps, &x->cap_steps, sizeof(step));
+    x->steps = kl_grown(x->arena, x->steps, x->n_steps, &x->cap_steps, sizeof(step));
     x->steps[x->n_steps++] = st;
 }
 
@@ -226,7 +215,7 @@ static void add_items(cpu_execution *x, stage *st, double *work, const cpu_plan 
     if (plan->n_parts > 0 || phase >= plan->n_phases)
         return;
     const cpu_phase *p = &plan->phases[phase];
-    x->items = grown(x->arena, x->items, x->n_items, &x->cap_items, sizeof(item));
+    x->items = kl_grown(x->arena, x->items, x->n_items, &x->cap_items, sizeof(item));
     x->items[x->n_items++] = (item){ p, plan->args + p->arg_base, kernel, counts && phase == 0, st->tasks };
     st->n_items++;
     st->tasks += p->tasks;
@@ -255,7 +244,7 @@ static void end_segment(scheduler *s)
         }
         st.serial = work < x->grain.shared_ns || st.tasks <= 1;
         st.barrier = true;
-        x->stages = grown(x->arena, x->stages, x->n_stages, &x->cap_stages, sizeof(stage));
+        x->stages = kl_grown(x->arena, x->stages, x->n_stages, &x->cap_stages, sizeof(stage));
         x->stages[x->n_stages] = st;
         add_step(x, (step){ .kind = STEP_STAGE, .stage = x->n_stages++ });
     }

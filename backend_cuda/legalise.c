@@ -2,24 +2,6 @@
  * matrix is written out. */
 #include "backend_cuda/backend.h"
 
-#include <string.h>
-
-typedef struct { kl_program *program; kl_kernel **at; int n, cap; } list;
-
-static void append(list *l, kl_kernel *kernel)
-{
-    if (!kernel)
-        return;
-    if (l->n == l->cap) {
-        l->cap = MAX(16, 2 * l->cap);
-        kl_kernel **more = ARENA_NEW(l->program->arena, kl_kernel *, l->cap);
-        if (l->n)
-            memcpy(more, l->at, sizeof *more * (size_t)l->n);
-        l->at = more;
-    }
-    l->at[l->n++] = kernel;
-}
-
 /* A sum over nothing: what is made of the product is made of zeros. */
 static void become_loop(kl_kernel *kernel)
 {
@@ -31,51 +13,27 @@ static void become_loop(kl_kernel *kernel)
     kernel->loop = loop;
 }
 
-static void legalise_contraction(list *l, kl_kernel *kernel)
+static void legalise_contraction(void *context, kl_program *program, kl_kernel *kernel, kl_sequence *into)
 {
     kl_contraction *c = &kernel->contraction;
+    (void)context;
     if (c->k == 0) {
         become_loop(kernel);
-        append(l, kernel);
+        kl_append(into, kernel);
         return;
     }
     if (!cuda_blas_takes_operand(c, false))
-        append(l, kl_split_operand(l->program, kernel, false, c->dtype));
+        kl_append(into, kl_split_operand(program, kernel, false, c->dtype));
     if (!cuda_blas_takes_operand(c, true))
-        append(l, kl_split_operand(l->program, kernel, true, c->dtype));
-    kl_kernel *rest = cuda_blas_takes_epilogue(c) ? NULL : kl_split_epilogue(l->program, kernel);
-    append(l, kernel);
-    append(l, rest);
-}
-
-static void legalise_list(kl_program *program, kl_kernel ***kernels, int *n)
-{
-    list l = { .program = program };
-    for (int i = 0; i < *n; i++) {
-        kl_kernel *kernel = (*kernels)[i];
-        switch (kernel->kind) {
-        case KL_CONTRACTION:
-            legalise_contraction(&l, kernel);
-            break;
-        case KL_REPEAT:
-            legalise_list(program, &kernel->repeat.body, &kernel->repeat.n_body);
-            append(&l, kernel);
-            break;
-        case KL_LOOP:
-        case KL_LIST:
-        case KL_ATTENTION:
-        case KL_SCATTER:
-            append(&l, kernel);
-            break;
-        }
-    }
-    *kernels = l.at;
-    *n = l.n;
+        kl_append(into, kl_split_operand(program, kernel, true, c->dtype));
+    kl_kernel *rest = cuda_blas_takes_epilogue(c) ? NULL : kl_split_epilogue(program, kernel);
+    kl_append(into, kernel);
+    kl_append(into, rest);
 }
 
 void cuda_legalise(kl_program *program)
 {
     kl_fuse_epilogues(program);
-    legalise_list(program, &program->kernels, &program->n_kernels);
+    kl_rewrite_products(program, legalise_contraction, NULL);
     kl_renumber(program);
 }

@@ -232,6 +232,8 @@ void kl_program_free(kl_program *program);
 
 /* For passes over the list, and for whoever makes one by hand. */
 int kl_add_buffer(kl_program *program, kl_buffer buffer);
+/* Room for one element more than n, in memory of the arena; what stands there stays. */
+void *kl_grown(base_arena *arena, void *old, int n, int *cap, size_t size);
 void kl_renumber(kl_program *program);                       /* kernel ids */
 void kl_tidy(kl_program *program);                           /* drops buffers that no kernel touches, and numbers all anew */
 /* Calls visit for every view that the kernel reads or writes (not for those of a repeat's body). */
@@ -278,6 +280,12 @@ bool kl_same_form(const kl_loop *a, const kl_loop *b);
  * before, or after, the contraction. */
 kl_kernel *kl_split_operand(kl_program *program, kl_kernel *kernel, bool is_b, ir_dtype dtype);
 kl_kernel *kl_split_epilogue(kl_program *program, kl_kernel *kernel);
+/* Calls rewrite for every contraction, bodies of repeats included; it appends what stands in the contraction's place, itself
+ * most of the time. Kernels of other kinds stay. kl_append: nothing where kernel is NULL. */
+typedef struct { base_arena *arena; kl_kernel **at; int n, cap; } kl_sequence;
+typedef void kl_rewrite(void *context, kl_program *program, kl_kernel *product, kl_sequence *into);
+void kl_append(kl_sequence *into, kl_kernel *kernel);
+void kl_rewrite_products(kl_program *program, kl_rewrite *rewrite, void *context);
 
 /* -- memory_plan.c ---------------------------------------------------------------------------------------------------- */
 

@@ -95,11 +95,6 @@ bool is_outer_sum(const ir_node *node);                    /* its value exists o
 /* Fills clusters, and stored of every node that needs memory. */
 void kl_cluster(lower_state *state);
 
-/* -- kernels.c --------------------------------------------------------------------------------------------------------- */
-
-/* Room for one element more than n, in memory of the arena; what stands there stays. */
-void *kl_grown(base_arena *arena, void *old, int n, int *cap, size_t size);
-
 /* -- place.c ---------------------------------------------------------------------------------------------------------- */
 
 /* Gives each stored node that has none yet a place, in buffers added to program. */

@@ -84,3 +84,41 @@ kl_kernel *kl_split_epilogue(kl_program *program, kl_kernel *kernel)
     kl_merge_axes(&rest->loop);
     return rest;
 }
+
+void kl_append(kl_sequence *into, kl_kernel *kernel)
+{
+    if (!kernel)
+        return;
+    into->at = kl_grown(into->arena, into->at, into->n, &into->cap, sizeof *into->at);
+    into->at[into->n++] = kernel;
+}
+
+static void rewrite_list(kl_program *program, kl_kernel ***kernels, int *n, kl_rewrite *rewrite, void *context)
+{
+    kl_sequence into = { .arena = program->arena };
+    for (int i = 0; i < *n; i++) {
+        kl_kernel *kernel = (*kernels)[i];
+        switch (kernel->kind) {
+        case KL_CONTRACTION:
+            rewrite(context, program, kernel, &into);
+            break;
+        case KL_REPEAT:
+            rewrite_list(program, &kernel->repeat.body, &kernel->repeat.n_body, rewrite, context);
+            kl_append(&into, kernel);
+            break;
+        case KL_LOOP:
+        case KL_LIST:
+        case KL_ATTENTION:
+        case KL_SCATTER:
+            kl_append(&into, kernel);
+            break;
+        }
+    }
+    *kernels = into.at;
+    *n = into.n;
+}
+
+void kl_rewrite_products(kl_program *program, kl_rewrite *rewrite, void *context)
+{
+    rewrite_list(program, &program->kernels, &program->n_kernels, rewrite, context);
+}

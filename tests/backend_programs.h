@@ -1,6 +1,10 @@
-/* Programs that the tests of every backend run: a few ops each, of the sorts that lowering treats differently. */
+/* Programs that the tests of every backend run: a few ops each, of the sorts that lowering treats differently; and how results are compared. */
 #ifndef TESTS_BACKEND_PROGRAMS_H
 #define TESTS_BACKEND_PROGRAMS_H
+
+#include "tests/graphs.h"
+
+#include <math.h>
 
 static const char *const backend_programs[] = {
     "graph norm(%0: f32[5,33], %1: f32[33], %2: f32[33]) { %3: f32[5,33] = layer_norm %0, %1, %2 {epsilon=1e-5} %4: f32[5,33] = softmax %3 {axis=1}"
@@ -30,5 +34,19 @@ static const char *const backend_programs[] = {
     "graph heads(%0: f32[2,3,21,16], %1: f32[2,3,21,16], %2: f32[2,3,21,16]) { %3: (f32[2,3,21,16], f32[2,3,21]) = attention %0, %1, %2 {causal=true, scale=0.25}"
     " %4: f32[2,3,21,16] = result %3 {index=0} %5: f32[2,3,21] = result %3 {index=1} return %4, %5 }",
 };
+
+/* |got - expected| <= relative * |expected| + least. */
+static void compare(const ir_graph *graph, int result, const ir_array *got, const ir_array *expected, double relative, double least)
+{
+    for (int64_t i = 0, n = ir_type_count(&expected->type); i < n; i++) {
+        double a = get(got, i), b = get(expected, i);
+        if ((isnan(a) && isnan(b)) || a == b || fabs(a - b) <= relative * fabs(b) + least)
+            continue;
+        char *text = ir_to_text(graph);
+        fprintf(stderr, "%s", text);
+        base_free(text);
+        fail_msg("%s: result %d, element %lld: expected %.9g, got %.9g", graph->name, result, (long long)i, b, a);
+    }
+}
 
 #endif

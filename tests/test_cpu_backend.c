@@ -87,20 +87,6 @@ static outcome run_backend(const ir_graph *graph, const ir_array *params, int ti
     return done;
 }
 
-/* |got - expected| <= relative * |expected| + least. */
-static void compare(const ir_graph *graph, int result, const ir_array *got, const ir_array *expected, double relative, double least)
-{
-    for (int64_t i = 0, n = ir_type_count(&expected->type); i < n; i++) {
-        double a = get(got, i), b = get(expected, i);
-        if ((isnan(a) && isnan(b)) || a == b || fabs(a - b) <= relative * fabs(b) + least)
-            continue;
-        char *text = ir_to_text(graph);
-        fprintf(stderr, "%s", text);
-        base_free(text);
-        fail_msg("%s: result %d, element %lld: expected %.9g, got %.9g", graph->name, result, (long long)i, b, a);
-    }
-}
-
 static ir_array *values_for(const ir_graph *graph, uint64_t seed)
 {
     dice d = { seed };
