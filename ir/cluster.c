@@ -6,7 +6,8 @@
  *   - Shapes agree. A cluster is rows x inner: full values have an element everywhere, row values one a row. Values are read at
  *     the index where they are made: an edge may lead through reshapes, and from a row value through a broadcast along the
  *     row. A reduction over the inner part of a full value gives a row value; a sum over the rows ends in the kernel.
- *   - No value leaves the cluster and comes back by way of another kernel: the kernels must have an order.
+ *   - No value leaves the cluster and comes back by way of another kernel: the kernels must have an order. It is kept while clusters
+ *     are merged; the graph's is not enough, since a cluster has early and late nodes, and an early kernel may wait for a late one.
  *
  * Layer norm, its gradients and the residual around it become one cluster so. Clusters that read the same large value are
  * merged too: it is read once.
@@ -17,6 +18,7 @@
  * Needs simplified graphs without dead nodes; changes nothing in the graph. */
 #include "ir/lower.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 enum { MOST_NODES = 160, MOST_RECOMPUTED = 40 };
@@ -144,7 +146,10 @@ typedef struct {
     lower_state *state;
     int *reader;               /* by node: the last cluster that read this stored value in full, or -1 */
     int *seen, search;         /* by unit: the search that was last here */
-    int *stack;
+    int *found, n_found;       /* the units of that search */
+    int64_t *moved;            /* their places in the order, and they */
+    int64_t *order;            /* by unit: what it reads has less */
+    int *before, *after;       /* by unit: its neighbours in that order, a ring that the unit n_infos closes */
 } clustering;
 
 /* Units are clusters and, one each, all other nodes: by the mark of a node, through unit_of. */
@@ -294,45 +299,102 @@ static bool edges_fit(clustering *c, const node_cluster *mine, const node_cluste
     return true;
 }
 
-static void visit_unit(clustering *c, int *n, int unit)
+static void find_unit(clustering *c, int unit, int64_t since)
 {
-    if (c->seen[unit] != c->search) {
+    if (c->seen[unit] != c->search && c->order[unit] >= since) {
         c->seen[unit] = c->search;
-        c->stack[(*n)++] = unit;
+        c->found[c->n_found++] = unit;
     }
 }
 
-static void visit_operands(clustering *c, int *n, const ir_node *node)
+static void find_operands(clustering *c, const ir_node *node, int64_t since)
 {
     for (int i = 0; i < node->n_args; i++)
-        visit_unit(c, n, unit_of(c->state, view_base(c->state, node->args[i])));
+        find_unit(c, unit_of(c->state, view_base(c->state, node->args[i])), since);
 }
 
-/* Whether one of b's operands, not made by a, depends on a. What ends before a begins cannot. */
-static bool returns_through_another(clustering *c, const node_cluster *a, const node_cluster *b)
+/* Whether one of late's operands, not made by early, depends on early. What late depends on is found up to early's place in the order. */
+static bool returns_through_another(clustering *c, const node_cluster *early, const node_cluster *late)
 {
     lower_state *state = c->state;
-    int n = 0;
-    if (b->last < a->first)
-        return false;
+    int64_t since = c->order[early->id];
     c->search++;
-    c->seen[a->id] = c->seen[b->id] = c->search;
-    for (int i = 0; i < b->n_nodes; i++)
-        visit_operands(c, &n, b->nodes[i]);
-    c->seen[a->id] = 0;                                   /* from here on to be found */
-    while (n > 0) {
-        int unit = c->stack[--n];
-        const node_cluster *cluster = state->clusters[unit];
-        if (unit == a->id)
-            return true;
-        if ((cluster ? cluster->last : unit) < a->first)
-            continue;
+    c->n_found = 0;
+    c->seen[early->id] = c->seen[late->id] = c->search;
+    for (int i = 0; i < late->n_nodes; i++)
+        find_operands(c, late->nodes[i], since);
+    c->seen[early->id] = 0;                               /* from here on to be found */
+    for (int i = 0; i < c->n_found; i++) {
+        const node_cluster *cluster = state->clusters[c->found[i]];
         if (!cluster)
-            visit_operands(c, &n, state->infos[unit].node);
-        for (int i = 0; cluster && i < cluster->n_nodes; i++)
-            visit_operands(c, &n, cluster->nodes[i]);
+            find_operands(c, state->infos[c->found[i]].node, since);
+        for (int j = 0; cluster && j < cluster->n_nodes; j++)
+            find_operands(c, cluster->nodes[j], since);
+        if (c->seen[early->id] == c->search)
+            return true;
     }
     return false;
+}
+
+/* -- the order of units ------------------------------------------------------------------------------------------------- */
+
+enum { ORDER_GAP = 1 << 24 };
+
+static void number_units(clustering *c)
+{
+    int end = c->state->n_infos;
+    int64_t order = 0;
+    c->order[end] = 0;
+    for (int unit = c->after[end]; unit != end; unit = c->after[unit])
+        c->order[unit] = order += ORDER_GAP;
+}
+
+static void link_units(clustering *c, int first, int second)
+{
+    c->after[first] = second;
+    c->before[second] = first;
+}
+
+static void put_unit(clustering *c, int unit, int next)
+{
+    link_units(c, c->before[unit], c->after[unit]);
+    link_units(c, c->before[next], unit);
+    link_units(c, unit, next);
+}
+
+static int compare_orders(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Late's place becomes early's, or early late's: the one that stays has early's. Before it comes what late was found to depend on; as
+ * none of that depends on early, nor on anything else from early's place on, all stays in order. */
+static void order_merged(clustering *c, int early, int late, int stays)
+{
+    int n = c->n_found;
+    int64_t *moved = c->moved;
+    for (int i = 0; i < n; i++)
+        moved[2 * i] = c->order[c->found[i]], moved[2 * i + 1] = c->found[i];
+    qsort(moved, (size_t)n, 2 * sizeof *moved, compare_orders);
+    for (int i = 0; i < n; i++)
+        put_unit(c, (int)moved[2 * i + 1], early);
+    if (stays == late)
+        put_unit(c, late, early);
+    int gone = stays == early ? late : early;
+    link_units(c, c->before[gone], c->after[gone]);
+
+    int64_t to = c->order[early], from;
+    int first = n ? (int)moved[1] : stays;
+    from = c->order[c->before[first]];
+    int64_t step = (to - from) / (n + 1);
+    if (step == 0) {
+        number_units(c);
+        return;
+    }
+    for (int i = 0; i < n; i++)
+        c->order[moved[2 * i + 1]] = from + (i + 1) * step;
+    c->order[stays] = to;
 }
 
 static bool merge(clustering *c, node_cluster *into, node_cluster *from)
@@ -342,9 +404,13 @@ static bool merge(clustering *c, node_cluster *into, node_cluster *from)
     if (into == from)
         return true;
     if (into->alone || from->alone || into->n_nodes + from->n_nodes > MOST_NODES || !merged_measures(into, from, &merged) ||
-        !edges_fit(c, into, from, &merged) || !edges_fit(c, from, into, &merged) || returns_through_another(c, into, from) ||
-        returns_through_another(c, from, into))
+        !edges_fit(c, into, from, &merged) || !edges_fit(c, from, into, &merged))
         return false;
+    bool in_order = c->order[into->id] < c->order[from->id];
+    node_cluster *early = in_order ? into : from, *late = in_order ? from : into;
+    if (returns_through_another(c, early, late))
+        return false;
+    order_merged(c, early->id, late->id, into->id);
 
     int n = into->n_nodes + from->n_nodes;
     if (n > into->cap_nodes) {
@@ -371,7 +437,14 @@ static void form_clusters(lower_state *state)
 {
     clustering c = { .state = state };
     c.seen = ARENA_NEW(state->arena, int, state->n_infos);
-    c.stack = ARENA_NEW(state->arena, int, state->n_infos);
+    c.found = ARENA_NEW(state->arena, int, state->n_infos);
+    c.moved = ARENA_NEW(state->arena, int64_t, 2 * state->n_infos);
+    c.order = ARENA_NEW(state->arena, int64_t, state->n_infos + 1);
+    c.before = ARENA_NEW(state->arena, int, state->n_infos + 1);
+    c.after = ARENA_NEW(state->arena, int, state->n_infos + 1);
+    for (int i = 0; i <= state->n_infos; i++)
+        link_units(&c, i, i < state->n_infos ? i + 1 : 0);
+    number_units(&c);
     c.reader = ARENA_NEW(state->arena, int, state->n_infos);
     for (int i = 0; i < state->n_infos; i++)
         c.reader[i] = -1;

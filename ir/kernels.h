@@ -159,7 +159,7 @@ typedef struct {
     uint32_t site;
     ir_dtype dtype;                                      /* of q, k, v, out */
     kl_view q, k, v, out, lse;                           /* forward: reads q, k, v; writes out, lse. backward reads all five, */
-    kl_view dout, dlse, dq, dk, dv;                      /* and dout, dlse (buffer -1: zero); writes dq, dk, dv */
+    kl_view dout, dlse, dq, dk, dv;                      /* and dout, dlse (dlse.buffer -1: zeros); writes dq, dk, dv */
     ir_dtype grad_dtype;                                 /* of dq, dk, dv */
     kl_view seed, counter;                               /* with dropout */
 } kl_attention;

@@ -108,7 +108,7 @@ static void lower_attention(lowering *l, kernel_list *list, ir_node *node)
     for (int i = 0; i < node->n_args; i++) {
         const ir_node *base = view_base(l->state, node->args[i]);
         places[i] = (node_place){ .buffer = -1 };
-        if (i < 5 || i >= n_views || base->op != OP_constant || base->attr.value != 0)       /* a cotangent of zeros needs no memory */
+        if (i != 6 || !backward || base->op != OP_constant || base->attr.value != 0)        /* lse's cotangent is mostly zeros: no memory */
             ok = kl_operand_place(l, node->args[i], &places[i]) && ok;
     }
     if (!ok)
