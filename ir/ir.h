@@ -12,7 +12,7 @@
  *   verify.c           what must hold between passes
  *   gradient.c         reverse-mode differentiation; vjp_rules.c, vjp_scan.c, one rule an op
  *   decompose.c        composites into the other ops; composites.c, one decomposition an op
- *   merge_loss.c cse.c dce.c          passes, one a file
+ *   merge_loss.c narrow.c cse.c dce.c passes, one a file
  *   simplify.c         likewise, with its rules: fold_constants.c, simplify_arithmetic.c, simplify_movement.c
  *   passes.c           the list of passes, and their runner
  *   interpret.c, reference*.c, philox.c         the oracle
@@ -249,7 +249,7 @@ typedef struct { base_text note; bool (*keep_composite)(const ir_node *node); } 
 typedef void ir_pass_function(ir_graph *graph, ir_pass_context *context);
 /* How much of the logits linear_cross_entropy has at a time; tests make it small. */
 extern int64_t ir_logits_bytes;
-ir_pass_function ir_pass_decompose, ir_pass_simplify, ir_pass_cse, ir_pass_dce, ir_pass_merge_loss;
+ir_pass_function ir_pass_decompose, ir_pass_simplify, ir_pass_cse, ir_pass_dce, ir_pass_merge_loss, ir_pass_narrow;
 
 typedef struct { const char *name; double ms; int nodes_before, nodes_after; char *note; } ir_pass_report;
 typedef struct {

@@ -14,6 +14,7 @@
  *   loop_shape.c       merges a loop's axes where every view allows it
  *   coalesce.c         drops copies by letting the producer write to the copy's place
  *   accumulate.c       adds sums to their accumulator at once
+ *   narrow_stores.c    stores gradients of attention in the type that they are read in
  *   hoist.c            does before a repeat what is the same in all its iterations
  *   kernels.c          buffers, walking over kernels and views
  *   fuse_epilogues.c   loops that read a product join it
@@ -255,11 +256,12 @@ int kl_memory_of(const kl_program *program, int buffer);
 /* Flops and bytes of one execution, as the compile trace tells them: 2 M N K a contraction; elements read and written. */
 void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, double *bytes);
 
-/* -- loop_shape.c, coalesce.c, accumulate.c, hoist.c ------------------------------------------------------------------- */
+/* -- loop_shape.c, coalesce.c, accumulate.c, narrow_stores.c, hoist.c -------------------------------------------------- */
 
 void kl_merge_axes(kl_loop *loop);
 void kl_coalesce(kl_program *program);
 void kl_accumulate(kl_program *program);
+void kl_narrow_stores(kl_program *program);
 void kl_hoist(kl_program *program);
 
 /* -- fuse_epilogues.c -------------------------------------------------------------------------------------------------- */

@@ -17,6 +17,7 @@ static const struct { const char *name; ir_pass_function *pass; } passes[] = {
     { "merge_loss", ir_pass_merge_loss },  /* after cse: its two losses have the same operands; before they are decomposed  */
     { "decompose",  ir_pass_decompose  },  /* after what knows composites by name                                           */
     { "simplify",   ir_pass_simplify   },  /* decompositions are written plainly, as gradient rules are                     */
+    { "narrow",     ir_pass_narrow     },  /* after simplify: no cast is left that does nothing; before cse: it moves equals  */
     { "cse",        ir_pass_cse        },
     { "dce",        ir_pass_dce        },  /* last: fusion takes every user for a true one                                  */
 };

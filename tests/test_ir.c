@@ -135,7 +135,7 @@ static void run_passes(ir_graph *graph, const char *names)
 {
     static const struct { const char *name; ir_pass_function *pass; } known[] = {
         { "simplify", ir_pass_simplify }, { "cse", ir_pass_cse }, { "dce", ir_pass_dce },
-        { "decompose", ir_pass_decompose }, { "merge_loss", ir_pass_merge_loss },
+        { "decompose", ir_pass_decompose }, { "merge_loss", ir_pass_merge_loss }, { "narrow", ir_pass_narrow },
     };
     char copy[200];
     snprintf(copy, sizeof copy, "%s", names);
