@@ -48,7 +48,8 @@ ir_softmax_parts ir_softmax_parts_of(ir_graph *graph, ir_node *x, int axis)
 
 ir_node *ir_normalised(ir_graph *graph, const ir_softmax_parts *parts, int axis)
 {
-    return ir_binary(graph, OP_div, parts->exp, back_on(graph, parts->sum, parts->exp, axis));
+    ir_node *share = ir_binary(graph, OP_div, ir_constant_like(graph, parts->sum, 1), parts->sum);     /* a division a row */
+    return ir_binary(graph, OP_mul, parts->exp, back_on(graph, share, parts->exp, axis));
 }
 
 ir_node *ir_log_sum_exp(ir_graph *graph, const ir_softmax_parts *parts)
@@ -97,11 +98,11 @@ ir_norm_parts ir_norm_parts_of(ir_graph *graph, ir_node *x, double epsilon)
     return parts;
 }
 
-ir_node *ir_gelu_tanh(ir_graph *graph, ir_node *x)
+/* (1 + tanh(u))/2 is sigmoid(2u): one exponential, where tanh near 0 needs a polynomial of its own beside it. */
+ir_node *ir_gelu_gate(ir_graph *graph, ir_node *x)
 {
-    ir_node *cube = ir_binary(graph, OP_mul, ir_binary(graph, OP_mul, x, x), x);
-    ir_node *inner = ir_binary(graph, OP_add, x, ir_times(graph, cube, IR_GELU_CUBIC));
-    return ir_unary(graph, OP_tanh, ir_times(graph, inner, IR_GELU_SCALE));
+    ir_node *square = ir_binary(graph, OP_mul, x, x), *slope = ir_times(graph, square, 2 * IR_GELU_SCALE * IR_GELU_CUBIC);
+    return ir_unary(graph, OP_sigmoid, ir_binary(graph, OP_mul, x, ir_plus(graph, slope, 2 * IR_GELU_SCALE)));
 }
 
 /* -- elementwise and by rows -------------------------------------------------------------------------------------------- */
@@ -147,8 +148,7 @@ void decompose_rms_norm(ir_graph *graph, const ir_node *node, ir_node **results)
 void decompose_gelu(ir_graph *graph, const ir_node *node, ir_node **results)
 {
     ir_node *x = ir_widen(graph, node->args[0]);
-    ir_node *one_plus = ir_plus(graph, ir_gelu_tanh(graph, x), 1);
-    results[0] = ir_cast(graph, ir_binary(graph, OP_mul, ir_times(graph, x, 0.5), one_plus), node->type.dtype);
+    results[0] = ir_cast(graph, ir_binary(graph, OP_mul, x, ir_gelu_gate(graph, x)), node->type.dtype);
 }
 
 void decompose_silu(ir_graph *graph, const ir_node *node, ir_node **results)
@@ -462,9 +462,8 @@ void decompose_adamw(ir_graph *graph, const ir_node *node, ir_node **results)
     ir_node *square = ir_binary(graph, OP_mul, dw, dw);
     results[1] = moving_mean(graph, m, dw, beta1);
     results[2] = moving_mean(graph, v, square, beta2);
-    ir_node *root = ir_broadcast_scalar(graph, ir_unary(graph, OP_sqrt, c2), w->type);
-    ir_node *least = ir_broadcast_scalar(graph, epsilon, w->type);
-    ir_node *denominator = ir_binary(graph, OP_add, ir_binary(graph, OP_div, ir_unary(graph, OP_sqrt, results[2]), root), least);
+    ir_node *least = ir_broadcast_scalar(graph, epsilon, w->type), *root = ir_unary(graph, OP_sqrt, results[2]);
+    ir_node *denominator = ir_binary(graph, OP_add, times_scalar(graph, root, ir_unary(graph, OP_rsqrt, c2)), least);
     ir_node *step = ir_binary(graph, OP_div, times_scalar(graph, results[1], ir_binary(graph, OP_div, lr, c1)), denominator);
     ir_node *kept = times_scalar(graph, w, rest_of(graph, ir_binary(graph, OP_mul, lr, decay)));
     results[0] = ir_binary(graph, OP_sub, kept, step);

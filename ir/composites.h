@@ -33,9 +33,9 @@ ir_node *ir_cross_entropy_gradient(ir_graph *graph, const ir_cross_entropy_parts
 typedef struct { ir_node *rstd, *xhat; } ir_norm_parts;
 ir_norm_parts ir_norm_parts_of(ir_graph *graph, ir_node *x, double epsilon);
 
-/* tanh(sqrt(2/pi) (x + 0.044715 x^3)) of a wide x. */
+/* What gelu multiplies x by: sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), of a wide x. */
 #define IR_GELU_SCALE 0.79788456080286535588
 #define IR_GELU_CUBIC 0.044715
-ir_node *ir_gelu_tanh(ir_graph *graph, ir_node *x);
+ir_node *ir_gelu_gate(ir_graph *graph, ir_node *x);
 
 #endif

@@ -354,14 +354,14 @@ void vjp_layer_norm(ir_vjp *c)
         c->dx[2] = column_sums(c, dy);
 }
 
-/* With t = tanh(u): (1 + t)/2 + x/2 (1 - t^2) u', where u' = sqrt(2/pi) (1 + 3 * 0.044715 x^2) */
+/* Of x s with s = sigmoid(v): s + x s (1 - s) v', where v' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2) */
 void vjp_gelu(ir_vjp *c)
 {
     ir_graph *g = c->graph;
-    ir_node *x = ir_widen(g, x_of(c)), *dy = ir_wide_cotangent(g, c->dy), *t = ir_gelu_tanh(g, x);
-    ir_node *inner = ir_plus(g, ir_times(g, mul(c, x, x), 3 * IR_GELU_CUBIC * IR_GELU_SCALE), IR_GELU_SCALE);
-    ir_node *rest = one_minus(c, mul(c, t, t)), *bend = mul(c, mul(c, ir_times(g, x, 0.5), rest), inner);
-    c->dx[0] = mul(c, dy, ir_binary(g, OP_add, ir_times(g, ir_plus(g, t, 1), 0.5), bend));
+    ir_node *x = ir_widen(g, x_of(c)), *dy = ir_wide_cotangent(g, c->dy), *s = ir_gelu_gate(g, x);
+    ir_node *slope = ir_plus(g, ir_times(g, mul(c, x, x), 6 * IR_GELU_CUBIC * IR_GELU_SCALE), 2 * IR_GELU_SCALE);
+    ir_node *y = mul(c, x, s), *bend = mul(c, mul(c, y, one_minus(c, s)), slope);
+    c->dx[0] = mul(c, dy, ir_binary(g, OP_add, s, bend));
 }
 
 void vjp_cross_entropy(ir_vjp *c)

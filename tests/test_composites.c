@@ -441,7 +441,7 @@ static void forward_and_gradient_share(void **state)
 {
     (void)state;
     static const struct { const char *line; ir_op once; } rows[] = {
-        { "gelu %0", OP_tanh }, { "softmax %0 {axis=1}", OP_exp }, { "log_softmax %0 {axis=1}", OP_exp }, { "layer_norm %0, %1 {epsilon=1e-05}", OP_rsqrt },
+        { "gelu %0", OP_sigmoid }, { "softmax %0 {axis=1}", OP_exp }, { "log_softmax %0 {axis=1}", OP_exp }, { "layer_norm %0, %1 {epsilon=1e-05}", OP_rsqrt },
     };
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
         ir_graph *g = graph_of(text_of("graph t(%%0: f32[4,6], %%1: f32[6]) {\n %%2: f32[4,6] = %s\n %%3: f32[] = reduce_sum %%2 {axes=[0,1]}\n"
