@@ -43,14 +43,14 @@ typedef struct {
     void *pairs;                /* and over keys, where that looks different: bf16 in pairs */
     const uint16_t *keep;       /* dropout: [keys][2 vectors], a bit a lane */
     int64_t keys, diagonal;
-    double scale, keep_scale;   /* of scores; 1/(1-p) */
-    void *most, *sum;           /* softmax: s[W], the greatest score so far, and the sum of exp(score - most) */
+    double scale, keep_scale;   /* of scores, times log2(e): exponentials are powers of 2; 1/(1-p) */
+    void *most, *sum;           /* softmax: s[W], the greatest scaled score so far, and the sum of 2^(score - most) */
     void *outputs, *factors;    /* softmax: s[panels][W][W], what was summed up so far, and room for s[W] */
     int64_t panels, panel_bytes, first;
     const void *lse, *delta;    /* gradient: s[W] */
 } cpu_attention_block;
 
-/* The end of softmax: factors = keep_scale / sum, lse = most + log(sum), of s[W] each. */
+/* The end of softmax: factors = keep_scale / sum, lse = most ln(2) + log(sum), of s[W] each. */
 typedef struct { const void *most, *sum; void *factors, *lse; double keep_scale; } cpu_attention_close;
 
 /* to[row][column] = from[column / W][row][column % W] * factors[row], in the stored type. Strides in elements. Across:

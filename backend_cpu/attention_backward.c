@@ -167,7 +167,7 @@ static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, cpu_a
                                  .keep = w->keep,
                                  .keys = keys,
                                  .diagonal = diagonal,
-                                 .scale = s->scale,
+                                 .scale = s->scale * M_LOG2E,
                                  .keep_scale = a->keep_scale,
                                  .lse = w->lse + panel * line,
                                  .delta = w->delta + panel * line};

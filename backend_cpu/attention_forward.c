@@ -12,6 +12,8 @@
  * With tile registers sums^T += v^T p^T. */
 #include "backend_cpu/attention.h"
 
+#include <math.h>
+
 typedef struct { cpu_attention_right q; char *sums, *most, *sum; } panel_state;
 
 typedef struct {
@@ -103,7 +105,7 @@ static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t 
                                  .keep = r->keep,
                                  .keys = keys,
                                  .diagonal = diagonal,
-                                 .scale = s->scale,
+                                 .scale = s->scale * M_LOG2E,
                                  .keep_scale = a->keep_scale,
                                  .most = panel->most,
                                  .sum = panel->sum,

@@ -241,7 +241,7 @@ static void visit_exp(piece *p, const two_keys *at, value *carried)
     for (int q = 0; q < 2; q++)
         for (int j = 0; j < VECTORS; j++) {
             value key = iadd_constant(&p->e, at->key, q), score = load_sums(p, row_of(p, p->scores, key), j);
-            value y = cpu_vexp(&p->e.v, cpu_vfma(&p->e.v, score, p->scale, negate(p, p->most[j])));
+            value y = cpu_vexp2_below(&p->e.v, cpu_vfma(&p->e.v, score, p->scale, negate(p, p->most[j])));
             if (at->mask[q][j])
                 y = choose(p, at->mask[q][j], y, zero(p));
             carried[q * VECTORS + j] = add(p, carried[q * VECTORS + j], y);
@@ -297,7 +297,7 @@ void cpu_attention_emit_softmax(LLVMModuleRef module, cpu_isa isa, const cpu_att
     for (int j = 0; j < VECTORS; j++) {
         value old = load_sums(&p, most, j);
         new_most[j] = greater_of(&p, old, p.most[j]);
-        value factor = cpu_vexp(&e->v, sub(&p, old, new_most[j]));
+        value factor = cpu_vexp2_below(&e->v, sub(&p, old, new_most[j]));
         old_sum[j] = mul(&p, load_sums(&p, sum, j), factor);
         store_sums(&p, factor, factors, j);
         raised[j] = LLVMBuildBitCast(builder, LLVMBuildFCmp(builder, LLVMRealUNE, old, new_most[j], ""), bits, "");
@@ -342,14 +342,15 @@ void cpu_attention_emit_close(LLVMModuleRef module, cpu_isa isa, const cpu_atten
     for (int j = 0; j < VECTORS; j++) {
         value total = load_sums(&p, sum, j);
         store_sums(&p, LLVMBuildFDiv(e->v.builder, keep_scale, total, ""), factors, j);
-        store_sums(&p, add(&p, load_sums(&p, most, j), cpu_vlog(&e->v, total)), lse, j);
+        value natural = mul(&p, load_sums(&p, most, j), cpu_vconst(&e->v, total, M_LN2));
+        store_sums(&p, add(&p, natural, cpu_vlog(&e->v, total)), lse, j);
     }
     end_function(&p.e);
 }
 
 /* -- the gradient of softmax ------------------------------------------------------------------------------------------- */
 
-/* p = exp(score - lse); the gradient of the score is p (dp - delta), where dp is that of p before dropout. */
+/* p = exp(score - lse), as a power of 2; the gradient of the score is p (dp - delta), where dp is that of p before dropout. */
 static void visit_gradient(piece *p, const two_keys *at, value *carried)
 {
     (void)carried;
@@ -358,7 +359,7 @@ static void visit_gradient(piece *p, const two_keys *at, value *carried)
         for (int j = 0; j < VECTORS; j++) {
             value key = iadd_constant(&p->e, at->key, q), score = load_sums(p, row_of(p, p->scores, key), j);
             value dp = load_sums(p, row_of(p, p->gradients, key), j), mask = at->mask[q][j];
-            value x = cpu_vexp(&p->e.v, cpu_vfma(&p->e.v, score, p->scale, negate(p, p->lse[j])));
+            value x = cpu_vexp2_below(&p->e.v, cpu_vfma(&p->e.v, score, p->scale, negate(p, p->lse[j])));
             value kept = p->class->dropout ? keep_mask(p, key, j) : NULL;
             if (kept)
                 dp = choose(p, kept, mul(p, dp, p->keep_scale), zero(p));
@@ -386,7 +387,7 @@ void cpu_attention_emit_gradient(LLVMModuleRef module, cpu_isa isa, const cpu_at
     if (class->dropout)
         p.keep_scale = factor_field(&p, offsetof(cpu_attention_block, keep_scale));
     for (int j = 0; j < VECTORS; j++)
-        p.lse[j] = load_sums(&p, lse, j), p.delta[j] = load_sums(&p, delta, j);
+        p.lse[j] = mul(&p, load_sums(&p, lse, j), cpu_vconst(&e->v, zero(&p), M_LOG2E)), p.delta[j] = load_sums(&p, delta, j);
     each_two_keys(&p, 0, NULL, visit_gradient);
     end_function(&p.e);
 }

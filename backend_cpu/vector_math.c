@@ -391,20 +391,39 @@ static value scale_by_exponent(env *e, value p, exponent_split s)
 /* exp(r) = 1 + r + r^2 q(r) on |r| <= ln2/2: 2^-28.2. */
 static const double exp_q[] = {0x1.fffffcp-2, 0x1.55548ap-3, 0x1.555916p-5, 0x1.123fc6p-7, 0x1.6a1a8cp-10};
 
-value cpu_vexp(env *e, value x)
+/* For -104 <= x <= 89, and NaN. */
+static value exp_within(env *e, value x)
 {
-    if (is_f64(x))
-        return libm1(e, "exp", x);
-    x = at_most(e, at_least(e, x, -104), 89);              /* exp(-104) rounds to 0, exp(89) to infinity */
     exponent_split s = split_exponent(e, x);
     value p = cpu_vfma(e, mul(e, s.r, s.r), POLYNOMIAL(e, s.r, exp_q), s.r);
     return scale_by_exponent(e, plus(e, p, 1), s);
 }
 
+value cpu_vexp(env *e, value x)
+{
+    if (is_f64(x))
+        return libm1(e, "exp", x);
+    return exp_within(e, at_most(e, at_least(e, x, -104), 89));      /* exp(-104) rounds to 0, exp(89) to infinity */
+}
+
+/* 2^f = 1 + f P(f) on |f| <= 1/2: 2^-23.4. A shorter polynomial than that of exp, and a reduction in one subtraction, which is exact. */
+static const double exp2_short[] = {0x1.62e42ap-1, 0x1.ebf9bcp-3, 0x1.c6b752p-5, 0x1.3cea88p-7, 0x1.5bba18p-10};
+
+value cpu_vexp2_below(env *e, value x)
+{
+    if (is_f64(x))
+        return libm1(e, "exp2", x);
+    LLVMTypeRef f32 = LLVMTypeOf(x);
+    x = at_least(e, x, -150);                              /* 2^-150 rounds to 0 */
+    value shifted = plus(e, x, round_f32), n = plus(e, shifted, -round_f32), f = sub(e, x, n);
+    value p = cpu_vfma(e, f, POLYNOMIAL(e, f, exp2_short), real(f32, 1));
+    return scale_by_exponent(e, p, (exponent_split){n, bitcast(e, shifted, i32_like(e, x)), f});
+}
+
 value cpu_vsigmoid(env *e, value x)
 {
-    value one = real(LLVMTypeOf(x), 1);
-    value t = cpu_vexp(e, LLVMBuildFNeg(e->builder, cpu_vabs(e, x), ""));      /* never overflows, so small results survive */
+    value one = real(LLVMTypeOf(x), 1), below = LLVMBuildFNeg(e->builder, cpu_vabs(e, x), "");
+    value t = is_f64(x) ? libm1(e, "exp", below) : exp_within(e, at_least(e, below, -104));  /* never overflows, so small results survive */
     value above = compare(e, LLVMRealOGE, x, real(LLVMTypeOf(x), 0));
     return divide(e, choose(e, above, one, t), add(e, one, t));
 }

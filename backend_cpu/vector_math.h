@@ -66,6 +66,7 @@ LLVMValueRef cpu_vcopysign(const cpu_vector_env *env, LLVMValueRef magnitude, LL
 LLVMValueRef cpu_vsqrt(const cpu_vector_env *env, LLVMValueRef x);                     /* rounded correctly */
 LLVMValueRef cpu_vrsqrt(const cpu_vector_env *env, LLVMValueRef x);                    /* 1/sqrt(x), both rounded correctly */
 LLVMValueRef cpu_vexp(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_vexp2_below(const cpu_vector_env *env, LLVMValueRef x);               /* 2^x for x < 127.5, within 2.5 ulp: shorter than exp */
 LLVMValueRef cpu_vlog(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vtanh(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vsigmoid(const cpu_vector_env *env, LLVMValueRef x);                  /* 1/(1 + exp(-x)) */

@@ -23,6 +23,12 @@ typedef LLVMValueRef emit_fn(const cpu_vector_env *env, LLVMValueRef x, LLVMValu
 static LLVMValueRef emit_sqrt(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y) { (void)y; return cpu_vsqrt(e, x); }
 static LLVMValueRef emit_rsqrt(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y) { (void)y; return cpu_vrsqrt(e, x); }
 static LLVMValueRef emit_exp(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y) { (void)y; return cpu_vexp(e, x); }
+static LLVMValueRef emit_exp2_below(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y)            /* of the least of x and 127 */
+{
+    (void)y;
+    LLVMValueRef most = cpu_vconst(e, x, 127), above = LLVMBuildFCmp(e->builder, LLVMRealOGT, x, most, "");
+    return cpu_vexp2_below(e, LLVMBuildSelect(e->builder, above, most, x, ""));
+}
 static LLVMValueRef emit_log(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y) { (void)y; return cpu_vlog(e, x); }
 static LLVMValueRef emit_tanh(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y) { (void)y; return cpu_vtanh(e, x); }
 static LLVMValueRef emit_sigmoid(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y) { (void)y; return cpu_vsigmoid(e, x); }
@@ -38,6 +44,7 @@ static LLVMValueRef emit_round(const cpu_vector_env *e, LLVMValueRef x, LLVMValu
 static LLVMValueRef emit_to_bf16(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y) { (void)y; return cpu_vbf16_from_f32(e, x); }
 static LLVMValueRef emit_from_bf16(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y) { (void)y; return cpu_vf32_from_bf16(e, x); }
 
+static double exp2_below_f64(double x) { return exp2(x > 127 ? 127 : x); }
 static double rsqrt_f64(double x) { return 1 / sqrt(x); }
 static double sigmoid_f64(double x) { return 1 / (1 + exp(-x)); }
 static double erf_inv_f64(double x)                     /* bisection would do; Newton from the asymptotic start is quicker */
@@ -71,6 +78,7 @@ static const function functions[] = {
     {"ceil", emit_ceil, ceil, 0},
     {"trunc", emit_trunc, trunc, 0},
     {"round", emit_round, rint, 0},
+    {"exp2_below", emit_exp2_below, exp2_below_f64, 2.5},
 };
 
 /* -- compiling ------------------------------------------------------------------------------------------------------- */
@@ -210,7 +218,8 @@ static void accuracy_at_joints(void **state)
     static const struct { int f; float at; } joints[] = {
         {2, 88.722839f}, {2, -87.336548f}, {2, -103.97208f}, {2, 0.34657359f}, {3, 1}, {3, 0.70710678f}, {3, 0x1p-126f},
         {4, 9.02f}, {4, 0.17328680f}, {4, 1e-4f}, {5, -88}, {5, 17}, {6, 0.78539816f}, {6, 3.1415927f}, {6, 16367173.0f * 0x1p72f},
-        {7, 1.5707964f}, {7, 0.78539816f}, {8, 1}, {8, 3.95f}, {9, 0.99663f}, {9, 0.99999994f}, {9, 0.5f}};
+        {7, 1.5707964f}, {7, 0.78539816f}, {8, 1}, {8, 3.95f}, {9, 0.99663f}, {9, 0.99999994f}, {9, 0.5f},
+        {14, 0.5f}, {14, -126}, {14, -149.5f}, {14, -150}};
     static float x[BLOCK], z[BLOCK];
     for (size_t j = 0; j < COUNT_OF(joints); j++) {
         const function *f = &functions[joints[j].f];
