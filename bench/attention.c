@@ -2,6 +2,8 @@
  * log of the sum of exponentials), so that one follows the other in the same program. */
 #include "bench/bench.h"
 
+#include <stdio.h>
+
 static rax_tensor attend(rax_args *in, rax_tensor *qkv)
 {
     for (int i = 0; i < 3; i++)
@@ -36,20 +38,26 @@ static bench_program *program(const bench_workload *w, rax_dtype dtype, bool gra
     return NULL;
 }
 
+bench_case bench_attention_case(const bench_workload *w, bool bf16, bool gradient, const char *name)
+{
+    double T = w->context, product = 2.0 * w->batch * w->width * T * (T + 1) / 2;       /* two forward, five backward */
+    return bench_case_of(program(w, bf16 ? RAX_BF16 : RAX_F32, gradient), bf16 ? BENCH_BF16 : BENCH_F32, (gradient ? 7 : 2) * product, 0, "%s/%s %s", name,
+                         gradient ? "forward+backward" : "forward", bf16 ? "bf16" : "f32");
+}
+
 bool bench_attention(bench *b)
 {
     for (int i = 0; i < BENCH_WORKLOADS; i++) {
         const bench_workload *w = &bench_workloads[i];
-        double T = w->context, product = 2.0 * w->batch * w->width * T * (T + 1) / 2;       /* two forward, five backward */
         bench_case cases[4];
+        char name[64];
         int n = 0;
+        snprintf(name, sizeof name, "attention/%s", w->name);
         for (int bf16 = 0; bf16 < 2 && b->workload[i] && !b->stop(); bf16++) {
-            rax_dtype dtype = bf16 ? RAX_BF16 : RAX_F32;
-            bench_bound bound = bf16 ? BENCH_BF16 : BENCH_F32;
             if (bf16 ? !b->bf16 : !b->f32)
                 continue;
-            cases[n++] = bench_case_of(program(w, dtype, false), bound, 2 * product, 0, "attention/%s/forward %s", w->name, rax_dtype_name(dtype));
-            cases[n++] = bench_case_of(program(w, dtype, true), bound, 7 * product, 0, "attention/%s/forward+backward %s", w->name, rax_dtype_name(dtype));
+            cases[n++] = bench_attention_case(w, bf16, false, name);
+            cases[n++] = bench_attention_case(w, bf16, true, name);
         }
         if (!bench_measure(b, n, cases))
             return false;

@@ -6,7 +6,7 @@
  *   program.c        a case that is a rax function called again and again
  *   report.c         the table, JSON, the comparison with an earlier run
  *   one file a subject: products.c, attention.c, loops.c (layer norm, softmax, gelu, cross-entropy, embedding, AdamW,
- *   random), calls.c (dispatch), steps.c (whole training steps, and compiling them)
+ *   random), calls.c (dispatch), steps.c (whole training steps, and compiling them), growth.c (both by context and batch)
  *   groups.c         what can be named on the command line
  *
  * compare.py, with peer_step.py and peer_products.py, runs other programs on the same work. */
@@ -33,6 +33,7 @@ typedef struct {
     double median_ms, low_ms, high_ms;   /* of one call; the quartiles */
     double gflops, gbs;                  /* 0: not counted */
     double share;                        /* of the bound's peak */
+    double planned_mb;                   /* the program's intermediates, as planned; 0: none, or not known */
 } bench_result;
 
 typedef struct bench bench;
@@ -59,6 +60,7 @@ typedef struct {
     double flops, bytes;                 /* of a call; 0: not counted */
     bool (*call)(void *context);
     bool (*sample)(void *context, double *ms);
+    double (*planned_mb)(const void *context);                /* NULL: not known */
     void (*free)(void *context);
     void *context;
 } bench_case;
@@ -106,6 +108,7 @@ extern const bench_group bench_groups[];
 extern const int bench_group_count;
 bool bench_products(bench *b);           /* products.c */
 bool bench_attention(bench *b);          /* attention.c */
+bench_case bench_attention_case(const bench_workload *w, bool bf16, bool gradient, const char *name);      /* of its batch, context, heads */
 bool bench_layer_norm(bench *b);         /* loops.c */
 bool bench_softmax(bench *b);
 bool bench_gelu(bench *b);
@@ -116,5 +119,7 @@ bool bench_random(bench *b);
 bool bench_dispatch(bench *b);           /* calls.c */
 bool bench_compile(bench *b);            /* steps.c */
 bool bench_step(bench *b);
+bench_case bench_step_case(bench *b, const bench_workload *w, bool bf16, const char *name);      /* context NULL: rax_error() */
+bool bench_growth(bench *b);             /* growth.c */
 
 #endif

@@ -14,5 +14,6 @@ const bench_group bench_groups[] = {
     { "dispatch",      "a cached call, to its first kernel, with GPT-2 124M's trees", bench_dispatch, false },
     { "compile",       "tracing and compiling a training step of 4 and of 48 layers, nothing cached", bench_compile, false },
     { "step",          "whole training steps (only where it is named)", bench_step, true },
+    { "growth",        "attention at contexts to 8192, steps at batches to 64 (only where it is named)", bench_growth, true },
 };
 const int bench_group_count = sizeof bench_groups / sizeof bench_groups[0];

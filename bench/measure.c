@@ -70,6 +70,7 @@ static void add_result(bench *b, const bench_case *c, double *samples)
     memcpy(r->name, c->name, sizeof r->name);
     r->gflops = c->flops / r->median_ms * 1e-6;
     r->gbs = c->bytes / r->median_ms * 1e-6;
+    r->planned_mb = c->planned_mb ? c->planned_mb(c->context) : 0;
     double peak = peak_of(b, c->bound);
     r->share = peak > 0 ? (c->bound == BENCH_MEMORY ? r->gbs : r->gflops) / peak : 0;
     if (b->show)

@@ -98,9 +98,12 @@ bool bench_pass_ids(bench_program *p, rax_shape shape, int below)
     return pass(p, tensor);
 }
 
+static double planned_mb(const void *program) { return (double)rax_stats(((const bench_program *)program)->fn).arena_bytes * 1e-6; }
+
 bench_case bench_case_of(bench_program *p, bench_bound bound, double flops, double bytes, const char *name, ...)
 {
-    bench_case c = { .bound = bound, .flops = flops, .bytes = bytes, .call = bench_program_call, .free = bench_program_free, .context = p };
+    bench_case c = { .bound = bound, .flops = flops, .bytes = bytes, .call = bench_program_call, .planned_mb = planned_mb, .free = bench_program_free,
+                     .context = p };
     va_list args;
     va_start(args, name);
     vsnprintf(c.name, sizeof c.name, name, args);

@@ -58,7 +58,7 @@ void bench_print_head(const bench *b, const bench_baseline *baseline)
     const rax_peak *p = &b->peak;
     printf("peak on %d thread%s: f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, memory %.1f GB/s read, %.1f GB/s updated in place\n\n", p->threads,
            p->threads == 1 ? "" : "s", p->f32_gflops, p->bf16_gflops, p->read_gbs, p->update_gbs);
-    printf("%-44s %12s %8s %9s %8s %8s%s\n", "case", "median", "spread", "GFLOP/s", "GB/s", "of peak", baseline ? "   before   speed" : "");
+    printf("%-44s %12s %8s %9s %8s %8s %8s%s\n", "case", "median", "spread", "GFLOP/s", "GB/s", "of peak", "plan MB", baseline ? "   before   speed" : "");
 }
 
 static void print_time(double ms)
@@ -90,6 +90,7 @@ void bench_print_row(const bench_result *r, const bench_baseline *baseline)
     print_rate(10, r->gflops);
     print_rate(8, r->gbs);
     printf(" %8s", share);
+    print_rate(8, r->planned_mb);
     double before = baseline ? old_ms(baseline, r->name) : 0;
     if (before > 0) {
         print_time(before);
@@ -152,6 +153,7 @@ void bench_print_json(const bench *b)
         cJSON_AddNumberToObject(row, "gbs", r->gbs);
         cJSON_AddStringToObject(row, "bound", bound_name(r->bound));
         cJSON_AddNumberToObject(row, "share", r->share);
+        cJSON_AddNumberToObject(row, "planned_mb", r->planned_mb);
         cJSON_AddItemToArray(results, row);
     }
     char *text = cJSON_Print(json);

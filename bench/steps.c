@@ -79,16 +79,26 @@ static bool call(void *context)
     return rax_call(s->step, args, results);
 }
 
+static double planned_mb(const void *context) { return (double)rax_stats(((const stepper *)context)->step).arena_bytes * 1e-6; }
+
+bench_case bench_step_case(bench *b, const bench_workload *w, bool bf16, const char *name)
+{
+    stepper *s = stepper_of(b, w, bf16);
+    bench_case c = { .bound = bf16 ? BENCH_BF16 : BENCH_F32, .flops = bench_step_flops(w), .call = call, .planned_mb = planned_mb, .free = end };
+    snprintf(c.name, sizeof c.name, "%s %s", name, bf16 ? "bf16" : "f32");
+    if (fill(s, w))
+        c.context = s;
+    else
+        end(s);
+    return c;
+}
+
 static bool one_step(bench *b, int i, bool bf16)
 {
-    const bench_workload *w = &bench_workloads[i];
-    stepper *s = stepper_of(b, w, bf16);
-    bench_case c = { .bound = bf16 ? BENCH_BF16 : BENCH_F32, .flops = bench_step_flops(w), .call = call, .free = end, .context = s };
-    snprintf(c.name, sizeof c.name, "step/%s %s", w->name, bf16 ? "bf16" : "f32");
-    if (fill(s, w))
-        return bench_measure(b, 1, &c);
-    end(s);
-    return false;
+    char name[64];
+    snprintf(name, sizeof name, "step/%s", bench_workloads[i].name);
+    bench_case c = bench_step_case(b, &bench_workloads[i], bf16, name);
+    return bench_measure(b, 1, &c);
 }
 
 bool bench_step(bench *b)

@@ -559,6 +559,106 @@ static void same_bits_for_any_threads_and_blocks(void **state)
         }
 }
 
+/* -- registers -------------------------------------------------------------------------------------------------------- */
+
+/* The text of a file, for free. */
+static char *text_of_file(const char *path)
+{
+    FILE *file = fopen(path, "r");
+    char *text = NULL;
+    size_t size = 0;
+    if (!file || getdelim(&text, &size, '\0', file) < 0)
+        fail_msg("%s: cannot be read", path);
+    fclose(file);
+    return text;
+}
+
+/* The micro-kernels of a dtype as assembly, for free. */
+static char *micro_assembly(cpu_isa isa, ir_dtype dtype)
+{
+    char folder[] = "/tmp/rax-gemm-XXXXXX", path[64];
+    static const char *const dumps[] = {"gemm.ll", "gemm.opt.ll", "gemm.s"};
+    cpu_machine machine;
+    base_bytes object;
+    assert_non_null(mkdtemp(folder));
+    assert_true(cpu_machine_detect(&machine, cpu_isa_name(isa)));
+    cpu_jit *jit = cpu_jit_new(&machine);
+    cpu_jit_set_dump(jit, folder);
+    LLVMContextRef context = LLVMContextCreate();
+    LLVMModuleRef module = cpu_jit_module(jit, "gemm", context);
+    cpu_gemm_emit_micro(module, isa, dtype);
+    if (!cpu_jit_compile(jit, module, &object))
+        fail_msg("%s", base_error());
+    base_bytes_free(&object);
+    LLVMDisposeModule(module);
+    LLVMContextDispose(context);
+    cpu_jit_free(jit);
+    snprintf(path, sizeof path, "%s/gemm.s", folder);
+    char *text = text_of_file(path);
+    for (size_t i = 0; i < COUNT_OF(dumps); i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, dumps[i]);
+        remove(path);
+    }
+    rmdir(folder);
+    return text;
+}
+
+typedef struct { int loops; char spilling[64]; } k_loops;      /* spilling: the function of one that touches the stack; "": none does */
+
+/* Walks assembly line by line. A loop that has no other in it goes from a label to the jump back to it, no label between; those with
+ * multiply-adds are the loops over K. Where a function has a frame pointer, what it stores may lie by that, too. */
+static k_loops find_k_loops(char *assembly)
+{
+    k_loops found = {0};
+    char function[64] = "", label[64] = "", *rest = assembly;
+    bool framed = false, touched = false, multiplies = false;
+    for (char *line; (line = strsep(&rest, "\n")) != NULL;) {
+        size_t name = strcspn(line, ":");
+        if (line[name] == ':' && strcspn(line, " \t#") > name) {
+            bool local = line[0] == '.';
+            snprintf(local ? label : function, sizeof label, "%.*s", (int)name, line);
+            framed &= local;
+            touched = multiplies = false;
+            continue;
+        }
+        framed |= strstr(line, "%rsp, %rbp") != NULL;
+        multiplies |= strstr(line, "fmadd") || strstr(line, "dpbf16ps") || strstr(line, "mulp");
+        touched |= strstr(line, "(%rsp") || (framed && strstr(line, "(%rbp"));
+        const char *target = strstr(line, ".LBB");
+        if (line[strspn(line, "\t ")] != 'j' || !target || strcmp(target, label) != 0 || !multiplies)
+            continue;
+        found.loops++;
+        if (touched)
+            memcpy(found.spilling, function, sizeof function);
+    }
+    return found;
+}
+
+static void loops_over_k_stay_in_registers(void **state)
+{
+    (void)state;
+#if !defined(__x86_64__)
+    skip();
+#endif
+    char spilled[] = "f:\n\tpushq %rbp\n\tmovq %rsp, %rbp\n.LBB0_1:\n\tvfmadd231ps -64(%rbp), %ymm1, %ymm2\n\tjne\t.LBB0_1\n"
+                     "g:\n\tvmovups %ymm1, (%rsp)\n.LBB1_1:\n\tvfmadd231ps (%rbp), %ymm1, %ymm2\n\tjne\t.LBB1_1\n";
+    k_loops found = find_k_loops(spilled);
+    assert_int_equal(found.loops, 2);
+    assert_string_equal(found.spilling, "f");
+    for (cpu_isa isa = CPU_GENERIC; isa <= best_isa(); isa++)
+        for (int i = 0; i < 3; i++) {
+            static const ir_dtype dtypes[] = {IR_F32, IR_F64, IR_BF16};
+            cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtypes[i]);
+            int functions = cpu_gemm_has_tiles(isa, dtypes[i]) ? 1 : 2 * tile.n_heights + 2;
+            char *assembly = micro_assembly(isa, dtypes[i]);
+            found = find_k_loops(assembly);
+            if (found.loops < functions || *found.spilling)
+                fail_msg("%s, %s: expected %d loops over K or more, and no stack in them; found %d, stack in %s", cpu_isa_name(isa), ir_dtype_name(dtypes[i]),
+                         functions, found.loops, *found.spilling ? found.spilling : "none");
+            free(assembly);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -568,6 +668,7 @@ int main(void)
         cmocka_unit_test(batches),
         cmocka_unit_test(large_shapes),
         cmocka_unit_test(same_bits_for_any_threads_and_blocks),
+        cmocka_unit_test(loops_over_k_stay_in_registers),
     };
     return cmocka_run_group_tests(tests, NULL, free_code);
 }
