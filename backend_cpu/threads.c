@@ -31,8 +31,9 @@
 #endif
 
 /* How long to spin before sleeping. A sleep and its wake-up cost some 50 us on a virtual machine, and the host part of a
- * training step (log line, next batch) is below this. */
-enum { SPIN_NS = 1000000, SPINS_BETWEEN_CLOCKS = 256 };
+ * training step (log line, next batch) is below this. Before that, how long to spin without letting others run: where another process
+ * computes, the awaited thread may be waiting for this very CPU. */
+enum { SPIN_NS = 1000000, SPIN_ALONE_NS = 50000, SPINS_BETWEEN_CLOCKS = 256 };
 
 typedef struct { cpu_pool *pool; int index; pthread_t thread; } worker;
 
@@ -111,6 +112,8 @@ static bool spin_while(atomic_uint *word, unsigned old)
             start = now;
         else if (now - start > SPIN_NS)
             return false;
+        else if (now - start > SPIN_ALONE_NS)
+            sched_yield();
     }
 }
 

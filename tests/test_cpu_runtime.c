@@ -454,6 +454,41 @@ static void threads_are_quick(void **state)
         fail_msg("2 threads: expected at most 1000 ns, got %.0f ns a barrier and %.0f ns a region", barrier, region);
 }
 
+/* Threads that other processes push together on one CPU: who waits lets the awaited one run. One quick run is enough here too; a barrier
+ * takes 50 us, and a millisecond where the other only runs once this one sleeps. */
+typedef struct { cpu_pool *pool; cpu_set_t one; } crowd;
+
+static void meet_on_one_cpu(void *context, int thread, int n)
+{
+    crowd *c = context;
+    (void)thread, (void)n;
+    sched_setaffinity(0, sizeof c->one, &c->one);
+    for (int i = 0; i < 20; i++)
+        cpu_barrier(c->pool);
+}
+
+static void threads_make_way(void **state)
+{
+    (void)state;
+    cpu_set_t usable;
+    if (cpu_usable_cpus() < 2 || sched_getaffinity(0, sizeof usable, &usable) != 0)
+        skip();
+    crowd c = { .pool = cpu_pool_new(2) };
+    double barrier = 1e9;
+    for (int cpu = 0; cpu < CPU_SETSIZE && CPU_COUNT(&c.one) == 0; cpu++)
+        if (CPU_ISSET(cpu, &usable))
+            CPU_SET(cpu, &c.one);
+    for (int round = 0; round < 100 && barrier > 500e3; round++) {
+        double start = now_ns();
+        cpu_pool_run(c.pool, meet_on_one_cpu, &c);
+        barrier = MIN(barrier, (now_ns() - start) / 20);
+    }
+    sched_setaffinity(0, sizeof usable, &usable);
+    cpu_pool_free(c.pool);
+    if (barrier > 500e3)
+        fail_msg("2 threads on one CPU: expected at most 500 us a barrier, got %.0f", barrier / 1e3);
+}
+
 /* -- compiling -------------------------------------------------------------------------------------------------------- */
 
 /* A module with what kernels have: vectors, a constant pool, a jump table, static data, calls and data outside. V is the
@@ -1214,6 +1249,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(threads_survive_fork),
         cmocka_unit_test(threads_have_the_callers_float_mode),
         cmocka_unit_test(threads_are_quick),
+        cmocka_unit_test(threads_make_way),
         cmocka_unit_test(each_level_compiles),
         cmocka_unit_test(levels_use_their_vectors),
         cmocka_unit_test(many_modules_compile_in_parallel),
