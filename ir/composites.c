@@ -225,6 +225,15 @@ static ir_node *rows_of(ir_graph *graph, ir_node *x, int64_t from, int64_t count
     return ir_reshape(graph, x, chunks);
 }
 
+static loss_operands operands_of_rows(ir_graph *graph, const loss_operands *in, int64_t from, int64_t count, int64_t rows)
+{
+    loss_operands part = *in;
+    part.x = rows_of(graph, in->x, from, count, rows);
+    part.targets = rows_of(graph, in->targets, from, count, rows);
+    part.dloss = rows_of(graph, in->dloss, from, count, rows);
+    return part;
+}
+
 static ir_node *parameter_like(ir_graph *body, const ir_node *x, const char *name) { return x ? ir_parameter(body, x->type, name) : NULL; }
 
 static ir_node *parameter_for_slice(ir_graph *body, const ir_node *x, const char *name)
@@ -294,12 +303,10 @@ static loss_results linear_cross_entropy(ir_graph *graph, const ir_node *node, i
     int64_t first = n - whole > 0 || !dloss ? n - whole : rows, rest = n - first;
     loss_results head = {0};
     if (first > 0) {
-        loss_operands piece = { rows_of(graph, in.x, 0, first, 0), in.weight, in.transposed, rows_of(graph, in.targets, 0, first, 0),
-                                rows_of(graph, dloss, 0, first, 0) };
+        loss_operands piece = operands_of_rows(graph, &in, 0, first, 0);
         head = loss_of_rows(graph, &piece);
     }
-    loss_operands chunks = { rows_of(graph, in.x, first, rest, rows), in.weight, in.transposed,
-                             rows_of(graph, in.targets, first, rest, rows), rows_of(graph, dloss, first, rest, rows) };
+    loss_operands chunks = operands_of_rows(graph, &in, first, rest, rows);
     loss_results out = loss_of_chunks(graph, &chunks, rows, head.dweight);
     if (first > 0) {
         out.loss = one_after_another(graph, head.loss, out.loss);

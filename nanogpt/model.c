@@ -1,5 +1,7 @@
 /* The model. One function a layer of the paper's figure; x is the residual stream, f32[N,C]. Activations have two axes
- * wherever heads do not matter, so that every product of the model is one of two matrices. */
+ * wherever heads do not matter, so that every product of the model is one of two matrices.
+ *
+ * Of the arguments of a call at most one makes ops: C leaves open which comes first, and a trace is to be the same by every compiler. */
 #include "nanogpt/model.h"
 
 #include <math.h>
@@ -88,7 +90,9 @@ static rax_tensor operand(const run *r, rax_tensor x)
 
 static rax_tensor product(const run *r, rax_tensor a, rax_tensor b)
 {
-    return r->config->bf16 ? rax_matmul_f32(operand(r, a), operand(r, b)) : rax_matmul(a, b);
+    a = operand(r, a);
+    b = operand(r, b);
+    return r->config->bf16 ? rax_matmul_f32(a, b) : rax_matmul(a, b);
 }
 
 static rax_tensor bias(const run *r, const char *layer)
@@ -123,7 +127,10 @@ static rax_tensor attend(const run *r, rax_tensor q, rax_tensor k, rax_tensor v)
         options.dropout = r->config->dropout;
         options.random = *r->dropout;
     }
-    rax_tensor y = rax_attention(operand(r, q), operand(r, k), operand(r, v), options);
+    q = operand(r, q);
+    k = operand(r, k);
+    v = operand(r, v);
+    rax_tensor y = rax_attention(q, k, v, options);
     return r->config->bf16 ? rax_cast(y, RAX_F32) : y;
 }
 
@@ -188,8 +195,8 @@ rax_tensor gpt_losses(rax_tree params, rax_tensor ids, rax_tensor targets, const
     run r = { .config = config, .params = params, .B = rax_dim(ids, 0), .T = rax_dim(ids, 1),
               .dropout = config->dropout > 0 ? dropout : NULL };
     rax_tensor x = transformer(&r, ids, rax_slice(rax_get(params, "wpe.weight"), 0, 0, r.T));
-    rax_tensor wte = rax_get(params, "wte.weight");
-    return rax_linear_cross_entropy(operand(&r, x), operand(&r, wte), rax_reshape(targets, RAX_SHAPE(r.B * r.T)));
+    rax_tensor rows = operand(&r, x), wte = operand(&r, rax_get(params, "wte.weight"));
+    return rax_linear_cross_entropy(rows, wte, rax_reshape(targets, RAX_SHAPE(r.B * r.T)));
 }
 
 rax_tree gpt_cache_new(const gpt_model_config *config, int S)

@@ -45,10 +45,13 @@ rax_tensor gpt_learning_rate(rax_tensor step, const gpt_optimizer_config *config
     if (warmup < decay) {
         rax_tensor share = rax_scale(rax_shift(it, -warmup), 1 / (decay - warmup));      /* of the way down: 0 to 1 */
         rax_tensor cosine = rax_scale(rax_shift(rax_cos(rax_scale(share, M_PI)), 1), 0.5);
-        lr = rax_select(rax_lt(it, number(decay)), rax_shift(rax_scale(cosine, high - low), low), lr);
+        rax_tensor decayed = rax_shift(rax_scale(cosine, high - low), low);
+        lr = rax_select(rax_lt(it, number(decay)), decayed, lr);
     }
-    if (warmup > 0)
-        lr = rax_select(rax_lt(it, number(warmup)), rax_div(rax_scale(it, high), number(warmup)), lr);
+    if (warmup > 0) {
+        rax_tensor end = number(warmup), warm = rax_div(rax_scale(it, high), end);
+        lr = rax_select(rax_lt(it, end), warm, lr);
+    }
     return lr;
 }
 
@@ -67,8 +70,8 @@ rax_tree gpt_clip(rax_tree grads, rax_tensor norm, const gpt_optimizer_config *c
     if (config->grad_clip == 0)
         return grads;
     rax_tree clipped = rax_tree_like(grads);
-    rax_tensor limit = rax_constant(RAX_F32, RAX_SCALAR, config->grad_clip);
-    rax_tensor factor = rax_min(rax_constant(RAX_F32, RAX_SCALAR, 1), rax_div(limit, rax_shift(norm, 1e-6)));
+    rax_tensor limit = rax_constant(RAX_F32, RAX_SCALAR, config->grad_clip), one = rax_constant(RAX_F32, RAX_SCALAR, 1);
+    rax_tensor factor = rax_min(one, rax_div(limit, rax_shift(norm, 1e-6)));
     for (int i = 0; i < rax_tree_size(grads); i++)
         rax_set_leaf(clipped, i, rax_mul(rax_leaf(grads, i), factor));
     return clipped;
@@ -77,18 +80,17 @@ rax_tree gpt_clip(rax_tree grads, rax_tensor norm, const gpt_optimizer_config *c
 /* 1 - beta^t with t = step + 1. */
 static rax_tensor bias_correction(rax_tensor step, double beta)
 {
-    rax_tensor t = rax_shift(rax_cast(step, RAX_F64), 1);
-    return rax_cast(rax_sub(number(1), rax_pow(number(beta), t)), RAX_F32);
+    rax_tensor t = rax_shift(rax_cast(step, RAX_F64), 1), one = number(1);
+    return rax_cast(rax_sub(one, rax_pow(number(beta), t)), RAX_F32);
 }
 
 void gpt_adamw(rax_tree params, rax_tree moments, rax_tree grads, rax_tensor step, rax_tensor lr,
                const gpt_optimizer_config *config, rax_tree *next_params, rax_tree *next_moments)
 {
     const int n = rax_tree_size(params);
-    rax_adamw_options options = {
-        .lr = rax_cast(lr, RAX_F32), .correction1 = bias_correction(step, config->beta1),
-        .correction2 = bias_correction(step, config->beta2), .beta1 = config->beta1, .beta2 = config->beta2, .epsilon = 1e-8,
-    };
+    rax_adamw_options options = { .lr = rax_cast(lr, RAX_F32), .beta1 = config->beta1, .beta2 = config->beta2, .epsilon = 1e-8 };
+    options.correction1 = bias_correction(step, config->beta1);
+    options.correction2 = bias_correction(step, config->beta2);
     *next_params = rax_tree_like(params);
     *next_moments = rax_tree_like(moments);
     for (int i = 0; i < n; i++) {

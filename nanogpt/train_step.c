@@ -14,7 +14,8 @@ typedef struct {
 static rax_tensor micro_batch(const batch *b, rax_tensor x, rax_tensor y, rax_tensor index, rax_tree *grads)
 {
     rax_tensor first = rax_mul(b->step, rax_constant(RAX_I32, RAX_SCALAR, (double)b->count));
-    rax_random dropout = { rax_seed((uint64_t)b->config->seed), rax_add(first, index) };
+    rax_random dropout = { .counter = rax_add(first, index) };
+    dropout.seed = rax_seed((uint64_t)b->config->seed);
     rax_tensor losses = gpt_losses(b->params, x, y, b->config, &dropout);
     rax_tensor loss = rax_scale(rax_mean(losses, RAX_ALL_AXES), 1.0 / (double)b->count);
     *grads = rax_grad(loss, b->params);
@@ -38,8 +39,11 @@ static void accumulate(void *context, const rax_tensor *carry, const rax_tensor 
 static rax_tensor mean_over_micro_batches(batch *b, rax_tensor x, rax_tensor y, rax_tree *grads)
 {
     rax_shape one = RAX_SHAPE(rax_dim(x, 1), rax_dim(x, 2));
-    if (b->count == 1)
-        return micro_batch(b, rax_reshape(x, one), rax_reshape(y, one), rax_constant(RAX_I32, RAX_SCALAR, 0), grads);
+    if (b->count == 1) {
+        x = rax_reshape(x, one);
+        y = rax_reshape(y, one);
+        return micro_batch(b, x, y, rax_constant(RAX_I32, RAX_SCALAR, 0), grads);
+    }
 
     const int n = rax_tree_size(b->params);
     rax_tensor *carry = rax_alloc(sizeof *carry * (size_t)(n + 1));
