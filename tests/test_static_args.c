@@ -523,6 +523,29 @@ static void test_the_compile_trace(void **state)
     base_free(said);
 }
 
+/* Two programs in turn, eight calls: of each return a line is told once, and each time from level 2 on. */
+static void test_returning_is_told_once(void **state)
+{
+    (void)state;
+    for (int level = 1; level <= 2; level++) {
+        assert_true(rax_configure(&(rax_settings){ .verbose = level, .no_jit = true }));
+        bench b = bench_new(loop_step, "x: f32[N], config: record");
+        settings config = plain;
+        capture_stderr();
+        for (int i = 0; i < 8; i++) {
+            config.n_layer = 2 + i % 2;
+            with_record(&b, config, pow(3, config.n_layer));
+        }
+        char *said = captured();
+        int told = 0;
+        for (const char *at = said; (at = strstr(at, "[RAX] step: back to a program that is compiled\n")) != NULL; at++)
+            told++;
+        assert_int_equal(told, level == 1 ? 2 : 6);
+        base_free(said);
+        bench_free(&b);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -543,6 +566,7 @@ int main(void)
         TEST(test_the_line_a_compiled_function),
         TEST(test_one_warning_of_a_leaf_that_varies),
         TEST(test_the_compile_trace),
+        TEST(test_returning_is_told_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

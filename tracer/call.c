@@ -311,7 +311,8 @@ static trace_entry *find_entry(const call *c, bool *hit)
         return fn->last;
     }
     if ((fn->last = trace_cache_find(fn, fn->key))) {
-        trace_say(1, "%s: back to a program that is compiled", fn->name);
+        trace_say(fn->last->returned_to ? 2 : 1, "%s: back to a program that is compiled", fn->name);     /* calls may alternate */
+        fn->last->returned_to = true;
     } else {
         *hit = false;
         fn->stats.misses++;

@@ -299,6 +299,7 @@ typedef struct trace_entry {
     int *guards;                         /* leaves */
     trace_number *values;                /* text is owned */
     trace_program *program;
+    bool returned_to;                    /* the trace has told once that a call came back to it */
 } trace_entry;
 
 enum { MAX_ENTRIES = 64, MAX_ROWS = 8 };
