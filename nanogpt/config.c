@@ -255,6 +255,8 @@ static bool set_json(gpt_config *config, const key_row *row, const cJSON *value,
 
 /* -- layers --------------------------------------------------------------------------------------------------------- */
 
+static const char command_line[] = "command line";
+
 void gpt_config_init(gpt_config *config)
 {
     *config = (gpt_config){0};
@@ -276,6 +278,7 @@ static void forget(gpt_config *config, char **field, const char *name)
     rax_free(*field);
     *field = NULL;
     config->given &= ~(1ull << gpt_config_find(name));
+    config->overridden &= ~(1ull << gpt_config_find(name));
 }
 
 /* The end of a layer that set `fresh`. Within one layer dataset and token files contradict each other; over layers the later
@@ -318,6 +321,7 @@ bool gpt_config_from_json(gpt_config *config, const cJSON *object, const char *o
         }
         fresh |= 1ull << key;
     }
+    config->overridden &= ~fresh;
     return end_layer(config, fresh, origin);
 }
 
@@ -333,31 +337,42 @@ bool gpt_config_read(gpt_config *config, const char *path)
 
 bool gpt_config_override(gpt_config *config, const gpt_setting *settings, int count)
 {
-    static const char origin[] = "command line";
     uint64_t fresh = 0;
     for (int i = 0; i < count; i++) {                /* a key that comes twice: the last value holds, as with any option */
-        int key = find_or_fail(settings[i].key, origin, false);
+        int key = find_or_fail(settings[i].key, command_line, false);
         if (key < 0)
             return false;
         if (!set_typed(config, &keys[key], settings[i].value)) {
             char *got = gpt_format("'%s'", settings[i].value);
-            refuse(origin, &keys[key], got);
+            refuse(command_line, &keys[key], got);
             rax_free(got);
             return false;
         }
         fresh |= 1ull << key;
     }
-    return end_layer(config, fresh, origin);
+    config->overridden |= fresh;
+    return end_layer(config, fresh, command_line);
 }
 
-bool gpt_config_check(const gpt_config *config, const char *origin)
+static const char *origin_of(const gpt_config *config, const char *name, const char *file)
 {
-    if (config->n_embd % config->n_head != 0)
-        return rax_fail(RAX_MISTAKE, "%s: n_head: %d heads do not divide n_embd, a width of %d", origin, config->n_head, config->n_embd);
+    uint64_t bit = 1ull << gpt_config_find(name);
+    return config->overridden & bit ? command_line : config->given & bit ? file : "default";
+}
+
+bool gpt_config_check(const gpt_config *config, const char *file)
+{
+    if (config->n_embd % config->n_head != 0) {
+        const char *heads = origin_of(config, "n_head", file), *width = origin_of(config, "n_embd", file);
+        bool same = strcmp(heads, width) == 0;
+        return rax_fail(RAX_MISTAKE, "%s: n_head: %d heads do not divide n_embd, a width of %d%s%s%s", heads, config->n_head, config->n_embd,
+                        same ? "" : " (", same ? "" : width, same ? "" : ")");
+    }
     if (!config->dataset && !config->train_data)
-        return rax_fail(RAX_MISTAKE, "%s: dataset: is missing; name a corpus (\"shakespeare\", \"shakespeare_char\"), or a token file as train_data", origin);
+        return rax_fail(RAX_MISTAKE, "%s: dataset: is missing; name a corpus (\"shakespeare\", \"shakespeare_char\"), or a token file as train_data", file);
     if (config->dataset && config->val_data)
-        return rax_fail(RAX_MISTAKE, "%s: val_data: dataset \"%s\" has a validation split of its own", origin, config->dataset);
+        return rax_fail(RAX_MISTAKE, "%s: val_data: dataset \"%s\" has a validation split of its own",
+                        origin_of(config, "val_data", file), config->dataset);
     return true;
 }
 

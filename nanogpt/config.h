@@ -40,6 +40,7 @@ typedef struct {
     int threads;
     gpt_device device;
     uint64_t given;                     /* bit i: key i was set by a file or an override, and is not the default */
+    uint64_t overridden;                /* bit i: by an override, and not by a file after it */
 } gpt_config;
 
 typedef struct { const char *key, *value; } gpt_setting;
@@ -53,7 +54,7 @@ void gpt_config_init(gpt_config *config);
 void gpt_config_free(gpt_config *config);
 bool gpt_config_read(gpt_config *config, const char *path);
 bool gpt_config_override(gpt_config *config, const gpt_setting *settings, int count);
-bool gpt_config_check(const gpt_config *config, const char *origin);      /* what keys owe each other, and none is missing */
+bool gpt_config_check(const gpt_config *config, const char *file);        /* what keys owe each other, and none is missing */
 
 /* As JSON with every key that has a value, paths absolute, numbers to the last bit; what is printed and read back is equal.
  * gpt_config_from_json overlays an object; origin ("out/state.json") begins its errors, folder is where paths begin. */

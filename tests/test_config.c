@@ -255,8 +255,9 @@ static void test_mistakes_on_the_command_line(void **state)
         { "bias=yes", "command line: bias: expected true or false, got 'yes'" },
         { "sampling=shuffled", "command line: sampling: expected \"random\" or \"sequential\", got 'shuffled'" },
         { "out_dir=", "command line: out_dir: expected a path, got ''" },
-        { "val_data=v.bin", "a.json: val_data: dataset \"shakespeare\" has a validation split of its own" },
-        { "n_head=7", "a.json: n_head: 7 heads do not divide n_embd, a width of 768" },
+        { "val_data=v.bin", "command line: val_data: dataset \"shakespeare\" has a validation split of its own" },
+        { "n_head=7", "command line: n_head: 7 heads do not divide n_embd, a width of 768 (default)" },
+        { "n_embd=100", "default: n_head: 12 heads do not divide n_embd, a width of 100 (command line)" },
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         gpt_config config;
@@ -269,6 +270,12 @@ static void test_mistakes_on_the_command_line(void **state)
     const char *error = load(&config, "{" D "}", "dataset=x", "train_data=y", NULL);
     gpt_config_free(&config);
     assert_string_equal(error, "command line: dataset and train_data: give one or the other");
+    error = load(&config, "{" D ", \"n_head\": 6, \"n_embd\": 384}", "n_embd=100", NULL);
+    gpt_config_free(&config);
+    assert_string_equal(error, "a.json: n_head: 6 heads do not divide n_embd, a width of 100 (command line)");
+    error = load(&config, "{" D ", \"n_head\": 6, \"n_embd\": 384}", "n_embd=100", "n_head=7", NULL);
+    gpt_config_free(&config);
+    assert_string_equal(error, "command line: n_head: 7 heads do not divide n_embd, a width of 100");
 }
 
 static void test_no_file(void **state)
