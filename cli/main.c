@@ -42,10 +42,14 @@ static void catch_signals(void)
 
 /* -- the command line ----------------------------------------------------------------------------------------------- */
 
+/* One line, also where a name in a file has control characters in it. */
 int cli_fail(void)
 {
     fflush(stdout);
-    fprintf(stderr, "rax: %s\n", rax_error());
+    fputs("rax: ", stderr);
+    for (const char *at = rax_error(); *at; at++)
+        fputc((unsigned char)*at < ' ' || *at == 127 ? ' ' : *at, stderr);
+    fputc('\n', stderr);
     return rax_error_kind_of() == RAX_FAILURE ? RAX_FAILURE : RAX_MISTAKE;
 }
 
@@ -86,8 +90,9 @@ int main(int argc, char **argv)
 {
     catch_signals();
     int status = dispatch(argc, argv);
-    if (fflush(stdout) != 0 && status == 0) {
-        rax_fail(RAX_FAILURE, "standard output: cannot be written: %s", strerror(errno));
+    errno = 0;
+    if ((fflush(stdout) != 0 || ferror(stdout)) && status == 0) {             /* ferror: an earlier flush failed */
+        rax_fail(RAX_FAILURE, "standard output: cannot be written%s%s", errno ? ": " : "", errno ? strerror(errno) : "");
         return cli_fail();
     }
     return status;

@@ -300,5 +300,6 @@ rax_settings cli_settings(const cli_line *line)
 
 data_places cli_places(const cli_line *line)
 {
-    return (data_places){ .data_folder = line->data_dir, .cache_folder = *line->cache_dir ? line->cache_dir : line->default_cache_dir };
+    bool told = line->data_dir && *line->data_dir;       /* RAX_DATA= is as good as none */
+    return (data_places){ .data_folder = told ? line->data_dir : NULL, .cache_folder = *line->cache_dir ? line->cache_dir : line->default_cache_dir };
 }

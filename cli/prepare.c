@@ -52,12 +52,28 @@ static bool prepare_text(const cli_line *line, const prepare_options *options, c
     return true;
 }
 
+static bool is_there(const char *path) { return access(path, F_OK) == 0; }
+
+/* Neither a file nor, by itself, a corpus. */
+static bool refuse_absent(const char *name)
+{
+    int count = 0;
+    while (data_corpus_names[count])
+        count++;
+    if (is_corpus(name))
+        return rax_fail(RAX_MISTAKE, "%s: there is no such file; the corpus of that name stands alone, without --out_dir", name);
+    return rax_fail(RAX_MISTAKE, "%s: there is no such file; the nearest corpus is %s", name, gpt_nearest(name, data_corpus_names, count));
+}
+
 static bool prepare(const cli_line *line, const prepare_options *options)
 {
     data_places places = cli_places(line);
     places.offline = options->offline;
     if (!options->out_dir && line->operand_count == 1 && is_corpus(line->operands[0]))
         return prepare_corpus(line->operands[0], &places);
+    for (int i = 0; i < line->operand_count; i++)
+        if (!is_there(line->operands[i]))
+            return refuse_absent(line->operands[i]);
     if (!options->out_dir)
         return rax_fail(RAX_MISTAKE, "--out_dir: is missing: where shall the tokens of %s go?", line->operands[0]);
     return prepare_text(line, options, &places);

@@ -2,9 +2,12 @@
 #include "cli/profile.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 /* -- equal kernels together ------------------------------------------------------------------------------------------- */
 
@@ -115,18 +118,20 @@ void cli_print_peak(FILE *out, const rax_peak *peak)
 
 /* -- the trace ------------------------------------------------------------------------------------------------------------- */
 
-struct cli_trace { FILE *file; const char *path; int threads; bool first; };
+/* The text is kept until the end: a run that fails leaves an older trace as it was. */
+struct cli_trace { FILE *file; const char *path; char *text; size_t bytes; int handle, threads; bool first; };
 
 cli_trace *cli_trace_new(const char *path)
 {
-    FILE *file = fopen(path, "w");
-    if (!file) {
+    int handle = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (handle < 0) {
         rax_fail(RAX_FAILURE, "%s: cannot be written: %s", path, strerror(errno));
         return NULL;
     }
     cli_trace *trace = rax_alloc(sizeof *trace);
-    *trace = (cli_trace){ .file = file, .path = path, .first = true };
-    fprintf(file, "[");
+    *trace = (cli_trace){ .path = path, .handle = handle, .first = true };
+    trace->file = open_memstream(&trace->text, &trace->bytes);
+    fprintf(trace->file, "[");
     return trace;
 }
 
@@ -183,15 +188,30 @@ void cli_trace_add(cli_trace *t, const rax_profile *p)
     }
 }
 
-bool cli_trace_end(cli_trace *t)
+/* A device or pipe has no length to cut. */
+static bool write_trace(const cli_trace *t)
 {
-    if (!t)
+    if (ftruncate(t->handle, 0) != 0 && errno != EINVAL)
         return false;
+    for (size_t at = 0; at < t->bytes;) {
+        ssize_t put = write(t->handle, t->text + at, t->bytes - at);
+        if (put < 0 && errno != EINTR)
+            return false;
+        at += put > 0 ? (size_t)put : 0;
+    }
+    return true;
+}
+
+bool cli_trace_end(cli_trace *t, bool keep)
+{
+    struct stat found;
     fprintf(t->file, "\n]\n");
-    bool written = !ferror(t->file);
-    written = fclose(t->file) == 0 && written;
-    if (!written)
-        rax_fail(RAX_FAILURE, "%s: cannot be written: %s", t->path, strerror(errno));
+    fclose(t->file);
+    bool written = !keep || write_trace(t) || rax_fail(RAX_FAILURE, "%s: cannot be written: %s", t->path, strerror(errno));
+    if (!keep && fstat(t->handle, &found) == 0 && S_ISREG(found.st_mode) && found.st_size == 0)
+        unlink(t->path);                             /* made for nothing */
+    close(t->handle);
+    free(t->text);
     rax_free(t);
     return written;
 }

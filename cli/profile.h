@@ -18,6 +18,6 @@ void cli_print_peak(FILE *out, const rax_peak *peak);
 typedef struct cli_trace cli_trace;
 cli_trace *cli_trace_new(const char *path);                    /* borrows path */
 void cli_trace_add(cli_trace *trace, const rax_profile *profile);
-bool cli_trace_end(cli_trace *trace);                          /* and frees it; false: rax_error() */
+bool cli_trace_end(cli_trace *trace, bool keep);               /* and frees it; keep: into the file. false: rax_error() */
 
 #endif

@@ -16,6 +16,13 @@ bool cli_corpus_open(data_corpus *corpus, const gpt_config *config, const cli_li
     return data_corpus_open_files(corpus, config->train_data, config->val_data, config->vocab_size, &places);
 }
 
+bool cli_tokenizer_open(data_corpus *corpus, const gpt_config *config, const cli_line *line)
+{
+    data_places places = cli_places(line);
+    *corpus = (data_corpus){0};
+    return config->dataset ? cli_corpus_open(corpus, config, line) : data_tokenizer_beside(config->train_data, &places, &corpus->tokenizer);
+}
+
 /* -- a model out of a folder ------------------------------------------------------------------------------------------ */
 
 /* The configuration goes over from the checkpoint: its strings are freed by one of the two. */

@@ -8,6 +8,9 @@
 /* The corpus that a configuration names. To be closed by data_corpus_close. */
 bool cli_corpus_open(data_corpus *corpus, const gpt_config *config, const cli_line *line);
 
+/* Its tokenizer alone, for which token files need not be there. NULL where no tokenizer.json says what their tokens stand for. */
+bool cli_tokenizer_open(data_corpus *corpus, const gpt_config *config, const cli_line *line);
+
 /* Weights of a finished or running run, and the configuration that it was started with. */
 typedef struct {
     gpt_config config;

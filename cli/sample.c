@@ -2,12 +2,12 @@
 #include "cli/cli.h"
 #include "cli/run.h"
 
-/* As text's tokens are told by where it was trained. */
+/* What the tokens stand for is told by where the model was trained. */
 static bool sample(const cli_line *line, cli_sampling *sampling)
 {
     cli_model model;
     data_corpus corpus = {0};
-    bool sampled = cli_model_open(&model, line->operands[0], line) && cli_corpus_open(&corpus, &model.config, line);
+    bool sampled = cli_model_open(&model, line->operands[0], line) && cli_tokenizer_open(&corpus, &model.config, line);
     if (sampled && !corpus.tokenizer)
         sampled = rax_fail(RAX_MISTAKE, "%s: was trained on %s, and no tokenizer.json beside that says what its tokens stand for",
                            line->operands[0], model.config.train_data);

@@ -115,7 +115,7 @@ static bool run(const cli_line *line, gpt_config *config, profiling *wanted)
     bool trained = rax_configure(&settings) && cli_corpus_open(&corpus, config, line) && open_loaders(&l, &corpus, config) &&
                    train(config, &corpus, &l, wanted);
     if (wanted->file)
-        trained = cli_trace_end(wanted->file) && trained;
+        trained = cli_trace_end(wanted->file, trained) && trained;
     close_loaders(&l);
     data_corpus_close(&corpus);
     return trained;

@@ -271,6 +271,16 @@ static bool exists(const char *path)
     return stat(path, &info) == 0;
 }
 
+bool data_tokenizer_beside(const char *train_path, const data_places *places, data_tokenizer **tokenizer)
+{
+    const char *slash = strrchr(train_path, '/');
+    char *beside = data_format("%.*stokenizer.json", slash ? (int)(slash + 1 - train_path) : 0, train_path);
+    bool there = exists(beside);
+    *tokenizer = there ? data_tokenizer_load(beside, places) : NULL;
+    rax_free(beside);
+    return *tokenizer || !there;
+}
+
 bool data_corpus_open_files(data_corpus *corpus, const char *train_path, const char *val_path, int vocab_size,
                             const data_places *places)
 {
@@ -280,15 +290,11 @@ bool data_corpus_open_files(data_corpus *corpus, const char *train_path, const c
         corpus->val = data_tokens_open(val_path, vocab_size);
     bool ok = corpus->train && (corpus->val || !val_path);
 
-    const char *slash = strrchr(train_path, '/');
-    char *beside = data_format("%.*stokenizer.json", slash ? (int)(slash + 1 - train_path) : 0, train_path);
-    if (ok && exists(beside)) {
-        corpus->tokenizer = data_tokenizer_load(beside, places);
-        ok = corpus->tokenizer || rax_error_kind_of() == RAX_FAILURE;
-        if (ok && !corpus->tokenizer)                    /* training can do without: GPT-2's files may be out of reach */
+    if (ok && !data_tokenizer_beside(train_path, places, &corpus->tokenizer)) {
+        ok = rax_error_kind_of() == RAX_FAILURE;
+        if (ok)                                          /* training can do without: GPT-2's files may be out of reach */
             data_say(places, "no tokenizer for %s: %s", train_path, rax_error());
     }
-    rax_free(beside);
     if (!ok)
         data_corpus_close(corpus);
     return ok;

@@ -186,6 +186,16 @@ static bool write_description(const char *folder, const gpt_config *config)
     return written;
 }
 
+/* What a failed write has left goes, for it may be what fills the disk. The error stays that of the write. */
+static void drop_unfinished(const char *temporary)
+{
+    char *why = gpt_format("%s", rax_error());
+    rax_error_kind kind = rax_error_kind_of();
+    gpt_folder_remove(temporary);
+    rax_fail(kind, "%s", why);
+    rax_free(why);
+}
+
 bool gpt_checkpoint_write(const char *out_dir, const gpt_checkpoint_state *state, const gpt_array *model, int model_count,
                           const gpt_array *optimizer, int optimizer_count)
 {
@@ -199,6 +209,8 @@ bool gpt_checkpoint_write(const char *out_dir, const gpt_checkpoint_state *state
                    write_arrays(temporary, "optimizer.safetensors", optimizer, optimizer_count, digests) &&
                    write_description(temporary, state->config) && write_state(temporary, state, digests) &&
                    publish(out_dir, hidden, name) && point_latest(out_dir, name) && clean(out_dir, state->iteration);
+    if (!written)
+        drop_unfinished(temporary);
     cJSON_Delete(digests);
     rax_free(name);
     rax_free(hidden);
@@ -351,6 +363,14 @@ gpt_metrics *gpt_metrics_open(const char *out_dir, int64_t first_iteration)
     return NULL;
 }
 
+/* Cuts off the begun row that a full disk has left. */
+static void take_back(int file, off_t bytes)
+{
+    struct stat found;
+    if (bytes > 0 && fstat(file, &found) == 0 && found.st_size >= bytes && ftruncate(file, found.st_size - bytes) != 0)
+        return;                                      /* the row stays torn: a run that resumes drops it */
+}
+
 bool gpt_metrics_row(gpt_metrics *metrics, int64_t iteration, const gpt_metric *values, int count)
 {
     char *row = gpt_format("{\"iter\": %" PRId64, iteration);
@@ -365,12 +385,15 @@ bool gpt_metrics_row(gpt_metrics *metrics, int64_t iteration, const gpt_metric *
     rax_free(row);
 
     bool written = true;
-    for (const char *at = line; written && *at;) {
+    const char *at = line;
+    while (written && *at) {
         ssize_t put = write(metrics->file, at, strlen(at));
         if (put < 0 && errno != EINTR)
             written = rax_fail(RAX_FAILURE, "%s: cannot be written: %s", metrics->path, strerror(errno));
         at += put > 0 ? put : 0;
     }
+    if (!written)
+        take_back(metrics->file, at - line);
     rax_free(line);
     return written;
 }

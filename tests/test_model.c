@@ -382,6 +382,10 @@ static void test_weight_errors(void **state)
     check_reading(&file, &config, "transformer.ln_f.bias: is missing");
     weight_file_add(&file, "transformer.ln_f.bias", 1, pair, (float[]){ 1, 2 });
     check_reading(&file, &config, "transformer.ln_f.bias: expected shape [12], got [2]");
+    file.count = last;
+    const int64_t width[] = { 12 };
+    weight_file_add(&file, "transformer.ln_f.bias", 1, width, (float[12]){ [7] = NAN, [9] = INFINITY });
+    check_reading(&file, &config, "model.safetensors: transformer.ln_f.bias: element 7 is nan");
     weight_file_free(&file);
 
     file = weight_file_new(&model_without, "");

@@ -119,6 +119,11 @@ assert all(e["dur"] >= 0 and e["tid"] in tracks and e["pid"] == 1 for e in spans
 assert any(e["name"].startswith("matmul") and e["args"]["file"].endswith("model.c") and e["args"]["line"] > 0 for e in spans)
 END
     fails 1 "no/trace.json: cannot be written: No such file" train "$CONFIG" --out_dir=out --trace=no/trace.json
+    cp trace.json before
+    fails 2 "absent.bin" train "$CONFIG" --out_dir=out --trace=trace.json --train_data=absent.bin
+    cmp trace.json before
+    fails 2 "absent.bin" train "$CONFIG" --out_dir=out --trace=other.json --train_data=absent.bin
+    [ ! -e other.json ]
 }
 
 @test "no progress line in a pipe; one on a terminal" {
@@ -154,7 +159,8 @@ END
 }
 
 @test "configurations that cannot be" {
-    fails 2 "n_head: 4 heads do not divide n_embd" train "$CONFIG" --out_dir=out --n_head=4
+    fails 2 "command line: n_head: 4 heads do not divide n_embd, a width of 21 ($CONFIG)" train "$CONFIG" --out_dir=out --n_head=4
+    fails 2 "$CONFIG: n_head: 3 heads do not divide n_embd, a width of 22 (command line)" train "$CONFIG" --out_dir=out --n_embd=22
     fails 2 "the nearest is" train "$CONFIG" --out_dir=out --n_heads=3
     fails 2 "learning_rate: expected" train "$CONFIG" --out_dir=out --learning_rate=fast
     fails 2 "none.json" train none.json
@@ -189,6 +195,65 @@ END
     echo text >file
     fails 1 "file" train "$CONFIG" --out_dir=file/out
     fails 1 "file" train "$CONFIG" --out_dir=file
+}
+
+@test "an out_dir, a file and a cache without permission" {
+    [ "$(id -u)" -ne 0 ] || setpriv --bounding-set=-dac_override true 2>/dev/null || skip "root, and no setpriv"
+    local rax=$RAX_BIN
+    train --max_iters=2
+    cp -r out before
+    printf '#!/bin/sh\nexec setpriv --bounding-set=-dac_override,-dac_read_search "%s" "$@"\n' "$rax" >rax
+    [ "$(id -u)" -eq 0 ] || printf '#!/bin/sh\nexec "%s" "$@"\n' "$rax" >rax
+    chmod +x rax
+    RAX_BIN=./rax
+    chmod 555 out
+    fails 1 "out: out_dir cannot be written to: Permission denied" train "$CONFIG" --out_dir=out
+    fails 1 "out/new: cannot make the folder: Permission denied" train "$CONFIG" --out_dir=out/new
+    chmod 755 out
+    diff -r out before
+    cp "$FIXTURES/odd-widths/tokens.bin" secret.bin
+    chmod 000 secret.bin
+    fails 2 "secret.bin: cannot be opened: Permission denied" train "$CONFIG" --out_dir=other --train_data=secret.bin
+    mkdir -m 555 locked
+    ./rax train "$CONFIG" --out_dir=other --cache-dir=locked/cache >stdout 2>stderr        # nothing is kept, and it trains
+    [ "$(wc -l <stdout)" -eq 12 ]
+}
+
+# A limit on the size of a file stands for a disk that is full.
+full_disk() { trap '' XFSZ; ulimit -f "$1"; }
+
+@test "a full disk: a checkpoint is whole or absent" {
+    train --max_iters=3
+    cp -r out before
+    (full_disk 8; fails 1 "model.safetensors: cannot be written: File too large" train "$CONFIG" --out_dir=out --max_iters=6 --init_from=resume)
+    diff -r out/ckpt-000003 before/ckpt-000003
+    [ "$(readlink out/latest)" = ckpt-000003 ] && [ -z "$(find out -name '.*')" ]
+    train --max_iters=6 --init_from=resume
+    "$RAX_BIN" train "$CONFIG" --out_dir=whole --max_iters=6 >stdout 2>stderr
+    cmp out/ckpt-000006/model.safetensors whole/ckpt-000006/model.safetensors
+}
+
+@test "a full disk: metrics end in a whole row" {
+    train --max_iters=3
+    (full_disk 4; fails 1 "out/metrics.jsonl: cannot be written: File too large" train "$CONFIG" --out_dir=out --max_iters=200 --log_interval=0)
+    [ "$(tail -c 1 out/metrics.jsonl)" = "" ] && [ "$(wc -c <out/metrics.jsonl)" -gt 3900 ]
+    [ "$(grep -c '^{"iter": .*}$' out/metrics.jsonl)" -eq "$(wc -l <out/metrics.jsonl)" ]
+    [ "$(readlink out/latest)" = ckpt-000003 ]
+}
+
+@test "a full disk: standard output" {
+    [ -e /dev/full ] || skip "no /dev/full"
+    run -1 bash -c '"$RAX_BIN" train "$0" --out_dir=out --max_iters=2 2>stderr >/dev/full' "$CONFIG"
+    grep -q '^rax: standard output: cannot be written' stderr
+}
+
+@test "a full disk: code that cannot be kept runs all the same" {
+    train --max_iters=3
+    "$RAX_BIN" eval out >expected 2>/dev/null
+    (full_disk 1; "$RAX_BIN" eval out --cache-dir=fresh >got 2>stderr)
+    cat stderr
+    cmp got expected
+    [ -z "$(find fresh -type f -name '*tmp*')" ]
 }
 
 @test "a model too large for memory" {

@@ -17,14 +17,14 @@ static char *read_whole(const char *path, size_t *len)
     base_text text = {0};
     char part[1 << 16];
     if (!file) {
-        rax_fail(errno == ENOENT ? RAX_MISTAKE : RAX_FAILURE, "%s: %s", path, strerror(errno));
+        rax_fail(errno == ENOENT || errno == EACCES ? RAX_MISTAKE : RAX_FAILURE, "%s: cannot be read: %s", path, strerror(errno));
         return NULL;
     }
     for (size_t n; (n = fread(part, 1, sizeof part, file)) > 0 && text.len <= MAX_TEXT_BYTES;)
         base_text_bytes(&text, part, n);
     bool good = !ferror(file);
     if (!good)
-        rax_fail(RAX_FAILURE, "%s: %s", path, strerror(errno));
+        rax_fail(errno == EISDIR ? RAX_MISTAKE : RAX_FAILURE, "%s: cannot be read: %s", path, strerror(errno));
     else if (text.len > MAX_TEXT_BYTES)
         good = rax_fail(RAX_MISTAKE, "%s: over %d MB are no graph", path, MAX_TEXT_BYTES >> 20);
     fclose(file);
