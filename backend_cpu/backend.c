@@ -19,6 +19,7 @@ static struct {
     cpu_machine machine;
     cpu_store *store;
     cpu_pool *pool;                           /* started by the first compile */
+    cpu_arena arena;                          /* of all programs that the pool runs */
     int threads;
     cpu_grain grain;
 } process;
@@ -239,7 +240,7 @@ static bool fits(const ir_executable *p, ir_compile_report *report)
     base_text_free(&table);
     ir_report_line(report, 1, "memory: %.1f MB for intermediates, %.1f MB of them workspace and scratch; the machine has %.1f MB, %.1f MB available",
                    (double)wanted / 1e6, (double)cpu_execution_workspace(p->execution) / 1e6, (double)memory.total_bytes / 1e6, (double)memory.available_bytes / 1e6);
-    if (wanted <= memory.available_bytes)
+    if (wanted <= memory.available_bytes + process.arena.bytes)
         return true;
     return base_fail(BASE_FAILURE, "%s: does not fit: %.1f MB for intermediates beside %.1f MB of arguments and %.1f MB of results; %.1f MB of %.1f MB are available",
                      p->list->name, (double)wanted / 1e6, (double)p->list->memory.params_bytes / 1e6, (double)p->list->memory.results_bytes / 1e6,
@@ -272,7 +273,7 @@ static bool finish(ir_executable *p, cpu_compiler *c, const ir_compile_options *
     end_phase(report, fetched.compiled_functions ? "generate" : "load", since);
     for (int i = 0; i < p->list->n_ids; i++)
         cpu_link_plan(c, &plans[i], &fetched);
-    if (!cpu_execution_allocate(p->execution))
+    if (!cpu_execution_allocate(p->execution, &process.arena))
         return false;
     report_program(p, plans, &fetched, report);
     end_phase(report, "link", since);
@@ -316,6 +317,14 @@ static bool run(ir_executable *p, void *const *params, void *const *results)
     cpu_execute(p->execution, process.pool, params, results);
     return true;
 }
+
+static bool run_again(ir_executable *p)
+{
+    cpu_execute_again(p->execution, process.pool);
+    return true;
+}
+
+static double began_ms(const ir_executable *p) { return cpu_execution_began_ms(p->execution); }
 
 /* -- where time goes ---------------------------------------------------------------------------------------------------------- */
 
@@ -398,6 +407,8 @@ const ir_backend cpu_backend = {
     .print_info = print_info,
     .compile = compile,
     .run = run,
+    .run_again = run_again,
+    .began_ms = began_ms,
     .free = free_program,
     .arena_bytes = arena_bytes,
     .profile = profile,

@@ -7,6 +7,7 @@
  *   contraction.c    products: OpenBLAS, which blas.c opens
  *   attention.c, scatter.c
  *   requests.c       code by key: from the process, the disk, or LLVM
+ *   arena.c          memory of intermediates
  *   execute.c        launches in stages; the walk of all threads through them
  *   profile.c        what the walk notes where it is timed
  *   peak.c           what the machine can do at best, measured
@@ -118,6 +119,13 @@ cpu_planner cpu_plan_scatter;            /* scatter.c */
 
 void cpu_legalise(kl_program *program, const cpu_machine *machine);
 
+/* -- arena.c ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct { char *at; size_t bytes; int programs; } cpu_arena;
+/* One program more, which needs so many bytes: then at may be another. False where the machine refuses; nothing has changed then. */
+bool cpu_arena_join(cpu_arena *arena, size_t bytes);
+void cpu_arena_leave(cpu_arena *arena);                                  /* the last program's leaving frees the memory */
+
 /* -- execute.c -------------------------------------------------------------------------------------------------------- */
 
 /* A compiled program: launches in stages. */
@@ -126,9 +134,12 @@ typedef struct cpu_execution cpu_execution;
 /* plans by kernel id (of repeats: unused), linked: every phase has its code. Puts kernels into stages and workspace into its
  * place; takes no memory yet. program and plans are borrowed until it is freed. */
 cpu_execution *cpu_execution_new(const kl_program *program, cpu_plan *plans, int threads, cpu_grain grain);
-bool cpu_execution_allocate(cpu_execution *execution);                   /* false and base_error where the machine refuses */
+/* Memory of shared, or of its own where the pool does not run it. False and base_error where the machine refuses. */
+bool cpu_execution_allocate(cpu_execution *execution, cpu_arena *shared);
 void cpu_execution_free(cpu_execution *execution);
 void cpu_execute(cpu_execution *execution, cpu_pool *pool, void *const *params, void *const *results);
+void cpu_execute_again(cpu_execution *execution, cpu_pool *pool);        /* with those of the run before */
+double cpu_execution_began_ms(const cpu_execution *execution);           /* when thread 0 came to the first kernel of the last run */
 size_t cpu_execution_bytes(const cpu_execution *execution);              /* arena, workspace, scratch */
 size_t cpu_execution_workspace(const cpu_execution *execution);          /* workspace, scratch */
 int cpu_execution_stages(const cpu_execution *execution);                /* barriers of a run, repeats counted once */

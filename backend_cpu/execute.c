@@ -29,6 +29,9 @@ typedef struct { step_kind kind; int stage; const kl_repeat *repeat; int other; 
 
 typedef struct { int buffer, repeat; } moving;
 
+/* A buffer that is a parameter or a result. */
+typedef struct { int buffer, index; bool result; } given;
+
 /* What one thread has for itself. */
 typedef struct { char **buffers; int64_t *iteration; char *scratch; } worker;
 
@@ -45,17 +48,21 @@ struct cpu_execution {
     item *items;
     int n_moving;
     moving *moving;
+    int n_given;
+    given *given;
     int threads;
     worker *workers;
     cpu_tasks *counters;                     /* [COUNTER_ROWS][threads] */
-    char **fixed;                            /* where buffers are, but for parameters, results and what moves */
     cpu_grain grain;
     size_t arena_bytes, workspace_bytes, scratch_bytes, total_bytes;
-    char *memory;
+    cpu_arena own, *arena_of;                /* arena_of: NULL before it is allocated */
+    char *memory;                            /* where the arena was when the threads' tables were made */
     bool alone;                              /* nothing is worth sharing */
     cpu_profile *profile;                    /* NULL while nobody asks */
     cpu_pool *pool;
-    void *const *params, *const *results;    /* of the run in progress */
+    void *const *params, *const *results;    /* of the last run */
+    bool again;                              /* the threads' tables have them */
+    int64_t began_ns;
 };
 
 /* -- which memory a buffer is ---------------------------------------------------------------------------------------------- */
@@ -304,9 +311,14 @@ cpu_execution *cpu_execution_new(const kl_program *program, cpu_plan *plans, int
     for (int i = 0; i < program->n_buffers; i++)
         x->n_moving += program->buffers[i].kind == KL_MOVING;
     x->moving = ARENA_NEW(arena, moving, x->n_moving);
-    for (int i = 0, n = 0; i < program->n_buffers; i++)
-        if (program->buffers[i].kind == KL_MOVING)
-            x->moving[n++] = (moving){ i, program->buffers[i].repeat };
+    x->given = ARENA_NEW(arena, given, program->n_buffers);
+    for (int i = 0, n = 0; i < program->n_buffers; i++) {
+        const kl_buffer *b = &program->buffers[i];
+        if (b->kind == KL_MOVING)
+            x->moving[n++] = (moving){ i, b->repeat };
+        if (b->kind == KL_PARAM || b->kind == KL_RESULT)
+            x->given[x->n_given++] = (given){ i, b->index, b->kind == KL_RESULT };
+    }
     x->arena_bytes = aligned((size_t)program->memory.arena_bytes);
     x->workspace_bytes = aligned(x->workspace_bytes);
     x->total_bytes = x->arena_bytes + x->workspace_bytes + x->scratch_bytes * (size_t)threads;
@@ -314,24 +326,36 @@ cpu_execution *cpu_execution_new(const kl_program *program, cpu_plan *plans, int
     return x;
 }
 
-bool cpu_execution_allocate(cpu_execution *x)
+/* In the tables of all threads, all but what a run is given and what moves. */
+static void place_intermediates(cpu_execution *x)
 {
     const kl_program *p = x->program;
-    x->memory = base_try_alloc(x->total_bytes + 64);
-    if (!x->memory)
-        return base_fail(BASE_FAILURE, "%s: %zu MB for intermediates were refused by the system", p->name, x->total_bytes >> 20);
-    x->fixed = ARENA_NEW(x->arena, char *, p->n_buffers + 1);
-    for (int i = 0; i < p->n_buffers; i++) {
-        const kl_buffer *b = &p->buffers[i];
-        x->fixed[i] = b->kind == KL_TEMP ? x->memory + b->arena_offset : b->kind == KL_CONST ? (char *)(uintptr_t)b->data : NULL;
+    x->memory = x->arena_of->at;
+    for (int i = 0; i < x->threads; i++) {
+        worker *w = &x->workers[i];
+        for (int j = 0; j < p->n_buffers; j++) {
+            const kl_buffer *b = &p->buffers[j];
+            if (b->kind == KL_TEMP || b->kind == KL_CONST)
+                w->buffers[j] = b->kind == KL_TEMP ? x->memory + b->arena_offset : (char *)(uintptr_t)b->data;
+        }
+        w->buffers[p->n_buffers] = x->memory + x->arena_bytes;
+        w->scratch = x->memory + x->arena_bytes + x->workspace_bytes + x->scratch_bytes * (size_t)i;
     }
-    x->fixed[p->n_buffers] = x->memory + x->arena_bytes;
+}
+
+bool cpu_execution_allocate(cpu_execution *x, cpu_arena *shared)
+{
+    const kl_program *p = x->program;
+    cpu_arena *arena = x->alone ? &x->own : shared;
+    if (!cpu_arena_join(arena, x->total_bytes + 64))
+        return base_fail(BASE_FAILURE, "%s: %zu MB for intermediates were refused by the system", p->name, x->total_bytes >> 20);
+    x->arena_of = arena;
     x->workers = ARENA_NEW(x->arena, worker, x->threads);
     for (int i = 0; i < x->threads; i++) {
         x->workers[i].buffers = ARENA_NEW(x->arena, char *, p->n_buffers + 1 + 16);      /* 16: no line in common */
         x->workers[i].iteration = ARENA_NEW(x->arena, int64_t, p->n_repeats + 16);
-        x->workers[i].scratch = x->memory + x->arena_bytes + x->workspace_bytes + x->scratch_bytes * (size_t)i;
     }
+    place_intermediates(x);
     x->counters = base_alloc(sizeof(cpu_tasks) * COUNTER_ROWS * (size_t)x->threads);
     return true;
 }
@@ -340,7 +364,8 @@ void cpu_execution_free(cpu_execution *x)
 {
     if (!x)
         return;
-    base_free(x->memory);
+    if (x->arena_of)
+        cpu_arena_leave(x->arena_of);
     base_free(x->counters);
     cpu_profile_free(x->profile);
     base_arena_free(x->arena);
@@ -449,12 +474,10 @@ static void move_buffers(const cpu_execution *x, const kl_repeat *r, worker *w)
 
 static void set_buffers(const cpu_execution *x, worker *w)
 {
-    const kl_program *p = x->program;
-    for (int i = 0; i < p->n_buffers; i++) {
-        const kl_buffer *b = &p->buffers[i];
-        w->buffers[i] = b->kind == KL_PARAM ? x->params[b->index] : b->kind == KL_RESULT ? x->results[b->index] : x->fixed[i];
+    for (int i = 0; i < x->n_given; i++) {
+        const given *g = &x->given[i];
+        w->buffers[g->buffer] = g->result ? x->results[g->index] : x->params[g->index];
     }
-    w->buffers[p->n_buffers] = x->fixed[p->n_buffers];
 }
 
 static void walk(void *context, int thread, int n_threads)
@@ -462,7 +485,10 @@ static void walk(void *context, int thread, int n_threads)
     cpu_execution *x = context;
     worker *w = &x->workers[thread];
     int64_t turn = 0;
-    set_buffers(x, w);
+    if (!x->again)
+        set_buffers(x, w);
+    if (thread == 0)
+        x->began_ns = cpu_profile_now();
     for (int at = 0; at < x->n_steps; at++) {
         const step *s = &x->steps[at];
         const stage *st = &x->stages[s->stage];
@@ -497,11 +523,12 @@ static void walk(void *context, int thread, int n_threads)
     }
 }
 
-void cpu_execute(cpu_execution *x, cpu_pool *pool, void *const *params, void *const *results)
+static void execute(cpu_execution *x, cpu_pool *pool, bool again)
 {
-    x->params = params;
-    x->results = results;
+    x->again = again;
     x->pool = pool;
+    if (x->memory != x->arena_of->at)
+        place_intermediates(x);
     for (int i = 0; i < x->threads; i++)
         cpu_tasks_reset(&x->counters[i]);
     if (x->profile)
@@ -513,3 +540,13 @@ void cpu_execute(cpu_execution *x, cpu_pool *pool, void *const *params, void *co
     if (x->profile)
         cpu_profile_end(x->profile);
 }
+
+void cpu_execute(cpu_execution *x, cpu_pool *pool, void *const *params, void *const *results)
+{
+    x->params = params;
+    x->results = results;
+    execute(x, pool, false);
+}
+
+void cpu_execute_again(cpu_execution *x, cpu_pool *pool) { execute(x, pool, true); }
+double cpu_execution_began_ms(const cpu_execution *x) { return (double)x->began_ns * 1e-6; }

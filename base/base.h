@@ -26,6 +26,9 @@
  * give what the machine does not have, to end the process once it is written to. */
 void *base_alloc(size_t bytes);
 void *base_try_alloc(size_t bytes);
+/* A larger block in the place of old, whose contents may be lost; of old, what was written to is not taken twice. NULL where it is
+ * refused: old is as it was then. */
+void *base_try_grow(void *old, size_t bytes);
 void *base_realloc(void *old, size_t old_bytes, size_t bytes);    /* what is new is zeroed */
 void base_free(void *memory);                                     /* NULL is fine */
 char *base_strdup(const char *text);

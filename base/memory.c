@@ -81,6 +81,33 @@ void *base_try_alloc(size_t bytes)
     return there_is_room(bytes) ? allocate(bytes) : NULL;
 }
 
+static void *grow_mapped(header *block, size_t all)
+{
+    size_t had = block->mapped;
+    void *memory = mremap(block, had, all, MREMAP_MAYMOVE);
+    if (memory == MAP_FAILED)
+        return NULL;
+    madvise(memory, all, MADV_HUGEPAGE);
+    ((header *)memory)->mapped = all;
+    atomic_fetch_add(&mapped_bytes, all - had);
+    return (header *)memory + 1;
+}
+
+void *base_try_grow(void *old, size_t bytes)
+{
+    header *block = old ? (header *)old - 1 : NULL;
+    size_t had = block ? block->mapped : 0;
+    if (!had || bytes > PTRDIFF_MAX - sizeof(header) || bytes + sizeof(header) <= had) {
+        void *fresh = base_try_alloc(bytes);
+        if (fresh)
+            base_free(old);
+        return fresh;
+    }
+    if (atomic_load(&refuse_in) >= 0 && atomic_fetch_sub(&refuse_in, 1) == 0)
+        return NULL;
+    return there_is_room(bytes + sizeof(header) - had) ? grow_mapped(block, bytes + sizeof(header)) : NULL;
+}
+
 static _Noreturn void out_of_memory(size_t bytes)
 {
     fprintf(stderr, "rax: out of memory: %zu bytes were asked for\n", bytes);

@@ -108,6 +108,10 @@ typedef struct {
     /* params[i] and results[i] are the data, row-major, of parameter and result i. False and base_error only before any result
      * is written: a call that fails has changed nothing. With memory of its own a backend may return before the results are there. */
     bool (*run)(ir_executable *program, void *const *params, void *const *results);
+    /* Optional. As run, with the params and results of the run before, which may hold other elements. */
+    bool (*run_again)(ir_executable *program);
+    /* Optional. When the last run came to its first kernel on the calling thread, ms of CLOCK_MONOTONIC. */
+    double (*began_ms)(const ir_executable *program);
     void (*free)(ir_executable *program);
     size_t (*arena_bytes)(const ir_executable *program);               /* of all intermediates together */
 

@@ -318,6 +318,67 @@ static void test_code_is_found_again(void **state)
     assert_int_equal(system(command), 0);
 }
 
+/* -- programs of one process ------------------------------------------------------------------------------------------------ */
+
+typedef struct { ir_executable *program; ir_graph *graph; void *params[2], *result; size_t bytes; } turn;
+
+static turn turn_new(int n)
+{
+    turn t = { .graph = graph_of(text_of("graph turn(%%0: f32[%d,64], %%1: f32[64,%d]) { %%2: f32[%d,%d] = matmul %%0, %%1 %%3: f32[%d,%d] = tanh %%2"
+                                         " %%4: f32[%d,64] = matmul %%3, %%0 return %%4 }", n, n, n, n, n, n, n)) };
+    ir_array *params = values_for(t.graph, 5);
+    ir_graph *copy = ir_graph_clone(t.graph);
+    ir_compile_report report = {0};
+    for (int i = 0; i < 2; i++)
+        t.params[i] = params[i].data;
+    ir_array result = array_of(t.graph->results[0]->type);
+    t.bytes = (size_t)ir_type_bytes(&result.type);
+    t.result = result.data;
+    t.program = cpu_backend.compile(copy, &(ir_compile_options){ .name = "turn", .verify = true }, &report);
+    ir_graph_free(copy);
+    base_text_free(&report.lines);
+    if (!t.program)
+        fail_msg("%s", base_error());
+    return t;
+}
+
+/* The first run's result, then that it stays the same. */
+static void take_turn(turn *t, void **expected)
+{
+    memset(t->result, 0xff, t->bytes);
+    assert_true(cpu_backend.run(t->program, t->params, &t->result));
+    if (!*expected)
+        *expected = memcpy(room(t->bytes), t->result, t->bytes);
+    assert_memory_equal(t->result, *expected, t->bytes);
+    memset(t->result, 0xff, t->bytes);
+    assert_true(cpu_backend.run_again(t->program));
+    assert_memory_equal(t->result, *expected, t->bytes);
+}
+
+/* A larger program than those before moves the memory of all. */
+static void test_programs_share_memory(void **state)
+{
+    (void)state;
+    void *small_result = NULL, *large_result = NULL;
+    assert_true(configure(NULL, 2, cache_dir));
+    turn small = turn_new(40);
+    take_turn(&small, &small_result);
+    turn large = turn_new(1500);
+    take_turn(&small, &small_result);
+    take_turn(&large, &large_result);
+    take_turn(&small, &small_result);
+    size_t mapped = base_mapped_bytes();
+    turn other = turn_new(1500);
+    assert_true(base_mapped_bytes() - mapped < cpu_backend.arena_bytes(other.program) / 2 + 3 * other.bytes);
+    take_turn(&other, &large_result);
+    take_turn(&large, &large_result);
+    cpu_backend.free(large.program);
+    cpu_backend.free(other.program);
+    take_turn(&small, &small_result);
+    cpu_backend.free(small.program);
+    cpu_backend.shutdown();
+}
+
 static void test_too_large(void **state)
 {
     (void)state;
@@ -336,7 +397,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_products), GRAPH_TEST(test_threads),
-        GRAPH_TEST(test_code_is_found_again), GRAPH_TEST(test_too_large),
+        GRAPH_TEST(test_code_is_found_again), GRAPH_TEST(test_programs_share_memory),
+        GRAPH_TEST(test_too_large),
     };
     if (!mkdtemp(cache_dir))
         return 1;
