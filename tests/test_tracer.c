@@ -525,6 +525,104 @@ static void test_checking_a_cached_call_takes_microseconds(void **state)
         rax_tree_free(tree[i]);
 }
 
+/* -- a call like the one before, and what may come between ---------------------------------------------------------------------- */
+
+/* (params, x, n, scale, config) -> (params + x * scale in place, sum of all leaves + n + tag), config.n_layer times. */
+static void repeated_step(rax_args *in, rax_results *out)
+{
+    const model_config *config = rax_arg_record(in, 4);
+    rax_tree params = rax_arg_tree(in, 0), next = rax_tree_like(params);
+    rax_tensor sum = rax_constant(RAX_F32, RAX_SCALAR, rax_arg_number(in, 2) + (strcmp(config->dtype, "fp32") == 0 ? 0 : 1000));
+    rax_tensor add = rax_mul(rax_arg_tensor(in, 1), rax_arg_tensor(in, 3));
+    for (int i = 0; i < rax_tree_size(params); i++) {
+        rax_tensor leaf = rax_leaf(params, i);
+        for (int j = 0; j < config->n_layer; j++)
+            leaf = rax_add(leaf, add);
+        rax_set_leaf(next, i, leaf);
+        sum = rax_add(sum, rax_sum(leaf, RAX_ALL_AXES));
+    }
+    rax_return_tree(out, 0, next);
+    rax_return_tensor(out, 1, sum);
+}
+
+typedef struct { rax_fn *fn; rax_tree params; rax_tensor x, sum; model_config config; } repeated;
+
+static bool repeat(repeated *r, double n, double scale)
+{
+    rax_value args[] = { rax_pass_tree(r->params), rax_pass_tensor(r->x), rax_pass_number(n), rax_pass_number(scale),
+                         rax_pass_record(&r->config, &model_record) };
+    rax_into results[] = { rax_into_tree(&r->params), rax_into_tensor(&r->sum) };
+    return rax_call(r->fn, args, results);
+}
+
+static void expect_sum(repeated *r, double n, double scale, double sum, int64_t misses)
+{
+    if (!repeat(r, n, scale))
+        fail_msg("%s", rax_error());
+    assert_float_equal(rax_item(r->sum, 0), sum, 0);
+    assert_int_equal(rax_stats(r->fn).misses, misses);
+}
+
+static void expect_refusal(repeated *r, const char *why)
+{
+    assert_false(repeat(r, 0, 1));
+    assert_non_null(strstr(rax_error(), why));
+    rax_error_clear();
+}
+
+static void test_what_comes_between_calls_that_are_alike(void **state)
+{
+    (void)state;
+    char dtype[] = "fp32";
+    repeated r = { rax_function(repeated_step, "step", "params: tree, x: f32[N], n: i32, scale: f32, config: record"),
+                   rax_tree_new(), F32(1, 1), RAX_NO_TENSOR, { .n_layer = 1, .dtype = dtype } };
+    assert_true(rax_tree_add(r.params, F32(0, 0), "a"));
+    for (int i = 1; i <= 4; i++)
+        expect_sum(&r, 0, 1, 2 * i, 1);
+    rax_tree old = r.params;
+    expect_sum(&r, 0, 10, 28, 1);                   /* a number that the program reads */
+    expect_sum(&r, 7, 0, 35, 2);                    /* one that it is chosen by */
+    expect_sum(&r, 7, 0, 35, 2);
+    expect_sum(&r, 0, 0, 28, 2);
+    expect_sum(&r, 0, 0, 28, 2);
+    ((float *)rax_data(r.x))[0] = 2;                /* elements are no part of a call */
+    expect_sum(&r, 0, 1, 31, 2);
+    r.config.n_layer = 2;                           /* a record, where it lies */
+    expect_sum(&r, 0, 1, 37, 3);
+    expect_sum(&r, 0, 1, 43, 3);
+    dtype[0] = 'F';                                 /* the letters of a text */
+    expect_sum(&r, 0, 1, 1049, 4);
+    expect_sum(&r, 0, 1, 1055, 4);
+    dtype[0] = 'f';
+    expect_sum(&r, 0, 1, 61, 4);
+    expect_sum(&r, 0, 1, 67, 4);
+    assert_true(rax_tree_add(r.params, F32(5, 5), "b"));     /* a leaf more */
+    expect_sum(&r, 0, 0, 77, 5);
+    expect_sum(&r, 0, 0, 77, 5);
+
+    rax_tree now = r.params;                        /* handles that are out of date */
+    r.params = old;
+    expect_refusal(&r, "is out of date: the call at");
+    r.params = now;
+    expect_sum(&r, 0, 0, 77, 5);
+    rax_tensor_free(r.x);
+    expect_refusal(&r, "is out of date: it was freed");
+    r.x = F32(1, 2, 3);                             /* likely the same body, of another type */
+    assert_false(repeat(&r, 0, 1));
+    rax_tensor_free(r.x);
+    r.x = F32(3, 3);
+    expect_sum(&r, 0, 0, 77, 6);
+    expect_sum(&r, 0, 0, 77, 6);
+    assert_false(repeat(&r, 0.5, 0));
+    assert_non_null(strstr(rax_error(), "is no i32"));
+    rax_error_clear();
+    expect_sum(&r, 0, 1, 101, 6);
+    rax_function_free(r.fn);
+    rax_tree_free(r.params);
+    rax_tensor_free(r.x);
+    rax_tensor_free(r.sum);
+}
+
 /* -- random sites ------------------------------------------------------------------------------------------------------------ */
 
 static void random_step(rax_args *in, rax_results *out)
@@ -573,6 +671,7 @@ int main(void)
         TEST(test_trees),
         TEST(test_refused_memory_changes_nothing),
         TEST(test_checking_a_cached_call_takes_microseconds),
+        TEST(test_what_comes_between_calls_that_are_alike),
         TEST(test_random_sites_differ_and_counters_matter),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,5 @@
-/* A call. Its way, of which a hit goes the first three steps and the last two, and looks at no leaf of a tree:
+/* A call. Its way, of which a hit goes the first three steps and the last two, and looks at no leaf of a tree; a call that is like the one
+ * before (repeated_call.c) goes the last two alone:
  *
  *     handles    each argument's handle is of its generation, of the kind that the signature says; its interned type is the key
  *     leaves     scalars and fields of records are compared with the call before (statics.c)
@@ -43,6 +44,7 @@ void rax_function_free(rax_fn *fn)
         return;
     trace_report_function(fn);
     trace_cache_free(fn);
+    trace_repeat_free(fn);
     trace_statics_free(&fn->statics);
     base_arena_free(fn->profile_arena);
     base_arena_free(fn->arena);
@@ -73,16 +75,14 @@ rax_fn_stats rax_stats(const rax_fn *fn)
 
 /* -- handles ---------------------------------------------------------------------------------------------------------- */
 
-typedef struct { rax_place place; rax_fn *fn; const rax_value *args; const rax_into *results; } call;
-
-static bool refuse(const call *c, int arg, const char *what)
+static bool refuse(const trace_call *c, int arg, const char *what)
 {
     return rax_fail(RAX_MISTAKE, "%s:%d: %s: arg %d %s %s", c->place.file, c->place.line, c->fn->name, arg,
                     c->fn->signature->args[arg].name, what);
 }
 
 /* Why an argument is none: not on a hit's way. */
-static bool refuse_argument(const call *c, int i)
+static bool refuse_argument(const trace_call *c, int i)
 {
     static const char *const passed[] = { [RAX_PASS_TREE] = "a tree",
                                           [RAX_PASS_TENSOR] = "a tensor",
@@ -106,7 +106,7 @@ static bool refuse_argument(const call *c, int i)
     return false;
 }
 
-static bool argument_key(const call *c, int i, trace_key *key)
+static bool argument_key(const trace_call *c, int i, trace_key *key)
 {
     const rax_value *value = &c->args[i];
     bool fits = false;
@@ -136,13 +136,13 @@ static bool argument_key(const call *c, int i, trace_key *key)
 
 /* -- destinations ------------------------------------------------------------------------------------------------------ */
 
-static bool refuse_result(const call *c, int result, const char *what)
+static bool refuse_result(const trace_call *c, int result, const char *what)
 {
     return rax_fail(RAX_MISTAKE, "%s:%d: %s: result %d %s", c->place.file, c->place.line, c->fn->name, result, what);
 }
 
 /* The argument whose handle it is, or -1. */
-static int donor_of(const call *c, const rax_into *into)
+static int donor_of(const trace_call *c, const rax_into *into)
 {
     for (int i = 0; i < c->fn->signature->n; i++)
         if (into->tree ? c->args[i].kind == RAX_PASS_TREE && c->args[i].tree.at == into->tree->at
@@ -173,7 +173,7 @@ static bool same_destination(const rax_into *a, const rax_into *b)
     return tree->at && tensor->at && tensor->at->tree == tree->at;
 }
 
-static bool destination_key(const call *c, int i, trace_key *key)
+static bool destination_key(const trace_call *c, int i, trace_key *key)
 {
     const rax_into *into = &c->results[i];
     base_text why = {0};
@@ -208,7 +208,7 @@ static bool destination_key(const call *c, int i, trace_key *key)
 /* New arrays for results without a destination, and a check that the others fit. fresh[i] is what was made. */
 typedef union { rax_tree_body *tree; rax_tensor_body *tensor; } made;
 
-static void unmake(const call *c, int n, const made *fresh)
+static void unmake(const trace_call *c, int n, const made *fresh)
 {
     for (int i = 0; i < n; i++)
         if (c->results[i].tree && fresh[i].tree)
@@ -217,7 +217,7 @@ static void unmake(const call *c, int n, const made *fresh)
             trace_body_free(fresh[i].tensor);
 }
 
-static bool destination(const call *c, int i, const trace_program *program, made *fresh)
+static bool destination(const trace_call *c, int i, const trace_program *program, made *fresh)
 {
     const rax_into *into = &c->results[i];
     fresh->tree = NULL;
@@ -251,7 +251,7 @@ static void **put_leaves(void **at, const rax_tree_body *tree)
     return at + tree->n;
 }
 
-static void point_to(const call *c, const trace_entry *entry, const made *fresh)
+static void point_to(const trace_call *c, const trace_entry *entry, const made *fresh)
 {
     trace_program *program = entry->program;
     const trace_signature *signature = c->fn->signature;
@@ -274,34 +274,40 @@ static void point_to(const call *c, const trace_entry *entry, const made *fresh)
             *at++ = fresh[i].tensor ? fresh[i].tensor->data : c->results[i].tensor->at->data;
 }
 
+void trace_call_donated(const trace_call *c, const rax_into *into)
+{
+    if (into->tree) {
+        rax_tree_body *tree = into->tree->at;
+        tree->generation++;
+        tree->donations++;
+        tree->lost = LOST_DONATED;
+        tree->lost_at = c->place;
+        *into->tree = trace_tree_handle(tree);
+    } else {
+        trace_body_lose(into->tensor->at, LOST_DONATED, c->place);
+        *into->tensor = trace_handle(into->tensor->at);
+    }
+}
+
 /* New handles for what was made, and for what was taken over, of which all others are out of date. */
-static void renew(const call *c, const trace_entry *entry, const made *fresh)
+static void renew(const trace_call *c, const trace_entry *entry, const made *fresh)
 {
     const trace_key *donors = entry->key + c->fn->signature->n;
     for (int i = 0; i < c->fn->n_results; i++) {
         const rax_into *into = &c->results[i];
-        if (into->tree) {
-            rax_tree_body *tree = fresh[i].tree ? fresh[i].tree : into->tree->at;
-            if (!fresh[i].tree && donors[i].donor >= 0) {
-                tree->generation++;
-                tree->donations++;
-                tree->lost = LOST_DONATED;
-                tree->lost_at = c->place;
-            }
-            *into->tree = trace_tree_handle(tree);
-        } else {
-            rax_tensor_body *tensor = fresh[i].tensor ? fresh[i].tensor : into->tensor->at;
-            if (!fresh[i].tensor && donors[i].donor >= 0)
-                trace_body_lose(tensor, LOST_DONATED, c->place);
-            *into->tensor = trace_handle(tensor);
-        }
+        if (into->tree && fresh[i].tree)
+            *into->tree = trace_tree_handle(fresh[i].tree);
+        else if (into->tensor && fresh[i].tensor)
+            *into->tensor = trace_handle(fresh[i].tensor);
+        else if (donors[i].donor >= 0)
+            trace_call_donated(c, into);
     }
 }
 
 /* -- the call --------------------------------------------------------------------------------------------------------- */
 
 /* fn->last is NULL after a miss that failed. */
-static trace_entry *find_entry(const call *c, bool *hit)
+static trace_entry *find_entry(const trace_call *c, bool *hit)
 {
     rax_fn *fn = c->fn;
     size_t bytes = sizeof *fn->key * (size_t)(fn->signature->n + fn->n_results);
@@ -323,63 +329,88 @@ static trace_entry *find_entry(const call *c, bool *hit)
 }
 
 /* Keys of arguments and results; the leaves' values. */
-static bool check(const call *c, int n_args, int n_results)
+static bool check(const trace_call *c)
 {
     rax_fn *fn = c->fn;
-    if (n_args != fn->signature->n)
+    if (c->n_args != fn->signature->n)
         return rax_fail(RAX_MISTAKE, "%s:%d: %s: expected %d arguments, got %d", c->place.file, c->place.line,
-                        fn->name, fn->signature->n, n_args);
+                        fn->name, fn->signature->n, c->n_args);
     if (fn->n_results < 0) {
-        fn->n_results = n_results;
-        fn->key = base_alloc(sizeof *fn->key * (size_t)(n_args + n_results));
+        fn->n_results = c->n_results;
+        fn->key = base_alloc(sizeof *fn->key * (size_t)(c->n_args + c->n_results));
     }
-    if (n_results != fn->n_results)
+    if (c->n_results != fn->n_results)
         return rax_fail(RAX_MISTAKE, "%s:%d: %s: expected %d results as at the first call, got %d", c->place.file,
-                        c->place.line, fn->name, fn->n_results, n_results);
-    for (int i = 0; i < n_args; i++)
+                        c->place.line, fn->name, fn->n_results, c->n_results);
+    for (int i = 0; i < c->n_args; i++)
         if (!argument_key(c, i, &fn->key[i]))
             return false;
-    for (int i = 0; i < n_results; i++)
-        if (!destination_key(c, i, &fn->key[n_args + i]))
+    for (int i = 0; i < c->n_results; i++)
+        if (!destination_key(c, i, &fn->key[c->n_args + i]))
             return false;
     return trace_statics_observe(fn, c->args);
 }
 
-static bool run(const call *c, double start, trace_entry *entry, bool hit)
+/* again: params and results are those of the run before. */
+static bool run_program(const trace_call *c, double start, const trace_program *program, bool hit, bool again)
+{
+    rax_fn *fn = c->fn;
+    const ir_backend *backend = program->backend;
+    double called = backend->began_ms ? 0 : trace_now_ms();
+    if (!(again && backend->run_again ? backend->run_again(program->compiled) : backend->run(program->compiled, program->params, program->results)))
+        return false;
+    if (hit) {
+        double began = backend->began_ms ? backend->began_ms(program->compiled) : called;
+        fn->check_us[fn->stats.hits++ % RECENT_CALLS] = (float)((began - start) * 1e3);
+        fn->checked_ms += began - start;
+        fn->called_ms += trace_now_ms() - start;
+    }
+    return true;
+}
+
+static bool lent_is_back(const trace_program *program) { return !program->backend->upload || trace_return_lent(); }
+
+static bool run(const trace_call *c, double start, trace_entry *entry, bool hit)
 {
     enum { FEW_RESULTS = 16 };
     rax_fn *fn = c->fn;
     made room[FEW_RESULTS], *fresh = fn->n_results <= FEW_RESULTS ? room : base_alloc(sizeof *fresh * (size_t)fn->n_results);
     int n = 0;
-    bool done = true;
+    bool done = true, made_any = false;
     while (done && n < fn->n_results) {
         done = destination(c, n, entry->program, &fresh[n]);
+        made_any |= fresh[n].tree != NULL;
         n++;
     }
-    done = done && (!entry->program->backend->upload || trace_return_lent());
+    done = done && lent_is_back(entry->program);
     if (done) {
         point_to(c, entry, fresh);
-        double checked = trace_now_ms();
-        done = entry->program->backend->run(entry->program->compiled, entry->program->params, entry->program->results);
-        if (hit) {
-            fn->check_us[fn->stats.hits++ % RECENT_CALLS] = (float)((checked - start) * 1e3);
-            fn->checked_ms += checked - start;
-            fn->called_ms += trace_now_ms() - start;
-        }
+        done = run_program(c, start, entry->program, hit, false);
     }
     if (done)
         renew(c, entry, fresh);
     else
         unmake(c, n, fresh);
+    if (done && !made_any)
+        trace_repeat_keep(c, entry);
     if (fresh != room)
         base_free(fresh);
     return done;
 }
 
+static bool run_again(const trace_call *c, double start)
+{
+    const trace_program *program = c->fn->last->program;
+    if (!lent_is_back(program) || !run_program(c, start, program, true, true))
+        return false;
+    trace_repeat_renew(c);
+    return true;
+}
+
 bool rax_call_at(rax_place place, rax_fn *fn, int n_args, const rax_value *args, int n_results, const rax_into *results)
 {
     double start = trace_now_ms();
-    call c = { place, fn, args, results };
+    trace_call c = { place, fn, n_args, n_results, args, results };
     bool hit;
     if (!fn)
         return !*rax_error() && rax_fail(RAX_MISTAKE, "%s:%d: rax_call: there is no function (NULL)", place.file, place.line);
@@ -387,7 +418,10 @@ bool rax_call_at(rax_place place, rax_fn *fn, int n_args, const rax_value *args,
         return trace_error(place, "rax_call",
                            "a step cannot call '%s', which runs at once\nCall its C function instead", fn->name);
     fn->stats.calls++;
-    if (!check(&c, n_args, n_results))
+    if (trace_repeat_fits(&c))
+        return run_again(&c, start);
+    trace_repeat_forget(fn);
+    if (!check(&c))
         return false;
     trace_entry *entry = find_entry(&c, &hit);
     return entry && run(&c, start, entry, hit);

@@ -229,6 +229,15 @@ static bool scalar_value(const rax_fn *fn, const trace_leaf *leaf, double given,
     return true;
 }
 
+bool trace_statics_observe_number(rax_fn *fn, trace_leaf *leaf, double given)
+{
+    trace_number value = {0};
+    if (!scalar_value(fn, leaf, given, &value))
+        return false;
+    observe(fn, leaf, value, false);
+    return true;
+}
+
 bool trace_statics_observe(rax_fn *fn, const rax_value *args)
 {
     trace_statics *statics = &fn->statics;

@@ -19,6 +19,7 @@
  *   compile_cache.c        programs by what they depend on; why a call found none
  *   compile.c              a miss: trace, passes, backend
  *   call.c                 a call: check, run, results and donation
+ *   repeated_call.c        a call that is like the one before
  *   report.c               the compile trace
  *   profile.c              where a function's time goes
  *   backends.c             the backends; settings
@@ -52,17 +53,18 @@ typedef struct trace_scope trace_scope;
  * can be told from one that is not: its generation is another. */
 typedef enum { TENSOR_NONE, TENSOR_ARRAY, TENSOR_VALUE } trace_tensor_kind;
 typedef enum { LOST_FREED, LOST_DONATED, LOST_TRACE_OVER } trace_loss;
+/* What a call looks at comes first, and lies in one line of the cache. */
 typedef struct rax_tensor_body {
-    trace_tensor_kind kind;
+    _Alignas(64) trace_tensor_kind kind;
     uint32_t generation;                 /* see trace_tensor_generation */
-    trace_loss lost;                     /* why the generation before is out of date */
-    rax_place lost_at;                   /* the donating call */
     const ir_type *type;                 /* of an array: interned; of a value: its node's; NULL where poisoned */
     void *data;                          /* where programs find it: memory of the host, or of a backend that has its own */
-    void *host;                          /* in the latter case: what the user is looking at, until the next call; or NULL */
-    bool host_written;
-    struct rax_tensor_body *next_lent;
     struct rax_tree_body *tree;          /* an array that a tree has taken */
+    rax_place lost_at;                   /* the donating call */
+    trace_loss lost;                     /* why the generation before is out of date */
+    bool host_written;
+    void *host;                          /* where the backend has memory of its own: what the user is looking at, until the next call; or NULL */
+    struct rax_tensor_body *next_lent;
     trace *owner;                        /* of a value */
     trace_scope *scope;
     ir_node *node;                       /* NULL: poisoned by an error */
@@ -70,16 +72,18 @@ typedef struct rax_tensor_body {
 } rax_tensor_body;
 
 typedef struct rax_tree_body {
-    bool used, is_value;
+    _Alignas(64) bool used;
+    bool is_value;
     uint32_t generation;
     uint32_t donations;                  /* added to the generations of its leaves: one count makes them all out of date */
     trace_loss lost;
     rax_place lost_at;
+    uint64_t layout;                     /* no other has the same leaves at the same places; 0: no leaves */
+    const trace_tree_type *type;         /* of arrays: NULL until asked for, and after a leaf was added */
     int n, cap;
     const char **names;                  /* interned */
     rax_tensor_body **leaves;            /* NULL: not set yet, inside a step */
     void **data;                         /* of arrays, side by side for a call */
-    const trace_tree_type *type;         /* of arrays: NULL until asked for, and after a leaf was added */
     trace *owner;
     struct rax_tree_body *next;
 } rax_tree_body;
@@ -179,6 +183,7 @@ void trace_number_print(base_text *text, const trace_leaf *leaf, trace_number nu
 /* Reads every leaf's value from the arguments, counts changes, and sets fn->leaves_changed where any is another than before.
  * The first call makes the leaves. False and an error where a number is none of its dtype, or a record is of another type. */
 bool trace_statics_observe(rax_fn *fn, const rax_value *args);
+bool trace_statics_observe_number(rax_fn *fn, trace_leaf *leaf, double given);      /* of one scalar argument */
 void trace_statics_free(trace_statics *statics);
 /* Values that a probe tries in the place of a leaf's own: see statics.c. */
 enum { MAX_PROBES = 4 };
@@ -315,7 +320,23 @@ void trace_cache_free(rax_fn *fn);
 /* Traces and compiles for the key and the leaves' values; NULL and an error. */
 trace_entry *trace_compile(rax_place place, rax_fn *fn, const trace_key *key, const rax_value *args);
 
-/* -- call.c ----------------------------------------------------------------------------------------------------------- */
+/* -- call.c, repeated_call.c ------------------------------------------------------------------------------------------ */
+
+typedef struct { rax_place place; rax_fn *fn; int n_args, n_results; const rax_value *args; const rax_into *results; } trace_call;
+
+/* The memory of an argument was taken over: *into is its new handle, and all others are out of date. */
+void trace_call_donated(const trace_call *c, const rax_into *into);
+
+/* What the call before was given, and where its results went: NULL before the first. */
+typedef struct trace_repeat trace_repeat;
+/* Keeps the call, which has run entry's program, to compare the next one with. Forgets the one before where that is of no use. */
+void trace_repeat_keep(const trace_call *c, const trace_entry *entry);
+void trace_repeat_forget(rax_fn *fn);
+void trace_repeat_free(rax_fn *fn);
+/* Whether the call is like the one that was kept but for numbers that no program is chosen by: then the program's params and results are as
+ * they are to be, and numbers have been put where it reads them. False also where something is wrong with it: the long way says what. */
+bool trace_repeat_fits(const trace_call *c);
+void trace_repeat_renew(const trace_call *c);                        /* handles of what was taken over, after the run */
 
 enum { RECENT_CALLS = 64 };
 struct rax_fn {
@@ -328,6 +349,7 @@ struct rax_fn {
     int n_entries, n_results;            /* n_results: of the first call; -1 before it */
     trace_key *key;                      /* of the call in progress */
     trace_entry *last;                   /* what the call before ran */
+    trace_repeat *repeat;
     bool leaves_changed;                 /* since then */
     bool announced;
     rax_fn_stats stats;

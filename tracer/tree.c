@@ -4,6 +4,7 @@
  * Bodies are kept like those of tensors (tensor.c), for the same reason. A leaf's generation counts its tree's
  * donations in, so that one addition makes a handle of every leaf out of date. */
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -97,6 +98,7 @@ rax_tree_body *trace_tree(rax_tree tree, base_text *why)
 
 void trace_tree_append(rax_tree_body *tree, const char *interned, rax_tensor_body *leaf)
 {
+    static atomic_uint_fast64_t layouts;
     if (tree->n == tree->cap) {
         size_t n = (size_t)tree->cap, more = n ? 2 * n : 8;
         tree->names = base_realloc(tree->names, sizeof *tree->names * n, sizeof *tree->names * more);
@@ -107,6 +109,7 @@ void trace_tree_append(rax_tree_body *tree, const char *interned, rax_tensor_bod
     tree->names[tree->n] = interned;
     tree->leaves[tree->n] = leaf;
     tree->data[tree->n++] = leaf ? leaf->data : NULL;
+    tree->layout = atomic_fetch_add_explicit(&layouts, 1, memory_order_relaxed) + 1;
     tree->type = NULL;
 }
 
