@@ -4,22 +4,26 @@
 #include "rax.h"
 
 #include <stdio.h>
+#include <sys/mman.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "token files are read in place, as little-endian numbers");
 
 /* Where the first id out of range is; count where there is none. The highest id of a block is had by a loop without exits,
- * which the compiler turns into vector code. */
+ * which the compiler turns into vector code. ids begin a page; a block is whole pages, which are given back when they have been looked at: a file may be
+ * larger than the machine's memory. */
 static size_t first_out_of_range(const uint16_t *ids, size_t count, int vocab_size)
 {
-    enum { BLOCK = 4096 };
+    enum { BLOCK = 1 << 19 };
 
     for (size_t begin = 0; begin < count; begin += BLOCK) {
         size_t end = begin + BLOCK < count ? begin + BLOCK : count;
         uint16_t highest = 0;
         for (size_t i = begin; i < end; i++)
             highest = ids[i] > highest ? ids[i] : highest;
-        if (highest < vocab_size)
+        if (highest < vocab_size) {
+            madvise((void *)(ids + begin), 2 * (end - begin), MADV_DONTNEED);
             continue;
+        }
         for (size_t i = begin; i < end; i++)
             if (ids[i] >= vocab_size)
                 return i;

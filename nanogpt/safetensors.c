@@ -241,7 +241,33 @@ void gpt_safetensors_close(gpt_safetensors *file)
 int gpt_safetensors_count(const gpt_safetensors *file) { return file->count; }
 const gpt_array *gpt_safetensors_at(const gpt_safetensors *file, int index) { return &file->arrays[index]; }
 const char *gpt_safetensors_path(const gpt_safetensors *file) { return file->path; }
-uint64_t gpt_safetensors_digest(const gpt_safetensors *file) { return XXH3_64bits(file->map, file->bytes); }
+
+/* What was read of a file counts as the process's memory as long as it is mapped: pages that lie wholly in here are no more. They come back
+ * where they are looked at again. */
+static void give_back(const unsigned char *from, size_t bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)from + page - 1) / page * page, end = ((uintptr_t)from + bytes) / page * page;
+    if (begin < end)
+        madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
+uint64_t gpt_safetensors_digest(const gpt_safetensors *file)
+{
+    enum { CHUNK = 8 << 20 };
+    XXH3_state_t *state = XXH3_createState();
+    if (!state)
+        return XXH3_64bits(file->map, file->bytes);
+    XXH3_64bits_reset(state);
+    for (size_t at = 0; at < file->bytes; at += CHUNK) {
+        size_t bytes = file->bytes - at < CHUNK ? file->bytes - at : CHUNK;
+        XXH3_64bits_update(state, file->map + at, bytes);
+        give_back(file->map + at, bytes);
+    }
+    uint64_t digest = XXH3_64bits_digest(state);
+    XXH3_freeState(state);
+    return digest;
+}
 
 const gpt_array *gpt_safetensors_find(const gpt_safetensors *file, const char *name)
 {
@@ -325,7 +351,10 @@ bool gpt_safetensors_read_f32(const gpt_safetensors *file, const char *name, int
         rax_free(wanted);
         return false;
     }
-    return gpt_array_read_f32(file, array, out);
+    if (!gpt_array_read_f32(file, array, out))
+        return false;
+    give_back(array->data, gpt_array_bytes(array));
+    return true;
 }
 
 /* -- writing -------------------------------------------------------------------------------------------------------- */
