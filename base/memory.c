@@ -11,7 +11,9 @@
 #include <sys/mman.h>
 
 /* Large blocks are mapped: they come zeroed without being touched, in huge pages where the system gives them, and go back at
- * once. Sanitizers watch what malloc gives out, so with them all of it comes from there. */
+ * once. How long they are is noted in a table and not before their first byte: a page that is touched before its neighbours are mapped is a small
+ * one, and there is no huge page around it from then on. Blocks that are mapped one after another lie side by side, and share huge pages.
+ * Sanitizers watch what malloc gives out, so with them all of it comes from there. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define MAPPED_BYTES SIZE_MAX
 #elif defined(__has_feature)
@@ -25,32 +27,109 @@
 
 enum { ALIGNMENT = 64, ARENA_CHUNK_BYTES = 64 * 1024 };
 
-/* Before each block. */
-typedef struct { _Alignas(ALIGNMENT) size_t mapped; } header;         /* bytes mapped, 0: from malloc */
-
 static atomic_size_t live_blocks, mapped_bytes;
 static atomic_long refuse_in = -1;
+
+/* -- mapped blocks ---------------------------------------------------------------------------------------------------- */
+
+/* By address, the next free row where it is taken; at most half of the rows are. at NULL: a free row. */
+typedef struct { char *at; size_t bytes; } mapping;
+static struct { pthread_mutex_t lock; mapping *rows; size_t n, cap; } table = { .lock = PTHREAD_MUTEX_INITIALIZER };     /* cap: 0 or a power of 2 */
+
+static size_t row_for(const mapping *rows, size_t cap, const void *at)
+{
+    size_t row = ((uintptr_t)at >> 12) * 0x9E3779B97F4A7C15u >> 32 & (cap - 1);
+    while (rows[row].at && rows[row].at != at)
+        row = (row + 1) & (cap - 1);
+    return row;
+}
+
+static bool make_room(void)
+{
+    size_t cap = MAX(2 * table.cap, (size_t)64);
+    if (2 * (table.n + 1) <= table.cap)
+        return true;
+    mapping *rows = calloc(cap, sizeof *rows);
+    if (!rows)
+        return false;
+    for (size_t i = 0; i < table.cap; i++)
+        if (table.rows[i].at)
+            rows[row_for(rows, cap, table.rows[i].at)] = table.rows[i];
+    free(table.rows);
+    table.rows = rows;
+    table.cap = cap;
+    return true;
+}
+
+static bool note_mapping(void *at, size_t bytes)
+{
+    pthread_mutex_lock(&table.lock);
+    bool noted = make_room();
+    if (noted) {
+        table.rows[row_for(table.rows, table.cap, at)] = (mapping){ at, bytes };
+        table.n++;
+        atomic_fetch_add(&mapped_bytes, bytes);
+    }
+    pthread_mutex_unlock(&table.lock);
+    return noted;
+}
+
+/* Of a block; 0: it is none of these. forget: and takes it out. What lies behind its row may belong before it, and is put in anew. */
+static size_t mapping_of(const void *at, bool forget)
+{
+    size_t bytes = 0;
+    if ((uintptr_t)at % 4096)
+        return 0;
+    pthread_mutex_lock(&table.lock);
+    if (table.cap) {
+        size_t row = row_for(table.rows, table.cap, at);
+        bytes = table.rows[row].bytes;
+        if (bytes && forget) {
+            table.n--;
+            atomic_fetch_sub(&mapped_bytes, bytes);
+            table.rows[row] = (mapping){0};
+            for (row = (row + 1) & (table.cap - 1); table.rows[row].at; row = (row + 1) & (table.cap - 1)) {
+                mapping moved = table.rows[row];
+                table.rows[row] = (mapping){0};
+                table.rows[row_for(table.rows, table.cap, moved.at)] = moved;
+            }
+        }
+    }
+    pthread_mutex_unlock(&table.lock);
+    return bytes;
+}
+
+static void *map(size_t bytes)
+{
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return NULL;
+    if (!note_mapping(memory, bytes)) {
+        munmap(memory, bytes);
+        return NULL;
+    }
+    madvise(memory, bytes, MADV_HUGEPAGE);
+    return memory;
+}
+
+/* -- blocks ----------------------------------------------------------------------------------------------------------- */
 
 static void *allocate(size_t bytes)
 {
     void *memory = NULL;
-    if (bytes > PTRDIFF_MAX - sizeof(header))
+    if (bytes > PTRDIFF_MAX)
         return NULL;
-    size_t all = bytes + sizeof(header);
-    if (all >= MAPPED_BYTES) {
-        memory = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (memory == MAP_FAILED)
-            return NULL;
-        madvise(memory, all, MADV_HUGEPAGE);
-        ((header *)memory)->mapped = all;
-        atomic_fetch_add(&mapped_bytes, all);
+    if (bytes >= MAPPED_BYTES) {
+        memory = map(bytes);
     } else {
-        if (posix_memalign(&memory, ALIGNMENT, all) != 0)
+        size_t least = MAX(bytes, (size_t)1);
+        if (posix_memalign(&memory, ALIGNMENT, least) != 0)
             return NULL;
-        memset(memory, 0, all);
+        memset(memory, 0, least);
     }
-    atomic_fetch_add(&live_blocks, 1);
-    return (header *)memory + 1;
+    if (memory)
+        atomic_fetch_add(&live_blocks, 1);
+    return memory;
 }
 
 /* Whether the machine has the bytes. Its memory is read again when a quarter of what was left at the last reading is handed out:
@@ -81,23 +160,16 @@ void *base_try_alloc(size_t bytes)
     return there_is_room(bytes) ? allocate(bytes) : NULL;
 }
 
-static void *grow_mapped(header *block, size_t all)
+static _Noreturn void out_of_memory(size_t bytes)
 {
-    size_t had = block->mapped;
-    void *memory = mremap(block, had, all, MREMAP_MAYMOVE);
-    if (memory == MAP_FAILED)
-        return NULL;
-    madvise(memory, all, MADV_HUGEPAGE);
-    ((header *)memory)->mapped = all;
-    atomic_fetch_add(&mapped_bytes, all - had);
-    return (header *)memory + 1;
+    fprintf(stderr, "rax: out of memory: %zu bytes were asked for\n", bytes);
+    exit(BASE_FAILURE);
 }
 
 void *base_try_grow(void *old, size_t bytes)
 {
-    header *block = old ? (header *)old - 1 : NULL;
-    size_t had = block ? block->mapped : 0;
-    if (!had || bytes > PTRDIFF_MAX - sizeof(header) || bytes + sizeof(header) <= had) {
+    size_t had = mapping_of(old, false);
+    if (bytes <= had || !had || bytes > PTRDIFF_MAX) {
         void *fresh = base_try_alloc(bytes);
         if (fresh)
             base_free(old);
@@ -105,13 +177,16 @@ void *base_try_grow(void *old, size_t bytes)
     }
     if (atomic_load(&refuse_in) >= 0 && atomic_fetch_sub(&refuse_in, 1) == 0)
         return NULL;
-    return there_is_room(bytes + sizeof(header) - had) ? grow_mapped(block, bytes + sizeof(header)) : NULL;
-}
-
-static _Noreturn void out_of_memory(size_t bytes)
-{
-    fprintf(stderr, "rax: out of memory: %zu bytes were asked for\n", bytes);
-    exit(BASE_FAILURE);
+    if (!there_is_room(bytes - had))
+        return NULL;
+    mapping_of(old, true);                            /* first: another thread may be given the old place at once */
+    void *memory = mremap(old, had, bytes, MREMAP_MAYMOVE);
+    bool moved = memory != MAP_FAILED;
+    if (!note_mapping(moved ? memory : old, moved ? bytes : had))
+        out_of_memory(bytes);
+    if (moved)
+        madvise(memory, bytes, MADV_HUGEPAGE);
+    return moved ? memory : NULL;
 }
 
 void *base_alloc(size_t bytes)
@@ -136,13 +211,11 @@ void base_free(void *memory)
     if (!memory)
         return;
     atomic_fetch_sub(&live_blocks, 1);
-    header *block = (header *)memory - 1;
-    if (block->mapped) {
-        atomic_fetch_sub(&mapped_bytes, block->mapped);
-        munmap(block, block->mapped);
-    } else {
-        free(block);
-    }
+    size_t mapped = mapping_of(memory, true);
+    if (mapped)
+        munmap(memory, mapped);
+    else
+        free(memory);
 }
 
 char *base_strdup(const char *text)

@@ -140,6 +140,36 @@ static void memory_is_promised_once(void **state)
     assert_null(base_try_alloc(PTRDIFF_MAX));
 }
 
+/* Blocks that come, grow and go in any order: each keeps what is written to it, and nothing is left over. */
+static void mapped_blocks_come_and_go(void **state)
+{
+    (void)state;
+    enum { BLOCKS = 200, TURNS = 3000 };
+    char *block[BLOCKS] = {0};
+    size_t size[BLOCKS] = {0}, mapped = base_mapped_bytes(), count = base_alloc_count();
+    uint32_t dice = 1;
+    for (int i = 0; i < TURNS; i++) {
+        int at = (int)((dice = dice * 1664525 + 1013904223) >> 8) % BLOCKS;
+        size_t bytes = (size_t)((dice = dice * 1664525 + 1013904223) >> 8) % (5 << 19) + 1;
+        if (block[at])
+            assert_true(block[at][0] == (char)at && block[at][size[at] - 1] == (char)at);
+        if (block[at] && i % 3) {
+            base_free(block[at]);
+            block[at] = NULL;
+            continue;
+        }
+        block[at] = block[at] ? base_try_grow(block[at], bytes) : base_try_alloc(bytes);
+        assert_non_null(block[at]);
+        assert_int_equal((uintptr_t)block[at] % 64, 0);
+        block[at][0] = block[at][bytes - 1] = (char)at;
+        size[at] = bytes;
+    }
+    for (int i = 0; i < BLOCKS; i++)
+        base_free(block[i]);
+    assert_int_equal(base_mapped_bytes(), mapped);
+    assert_int_equal(base_alloc_count(), count);
+}
+
 static void machine_levels_by_name(void **state)
 {
     (void)state;
@@ -1238,7 +1268,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(machine_is_detected),
-        cmocka_unit_test(memory_is_promised_once),
+        cmocka_unit_test(memory_is_promised_once), cmocka_unit_test(mapped_blocks_come_and_go),
         cmocka_unit_test(machine_levels_by_name),
         cmocka_unit_test(limits_of_cgroup_v2),
         cmocka_unit_test(limits_of_cgroup_v1),
