@@ -8,6 +8,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <string.h>
 #include <unistd.h>
 
 /* -- words ------------------------------------------------------------------------------------------------------------ */
@@ -40,7 +41,7 @@ typedef uint64_t words[LANES];       /* 32 bits in each: what a vector multiplie
 typedef double reals[LANES];
 
 /* Words 0 to 3 of the counters first, first + 1, ... */
-static void philox_lanes(uint64_t seed, uint32_t site, uint64_t first, words w[4])
+static inline __attribute__((always_inline)) void philox_lanes(uint64_t seed, uint32_t site, uint64_t first, words w[4])
 {
     const uint64_t low = 0xFFFFFFFF;
     uint64_t key0 = seed & low, key1 = seed >> 32;
@@ -62,21 +63,34 @@ static void philox_lanes(uint64_t seed, uint32_t site, uint64_t first, words w[4
     }
 }
 
-/* Two doubles, and their bits: every CPU has vectors of 16 bytes. A cast from one to the other keeps the bits. */
-typedef double pair __attribute__((vector_size(16)));
-typedef uint64_t bits __attribute__((vector_size(16)));
+/* Eight doubles, and their bits: a CPU without vectors of 64 bytes takes them in parts. A cast from one to the other keeps the bits. */
+enum { WIDE = 8 };
+typedef double wide __attribute__((vector_size(64)));
+typedef uint64_t bits __attribute__((vector_size(64)));
+
+/* A function is compiled for CPUs of several kinds, and the one at hand chooses at the start. Each does the same arithmetic on each number,
+ * and never in one rounding what is written as two, so the numbers are the same. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
+#define FOR_EACH_CPU __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define FOR_EACH_CPU
+#endif
+#define INLINE static inline __attribute__((always_inline))
 
 /* A word below 2^52 as a double, by the bits of 2^52 + word: SSE2 has no conversion. */
-static inline pair word_to_real(bits word) { return (pair)(word | 0x4330000000000000) - 0x1p52; }
+INLINE void word_to_real(const bits *word, wide *real) { *real = (wide)(*word | 0x4330000000000000) - 0x1p52; }
 
 /* log x for x > 0, no subnormal. x = 2^e m with m in [0.7, 1.41), and log m = 2 artanh((m - 1) / (m + 1)), an odd series. */
-static inline pair log_series(pair x)
+INLINE void log_series(wide *x)
 {
     const uint64_t half = 0x3FE6A09E00000000;        /* the bits of about sqrt(1/2): where m begins */
-    bits exponent = ((bits)x - half + (1023ULL << 52)) >> 52;
-    pair e = word_to_real(exponent) - 1023, m = (pair)((bits)x - ((exponent - 1023) << 52));
-    pair s = (m - 1) / (m + 1), t = s * s;
-    pair series = t * (1.0 / 23) + 1.0 / 21;
+    bits exponent = ((bits)*x - half + (1023ULL << 52)) >> 52;
+    wide e;
+    word_to_real(&exponent, &e);
+    e -= 1023;
+    wide m = (wide)((bits)*x - ((exponent - 1023) << 52));
+    wide s = (m - 1) / (m + 1), t = s * s;
+    wide series = t * (1.0 / 23) + 1.0 / 21;
     series = series * t + 1.0 / 19;
     series = series * t + 1.0 / 17;
     series = series * t + 1.0 / 15;
@@ -86,17 +100,17 @@ static inline pair log_series(pair x)
     series = series * t + 1.0 / 7;
     series = series * t + 1.0 / 5;
     series = series * t + 1.0 / 3;
-    return e * 0x1.62e42fefa38p-1 + (2 * s + (2 * s * t * series + e * 0x1.ef35793c7673p-45));
+    *x = e * 0x1.62e42fefa38p-1 + (2 * s + (2 * s * t * series + e * 0x1.ef35793c7673p-45));
 }
 
 /* Sine and cosine for 0 <= x < 7: of what is left beside the nearest multiple of pi/2, by Taylor's series. */
-static inline void sine_and_cosine(pair x, pair *sine, pair *cosine)
+INLINE void sine_and_cosine(const wide *x, wide *sine, wide *cosine)
 {
-    pair shifted = x * 0x1.45f306dc9c883p-1 + 0x1.8p52, k = shifted - 0x1.8p52;
+    wide shifted = *x * 0x1.45f306dc9c883p-1 + 0x1.8p52, k = shifted - 0x1.8p52;
     bits quarter = (bits)shifted & 3;
-    pair r = x - k * 0x1.921fb544p0 - k * 0x1.0b4611a626331p-34, t = r * r;      /* k has 3 bits: the first product is exact */
-    pair s = t * (1.0 / 355687428096000) - 1.0 / 1307674368000;                     /* 1/17!, 1/15! */
-    pair c = t * (-1.0 / 6402373705728000) + 1.0 / 20922789888000;                  /* 1/18!, 1/16! */
+    wide r = *x - k * 0x1.921fb544p0 - k * 0x1.0b4611a626331p-34, t = r * r;     /* k has 3 bits: the first product is exact */
+    wide s = t * (1.0 / 355687428096000) - 1.0 / 1307674368000;                     /* 1/17!, 1/15! */
+    wide c = t * (-1.0 / 6402373705728000) + 1.0 / 20922789888000;                  /* 1/18!, 1/16! */
     s = s * t + 1.0 / 6227020800;
     c = c * t - 1.0 / 87178291200;
     s = s * t - 1.0 / 39916800;
@@ -113,27 +127,36 @@ static inline void sine_and_cosine(pair x, pair *sine, pair *cosine)
     c = 1 - 0.5 * t + t * t * c;
     /* the quarters: (s, c), (c, -s), (-s, -c), (-c, s); a mask chooses, a flipped sign bit negates */
     bits swapped = -(quarter & 1);
-    *sine = (pair)((((bits)s & ~swapped) | ((bits)c & swapped)) ^ (quarter & 2) << 62);
-    *cosine = (pair)((((bits)c & ~swapped) | ((bits)s & swapped)) ^ ((quarter + 1) & 2) << 62);
+    *sine = (wide)((((bits)s & ~swapped) | ((bits)c & swapped)) ^ (quarter & 2) << 62);
+    *cosine = (wide)((((bits)c & ~swapped) | ((bits)s & swapped)) ^ ((quarter + 1) & 2) << 62);
 }
 
 /* Two numbers of each lane, by Box and Muller. u is in (0, 1]. */
-static void box_muller(const words radius_word, const words angle_word, double deviation, reals first, reals second)
+INLINE void box_muller(const words radius_word, const words angle_word, double deviation, reals first, reals second)
 {
-    for (int i = 0; i < LANES; i += 2) {
-        bits radius_bits = { radius_word[i], radius_word[i + 1] }, angle_bits = { angle_word[i], angle_word[i + 1] };
-        pair square = -2 * log_series((word_to_real(radius_bits) + 1) * 0x1p-32), sine, cosine;
-        pair radius = deviation * (pair){ sqrt(square[0]), sqrt(square[1]) };
-        sine_and_cosine(word_to_real(angle_bits) * (2 * M_PI * 0x1p-32), &sine, &cosine);
+    for (int i = 0; i < LANES; i += WIDE) {
+        bits radius_bits, angle_bits;
+        wide radius, angle, sine, cosine;
+        memcpy(&radius_bits, radius_word + i, sizeof radius_bits);
+        memcpy(&angle_bits, angle_word + i, sizeof angle_bits);
+        word_to_real(&radius_bits, &radius);
+        radius = (radius + 1) * 0x1p-32;
+        log_series(&radius);
+        for (int j = 0; j < WIDE; j++)
+            radius[j] = sqrt(-2 * radius[j]);
+        radius *= deviation;
+        word_to_real(&angle_bits, &angle);
+        angle *= 2 * M_PI * 0x1p-32;
+        sine_and_cosine(&angle, &sine, &cosine);
         cosine *= radius;
         sine *= radius;
-        first[i] = cosine[0], first[i + 1] = cosine[1];
-        second[i] = sine[0], second[i + 1] = sine[1];
+        memcpy(first + i, &cosine, sizeof cosine);
+        memcpy(second + i, &sine, sizeof sine);
     }
 }
 
 /* Elements first * 4 and on, as many as a block has or are left. */
-static void normal_block(uint64_t seed, uint32_t site, double deviation, uint64_t first, int64_t count, float *out)
+FOR_EACH_CPU static void normal_block(uint64_t seed, uint32_t site, double deviation, uint64_t first, int64_t count, float *out)
 {
     words w[4];
     reals normal[4];
