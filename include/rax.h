@@ -39,7 +39,8 @@ const char *rax_error(void);
 rax_error_kind rax_error_kind_of(void);
 void rax_error_clear(void);
 
-/* Sets the thread's error as printf would and returns false: `return rax_fail(RAX_MISTAKE, "%s: ...", path);` */
+/* Sets the thread's error as printf would and returns false: `return rax_fail(RAX_MISTAKE, "%s: ...", path);` Control characters
+ * are shown as '?', so that what an argument quotes cannot break the line; a line's end only where the format has one. */
 bool rax_fail(rax_error_kind kind, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Zeroed memory, 64-byte aligned, from rax's one allocator; to be freed with rax_free. rax_alloc ends the process with one

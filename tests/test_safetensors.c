@@ -212,6 +212,7 @@ static void test_mistakes(void **state)
         { "{" ROW("x", "F32", "[2]", 4, 12) "}", 12, "m.safetensors: x: data_offsets: leaves a gap before it" },
         { "{" ROW("x", "F32", "[2]", 0, 8) "}", 11, "m.safetensors: 3 bytes at the end belong to no array" },
         { "{" ROW("x", "F32", "[2]", 0, 8) "," ROW("x", "F32", "[2]", 8, 16) "}", 16, "m.safetensors: x: is there twice" },
+        { "{" ROW("a\\n\\u001b[2Jb", "F3\\r", "[2]", 0, 8) "}", 8, "m.safetensors: a??[2Jb: unknown dtype 'F3?'" },
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         const char *error = open_header(cases[i].header, cases[i].data);

@@ -2,6 +2,9 @@
 #include "base/base.h"
 #include "rax.h"
 
+#include <stdio.h>
+#include <string.h>
+
 _Static_assert((int)RAX_FAILURE == (int)BASE_FAILURE && (int)RAX_MISTAKE == (int)BASE_MISTAKE, "exit statuses");
 
 const char *rax_error(void) { return base_error(); }
@@ -10,11 +13,16 @@ void rax_error_clear(void) { base_error_clear(); }
 
 bool rax_fail(rax_error_kind kind, const char *format, ...)
 {
+    char text[2048];
+    bool breaks = strchr(format, '\n') != NULL;
     va_list args;
     va_start(args, format);
-    base_failv((base_error_kind)kind, format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    return false;
+    for (char *at = text; *at; at++)                 /* a name in a damaged file may be anything */
+        if (((unsigned char)*at < ' ' && !(breaks && *at == '\n')) || *at == 127)
+            *at = '?';
+    return base_fail((base_error_kind)kind, "%s", text);
 }
 
 void *rax_alloc(size_t bytes) { return base_alloc(bytes); }
