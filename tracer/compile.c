@@ -180,16 +180,24 @@ static const char *save_recorded(void)
     return saved ? told : NULL;
 }
 
+/* Whether graphs, kernel lists and LLVM modules are verified on the way, which takes as long as the passes themselves: in builds
+ * without optimisation, in tests (tests/run sets RAX_VERIFY), and where what is made is also written out. */
+static bool verifies(const char *folder)
+{
+#ifdef __OPTIMIZE__
+    return folder || getenv("RAX_VERIFY");
+#else
+    (void)folder;
+    return true;
+#endif
+}
+
 /* Passes and backend. False and an error where the backend refuses. */
 static bool compile(rax_fn *fn, ir_graph *graph, trace_program *program, const ir_backend *backend)
 {
     double start = trace_now_ms();
     char *folder = dump_folder(fn);
-#ifdef NDEBUG
-    bool verify = false;
-#else
-    bool verify = true;
-#endif
+    bool verify = verifies(folder);
     ir_graph *copy = ir_graph_clone(graph);
     recorded = copy;
     base_bug_hook = save_recorded;
