@@ -6,6 +6,7 @@
 
 #include <limits.h>
 #include <math.h>
+#include <stdint.h>
 #include <string.h>
 
 /* -- graphs ------------------------------------------------------------------------------------------------------------ */
@@ -78,16 +79,24 @@ bool ir_infer(ir_graph *graph, ir_op op, int n_args, ir_node *const *args, const
     return ir_infer_in(graph->arena, op, n_args, args, attr, stated, type, n_tuple, tuple, why);
 }
 
-ir_node *ir_add(ir_graph *graph, ir_op op, int n_args, ir_node *const *args, const ir_attr *attr, const ir_type *stated)
+ir_node *ir_try_add(ir_graph *graph, ir_op op, int n_args, ir_node *const *args, const ir_attr *attr, const ir_type *stated, base_text *why)
 {
     ir_node *node = new_node(graph, op, n_args, args, attr);
-    base_text why = {0};
-    CHECK(op != OP_parameter, "ir_add: expected ir_parameter for a parameter");
-    CHECK(ir_infer(graph, op, n_args, args, attr, stated, &node->type, &node->n_tuple, &node->tuple, &why), "%s: %s (pass %s, %s:%d)",
-          OP_NAME(op), why.at, graph->pass ? graph->pass : "trace", graph->place.file ? graph->place.file : "nowhere", graph->place.line);
-    base_text_free(&why);
+    if (!ir_infer(graph, op, n_args, args, attr, stated, &node->type, &node->n_tuple, &node->tuple, why))
+        return NULL;
     settle_attributes(node);
     link_before(graph, node, graph->before);
+    return node;
+}
+
+ir_node *ir_add(ir_graph *graph, ir_op op, int n_args, ir_node *const *args, const ir_attr *attr, const ir_type *stated)
+{
+    base_text why = {0};
+    CHECK(op != OP_parameter, "ir_add: expected ir_parameter for a parameter");
+    ir_node *node = ir_try_add(graph, op, n_args, args, attr, stated, &why);
+    CHECK(node, "%s: %s (pass %s, %s:%d)", OP_NAME(op), why.at, graph->pass ? graph->pass : "trace", graph->place.file ? graph->place.file : "nowhere",
+          graph->place.line);
+    base_text_free(&why);
     return node;
 }
 
@@ -317,17 +326,31 @@ void ir_inline(ir_graph *graph, const ir_graph *body, ir_node *const *args, ir_n
 
 /* -- cloning ----------------------------------------------------------------------------------------------------------- */
 
-static const char *copy_text(base_arena *arena, const char *text) { return text ? base_arena_text(arena, "%s", text) : NULL; }
+/* Texts of the copy. Most nodes have the same few: a file, a pass, names of dims. Those seen last are found by their address. */
+enum { RECENT_TEXTS = 64 };
+typedef struct { base_arena *arena; struct { const char *of, *copy; } recent[RECENT_TEXTS]; } cloner;
 
-static void copy_names(base_arena *arena, ir_type *type)
+static const char *copy_text(cloner *c, const char *text)
 {
-    for (int i = 0; i < type->rank; i++)
-        type->dim_name[i] = copy_text(arena, type->dim_name[i]);
+    if (!text)
+        return NULL;
+    size_t at = ((uintptr_t)text >> 2 ^ (uintptr_t)text >> 9) % RECENT_TEXTS;
+    if (c->recent[at].of != text) {
+        c->recent[at].of = text;
+        c->recent[at].copy = base_arena_text(c->arena, "%s", text);
+    }
+    return c->recent[at].copy;
 }
 
-static ir_graph *clone_into(base_arena *arena, bool owns_arena, const ir_graph *graph);
+static void copy_names(cloner *c, ir_type *type)
+{
+    for (int i = 0; i < type->rank; i++)
+        type->dim_name[i] = copy_text(c, type->dim_name[i]);
+}
 
-static ir_node *clone_whole_node(ir_graph *copy, const ir_node *node)
+static ir_graph *clone_into(cloner *c, bool owns_arena, const ir_graph *graph);
+
+static ir_node *clone_whole_node(cloner *c, ir_graph *copy, const ir_node *node)
 {
     base_arena *arena = copy->arena;
     ir_node *twin = ARENA_NEW(arena, ir_node, 1);
@@ -335,15 +358,15 @@ static ir_node *clone_whole_node(ir_graph *copy, const ir_node *node)
     twin->args = ARENA_NEW(arena, ir_node *, node->n_args);
     for (int i = 0; i < node->n_args; i++)
         twin->args[i] = node->args[i]->note;
-    copy_names(arena, &twin->type);
+    copy_names(c, &twin->type);
     twin->tuple = ARENA_NEW(arena, ir_type, node->n_tuple);
     for (int i = 0; i < node->n_tuple; i++) {
         twin->tuple[i] = node->tuple[i];
-        copy_names(arena, &twin->tuple[i]);
+        copy_names(c, &twin->tuple[i]);
     }
-    twin->attr.name = copy_text(arena, node->attr.name);
-    twin->place.file = copy_text(arena, node->place.file);
-    twin->born = copy_text(arena, node->born);
+    twin->attr.name = copy_text(c, node->attr.name);
+    twin->place.file = copy_text(c, node->place.file);
+    twin->born = copy_text(c, node->born);
     if (node->attr.data) {
         size_t bytes = (size_t)ir_type_bytes(&node->type);
         void *data = base_arena_alloc(arena, bytes);
@@ -351,20 +374,20 @@ static ir_node *clone_whole_node(ir_graph *copy, const ir_node *node)
         twin->attr.data = data;
     }
     if (node->attr.body)
-        twin->attr.body = clone_into(arena, false, node->attr.body);
+        twin->attr.body = clone_into(c, false, node->attr.body);
     link_before(copy, twin, NULL);
     return twin;
 }
 
-static ir_graph *clone_into(base_arena *arena, bool owns_arena, const ir_graph *graph)
+static ir_graph *clone_into(cloner *c, bool owns_arena, const ir_graph *graph)
 {
-    ir_graph *copy = new_graph(arena, owns_arena, graph->name);
+    ir_graph *copy = new_graph(c->arena, owns_arena, graph->name);
     copy->next_id = graph->next_id;
     copy->next_site = graph->next_site;
-    copy->place = (ir_place){ copy_text(arena, graph->place.file), graph->place.line };
-    copy->pass = copy_text(arena, graph->pass);
+    copy->place = (ir_place){ copy_text(c, graph->place.file), graph->place.line };
+    copy->pass = copy_text(c, graph->pass);
     for (ir_node *n = graph->first; n; n = n->next) {
-        ir_node *twin = clone_whole_node(copy, n);
+        ir_node *twin = clone_whole_node(c, copy, n);
         n->note = twin;
         if (n->op == OP_parameter)
             push_parameter(copy, twin);
@@ -379,7 +402,11 @@ static ir_graph *clone_into(base_arena *arena, bool owns_arena, const ir_graph *
     return copy;
 }
 
-ir_graph *ir_graph_clone(const ir_graph *graph) { return clone_into(base_arena_new(), true, graph); }
+ir_graph *ir_graph_clone(const ir_graph *graph)
+{
+    cloner c = { .arena = base_arena_new() };
+    return clone_into(&c, true, graph);
+}
 
 /* -- answers ----------------------------------------------------------------------------------------------------------- */
 
@@ -401,6 +428,89 @@ int ir_count_nodes(const ir_graph *graph)
         count += 1 + (n->attr.body ? ir_count_nodes(n->attr.body) : 0);
     return count;
 }
+
+/* -- hashes ------------------------------------------------------------------------------------------------------------- */
+
+static uint64_t mixed(uint64_t hash, uint64_t word) { return (hash ^ word) * 0x9e3779b97f4a7c15 + (hash >> 29); }
+
+static uint64_t mixed_bytes(uint64_t hash, const void *bytes, size_t n)
+{
+    for (uint64_t word = 0; n > 0; word = 0) {
+        size_t part = MIN(n, sizeof word);
+        memcpy(&word, bytes, part);
+        hash = mixed(hash, word);
+        bytes = (const char *)bytes + part;
+        n -= part;
+    }
+    return hash;
+}
+
+static uint64_t mixed_double(uint64_t hash, double value) { return isnan(value) ? mixed(hash, 1) : mixed_bytes(hash, &value, sizeof value); }
+
+static uint64_t mixed_text(uint64_t hash, const char *text)
+{
+    size_t len = text ? strlen(text) : SIZE_MAX;
+    return text ? mixed_bytes(mixed(hash, len), text, len) : mixed(hash, len);
+}
+
+static uint64_t mixed_type(uint64_t hash, const ir_type *type)
+{
+    hash = mixed(hash, (uint64_t)type->dtype << 32 ^ (uint64_t)type->rank);
+    for (int i = 0; i < type->rank; i++)
+        hash = mixed_text(mixed(hash, (uint64_t)type->dim[i]), type->dim_name[i]);
+    return hash;
+}
+
+/* Of what the op has. Names of parameters are attributes, bodies graphs. */
+static uint64_t mixed_attributes(uint64_t hash, const ir_node *node)
+{
+    unsigned has = ir_op_table[node->op].attributes;
+    const ir_attr *a = &node->attr;
+    if (has & ATTR_INDEX)
+        hash = mixed(hash, (uint64_t)a->index);
+    if (has & ATTR_NAME)
+        hash = mixed_text(hash, a->name);
+    if (has & ATTR_VALUE)
+        hash = mixed_double(hash, a->value);
+    if (has & ATTR_DATA)
+        hash = mixed_bytes(hash, a->data, (size_t)ir_type_bytes(&node->type));
+    if (has & ATTR_AXIS)
+        hash = mixed(hash, (uint64_t)a->axis);
+    for (int i = 0; has & ATTR_AXES && i < a->n_axes; i++)
+        hash = mixed(hash, (uint64_t)a->axes[i]);
+    if (has & ATTR_AXES)
+        hash = mixed(hash, (uint64_t)a->n_axes);
+    for (int i = 0; has & ATTR_START && i < node->type.rank; i++)
+        hash = mixed(hash, (uint64_t)a->start[i]);
+    if (has & ATTR_SITE)
+        hash = mixed(hash, a->site);
+    if (has & ATTR_SCAN)
+        hash = mixed(mixed(mixed(hash, (uint64_t)a->count), (uint64_t)a->n_carry << 32 ^ (uint64_t)a->n_xs), a->reverse);
+    if (has & ATTR_EPSILON)
+        hash = mixed_double(hash, a->epsilon);
+    if (has & ATTR_ATTENTION)
+        hash = mixed_double(mixed_double(mixed(hash, a->causal), a->scale), a->dropout);
+    return a->body ? mixed(hash, ir_graph_hash(a->body)) : hash;
+}
+
+/* Of all that the text says, but for places. */
+uint64_t ir_graph_hash(const ir_graph *graph)
+{
+    uint64_t hash = mixed_text(mixed(0, (uint64_t)graph->n_params), graph->name);
+    for (const ir_node *n = graph->first; n; n = n->next) {
+        hash = mixed_type(mixed(hash, (uint64_t)n->op << 32 ^ (uint64_t)n->id), &n->type);
+        for (int i = 0; i < n->n_tuple; i++)
+            hash = mixed_type(hash, &n->tuple[i]);
+        for (int i = 0; i < n->n_args; i++)
+            hash = mixed(hash, (uint64_t)n->args[i]->id);
+        hash = mixed_attributes(mixed(hash, (uint64_t)n->n_args), n);
+    }
+    for (int i = 0; i < graph->n_results; i++)
+        hash = mixed_text(mixed(hash, (uint64_t)graph->results[i]->id << 32 ^ (uint32_t)graph->donated[i]), graph->result_names[i]);
+    return hash ^ hash >> 32;
+}
+
+/* -- equality ------------------------------------------------------------------------------------------------------------ */
 
 /* Bit for bit: 0 and -0 differ, a NaN equals itself. */
 static bool same_double(double a, double b) { return memcmp(&a, &b, sizeof a) == 0; }

@@ -119,20 +119,20 @@ typedef struct {
     double dropout;                   /* attention: probability of a zero; no seed and counter operands where it is 0 */
 } ir_attr;
 
+/* What every walk over a graph looks at comes first, in one cache line: most passes read little else of most nodes. */
 struct ir_node {
     ir_op op;
     int id;                           /* printed as %id; unique in its graph, ascending in order after ir_graph_renumber */
-    ir_type type;                     /* of a tuple: dtype IR_TUPLE, and tuple[] says of what */
-    int n_tuple;
-    ir_type *tuple;
-    int n_args;
+    int n_args, n_tuple;
     ir_node **args;
-    ir_attr attr;
-    ir_place place;
-    const char *born;                 /* the pass that made it; NULL: the trace */
     ir_node *prev, *next;
     int64_t mark;                     /* scratch of whoever walks the graph; of no value between passes */
     void *note;                       /* likewise */
+    ir_type *tuple;
+    ir_type type;                     /* of a tuple: dtype IR_TUPLE, and tuple[] says of what */
+    ir_attr attr;
+    ir_place place;
+    const char *born;                 /* the pass that made it; NULL: the trace */
 };
 
 /* Nodes stand in an order in which operands come before users. Everything lives in the graph's arena; a body shares the
@@ -159,8 +159,10 @@ ir_graph *ir_graph_new_body(ir_graph *parent, const char *name);
 void ir_graph_free(ir_graph *graph);                                               /* its bodies with it */
 
 /* Adds a node. attr may be NULL; stated is the result type, for ops with RESULT_TYPE, else NULL. A type error here is a bug:
- * who may err asks ir_infer first. */
+ * who may err tries. */
 ir_node *ir_add(ir_graph *graph, ir_op op, int n_args, ir_node *const *args, const ir_attr *attr, const ir_type *stated);
+/* The same for what a user may get wrong: NULL and why, as ir_infer says it. */
+ir_node *ir_try_add(ir_graph *graph, ir_op op, int n_args, ir_node *const *args, const ir_attr *attr, const ir_type *stated, base_text *why);
 /* The type that such a node would have (for a tuple: dtype IR_TUPLE, *tuple and *n_tuple in the graph's arena), or false and why,
  * without the op's name: "lhs f32[2,3] has 3 on axis 1, rhs f32[4,5] has 4 on axis 0". */
 bool ir_infer(ir_graph *graph, ir_op op, int n_args, ir_node *const *args, const ir_attr *attr, const ir_type *stated,

@@ -76,15 +76,16 @@ void ir_run_passes(ir_graph *graph, ir_pass_options *options)
     bool dumps = options->dump_dir && dump(graph, options->dump_dir, 0, "trace");
     if (options->verify)
         verify(graph, "the trace");
+    int n_nodes = ir_count_nodes(graph);
     for (int i = 0; i < options->n_reports; i++) {
         ir_pass_report *report = &options->reports[i];
         base_text notes = {0};
         report->name = passes[i].name;
-        report->nodes_before = ir_count_nodes(graph);
+        report->nodes_before = n_nodes;
         double start = now_ms();
         run(graph, passes[i].name, passes[i].pass, options->keep_composite, &notes);
         report->ms = now_ms() - start;
-        report->nodes_after = ir_count_nodes(graph);
+        report->nodes_after = n_nodes = ir_count_nodes(graph);
         report->note = base_text_take(&notes);
         dumps = dumps && dump(graph, options->dump_dir, i + 1, passes[i].name);
         if (options->verify)

@@ -21,7 +21,7 @@
 
 enum { WIDTH = 120, COMMENT_COLUMN = 60 };
 
-typedef struct { base_text *out; bool places; size_t line_start; } printer;
+typedef struct { base_text *out; size_t line_start; } printer;
 
 /* -- words and numbers -------------------------------------------------------------------------------------------------- */
 
@@ -246,7 +246,7 @@ static void indent(printer *p, int depth)
 /* A file's name comes from the user's compiler, or from a text: what would not stay one line, or one comment, is replaced. */
 static void end_line(printer *p, ir_place place, const char *born)
 {
-    if (p->places && (place.file || born)) {
+    if (place.file || born) {
         int column = (int)(p->out->len - p->line_start);
         base_text_add(p->out, "%*s;", MAX(2, COMMENT_COLUMN - column), "");
         if (place.file) {
@@ -352,7 +352,7 @@ static void print_graph(printer *p, const ir_graph *graph, int depth, ir_place p
 
 void ir_print(base_text *text, const ir_graph *graph)
 {
-    printer p = { .out = text, .places = true, .line_start = text->len };
+    printer p = { .out = text, .line_start = text->len };
     print_graph(&p, graph, 0, graph->n_params ? graph->params[0]->place : (ir_place){0}, NULL);
 }
 
@@ -361,17 +361,4 @@ char *ir_to_text(const ir_graph *graph)
     base_text text = {0};
     ir_print(&text, graph);
     return base_text_take(&text);
-}
-
-/* FNV-1a over the text without places. */
-uint64_t ir_graph_hash(const ir_graph *graph)
-{
-    base_text text = {0};
-    printer p = { .out = &text };
-    print_graph(&p, graph, 0, graph->place, NULL);
-    uint64_t hash = 0xcbf29ce484222325;
-    for (size_t i = 0; i < text.len; i++)
-        hash = (hash ^ (unsigned char)text.at[i]) * 0x100000001b3;
-    base_text_free(&text);
-    return hash;
 }

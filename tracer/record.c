@@ -167,14 +167,9 @@ ir_node *trace_add(rax_place place, const char *op, ir_op what, int n, ir_node *
     for (int i = 0; i < n; i++)
         if (!args[i])
             return NULL;
-    ir_graph *graph = trace_graph(place);
-    ir_type type, *tuple;
-    int n_tuple;
     base_text why = {0};
-    ir_node *node = NULL;
-    if (ir_infer(graph, what, n, args, attr, stated, &type, &n_tuple, &tuple, &why))
-        node = ir_add(graph, what, n, args, attr, stated);
-    else
+    ir_node *node = ir_try_add(trace_graph(place), what, n, args, attr, stated, &why);
+    if (!node)
         trace_error(place, op, "%s", why.at);
     base_text_free(&why);
     return node;
