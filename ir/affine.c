@@ -21,20 +21,6 @@ index_form form_axis(int axis)
     return form;
 }
 
-bool form_equal(const index_form *a, const index_form *b, int n_axes)
-{
-    if (a->offset != b->offset || a->n_dynamic != b->n_dynamic)
-        return false;
-    for (int i = 0; i < n_axes; i++)
-        if (a->coef[i] != b->coef[i])
-            return false;
-    for (int i = 0; i < a->n_dynamic; i++)
-        if (a->dynamic[i].expr != b->dynamic[i].expr || a->dynamic[i].stride != b->dynamic[i].stride ||
-            a->dynamic[i].limit != b->dynamic[i].limit)
-            return false;
-    return true;
-}
-
 bool form_add(index_form *into, const index_form *form, int64_t factor, int n_axes)
 {
     into->offset += form->offset * factor;
@@ -72,6 +58,8 @@ static form_answer split_once(const index_space *space, const index_form *linear
     int widest = -1;
     for (int i = 0; i < space->n_axes; i++) {
         int64_t coef = linear->coef[i];
+        if (coef == 0)
+            continue;
         if (coef % size == 0) {
             high->coef[i] = coef / size;
         } else {

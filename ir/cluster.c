@@ -144,6 +144,8 @@ static edge edge_of(const lower_state *state, const ir_node *node, int index)
 
 typedef struct {
     lower_state *state;
+    int *first_edge;           /* by node, and one more at the end: its first in `edges`, one an operand. They stay while clusters form: */
+    edge *edges;               /* what is stored is not decided meanwhile */
     int *reader;               /* by node: the last cluster that read this stored value in full, or -1 */
     int *seen, search;         /* by unit: the search that was last here */
     int *found, n_found;       /* the units of that search */
@@ -151,6 +153,25 @@ typedef struct {
     int64_t *order;            /* by unit: what it reads has less */
     int *before, *after;       /* by unit: its neighbours in that order, a ring that the unit n_infos closes */
 } clustering;
+
+static void find_edges(clustering *c)
+{
+    const lower_state *state = c->state;
+    int n = 0;
+    for (int i = 0; i < state->n_infos; i++)
+        n += state->infos[i].node->n_args;
+    c->first_edge = ARENA_NEW(state->arena, int, state->n_infos + 1);
+    c->edges = ARENA_NEW(state->arena, edge, n);
+    n = 0;
+    for (int i = 0; i < state->n_infos; i++) {
+        const ir_node *node = state->infos[i].node;
+        for (int j = 0; j < node->n_args; j++)
+            c->edges[n++] = edge_of(state, node, j);
+        c->first_edge[i + 1] = n;
+    }
+}
+
+static const edge *edges_of(const clustering *c, const ir_node *node) { return &c->edges[c->first_edge[node->mark]]; }
 
 /* Units are clusters and, one each, all other nodes: by the mark of a node, through unit_of. */
 static int unit_of(const lower_state *state, const ir_node *node)
@@ -290,7 +311,7 @@ static bool edges_fit(clustering *c, const node_cluster *mine, const node_cluste
         if (changed && level_in(node, merged->total, merged->inner) == LEVEL_NONE)
             return false;
         for (int j = 0; j < node->n_args; j++) {
-            edge e = edge_of(c->state, node, j);
+            edge e = edges_of(c, node)[j];
             int unit = unit_of(c->state, e.from);
             if ((unit == other->id || (changed && unit == mine->id)) && !edge_fits(node, e, merged->total, merged->inner))
                 return false;
@@ -299,18 +320,20 @@ static bool edges_fit(clustering *c, const node_cluster *mine, const node_cluste
     return true;
 }
 
-static void find_unit(clustering *c, int unit, int64_t since)
+/* Finds the units of node's operands from that place in the order on. True where one of them is the unit looked for. */
+static bool find_operands(clustering *c, const ir_node *node, int64_t since, int wanted)
 {
-    if (c->seen[unit] != c->search && c->order[unit] >= since) {
-        c->seen[unit] = c->search;
-        c->found[c->n_found++] = unit;
+    const edge *edges = edges_of(c, node);
+    for (int i = 0; i < node->n_args; i++) {
+        int unit = unit_of(c->state, edges[i].from);
+        if (unit == wanted)
+            return true;
+        if (c->seen[unit] != c->search && c->order[unit] >= since) {
+            c->seen[unit] = c->search;
+            c->found[c->n_found++] = unit;
+        }
     }
-}
-
-static void find_operands(clustering *c, const ir_node *node, int64_t since)
-{
-    for (int i = 0; i < node->n_args; i++)
-        find_unit(c, unit_of(c->state, view_base(c->state, node->args[i])), since);
+    return false;
 }
 
 /* Whether one of late's operands, not made by early, depends on early. What late depends on is found up to early's place in the order. */
@@ -322,16 +345,14 @@ static bool returns_through_another(clustering *c, const node_cluster *early, co
     c->n_found = 0;
     c->seen[early->id] = c->seen[late->id] = c->search;
     for (int i = 0; i < late->n_nodes; i++)
-        find_operands(c, late->nodes[i], since);
-    c->seen[early->id] = 0;                               /* from here on to be found */
+        find_operands(c, late->nodes[i], since, -1);
     for (int i = 0; i < c->n_found; i++) {
         const node_cluster *cluster = state->clusters[c->found[i]];
-        if (!cluster)
-            find_operands(c, state->infos[c->found[i]].node, since);
-        for (int j = 0; cluster && j < cluster->n_nodes; j++)
-            find_operands(c, cluster->nodes[j], since);
-        if (c->seen[early->id] == c->search)
+        if (!cluster && find_operands(c, state->infos[c->found[i]].node, since, early->id))
             return true;
+        for (int j = 0; cluster && j < cluster->n_nodes; j++)
+            if (find_operands(c, cluster->nodes[j], since, early->id))
+                return true;
     }
     return false;
 }
@@ -436,6 +457,7 @@ static bool merge(clustering *c, node_cluster *into, node_cluster *from)
 static void form_clusters(lower_state *state)
 {
     clustering c = { .state = state };
+    find_edges(&c);
     c.seen = ARENA_NEW(state->arena, int, state->n_infos);
     c.found = ARENA_NEW(state->arena, int, state->n_infos);
     c.moved = ARENA_NEW(state->arena, int64_t, 2 * state->n_infos);
@@ -454,14 +476,14 @@ static void form_clusters(lower_state *state)
             continue;
         new_cluster(&c, node);
         for (int i = 0; i < node->n_args; i++) {
-            edge e = edge_of(state, node, i);
+            edge e = edges_of(&c, node)[i];
             const node_info *from = INFO(state, e.from);
             if (from->cluster >= 0)
                 merge(&c, state->clusters[from->cluster], state->clusters[INFO(state, node)->cluster]);
         }
         /* With whoever last read the same large value at the same index. */
         for (int i = 0; i < node->n_args; i++) {
-            edge e = edge_of(state, node, i);
+            edge e = edges_of(&c, node)[i];
             int64_t count = ir_type_count(&e.from->type);
             if (!has_memory_of_its_own(e.from) || e.repeat != 1 || count == 1 || count != ir_type_count(full_type(node)))
                 continue;

@@ -28,6 +28,7 @@ typedef struct {
     access *list;
     int *first, *last;         /* by memory: of its chain */
     int *donor;                /* by parameter's index: its buffer */
+    int n_moving, *moving;     /* buffers that move */
     kl_kernel *kernel;         /* now */
 } survey;
 
@@ -143,8 +144,8 @@ static bool may_rename(const survey *s, const kernel_list *list, int at, int fro
     }
     if (!made_here)
         return false;
-    for (int i = 0; i < program->n_buffers && target->kind == KL_MOVING; i++)
-        if (program->buffers[i].kind == KL_MOVING && program->buffers[i].base == from)
+    for (int i = 0; i < s->n_moving && target->kind == KL_MOVING; i++)
+        if (program->buffers[s->moving[i]].base == from)
             return false;                                 /* a moving view of what moves */
     for (int i = s->first[memory]; i != NONE; i = s->list[i].next) {
         const access *a = &s->list[i];
@@ -183,9 +184,9 @@ static void rename_buffer(survey *s, int from, int to)
     for (int i = s->first[from]; i != NONE; i = s->list[i].next)
         if (s->list[i].view->buffer == from)
             s->list[i].view->buffer = to;
-    for (int i = 0; i < program->n_buffers; i++)
-        if (program->buffers[i].kind == KL_MOVING && program->buffers[i].base == from)
-            program->buffers[i].base = to;
+    for (int i = 0; i < s->n_moving; i++)
+        if (program->buffers[s->moving[i]].base == from)
+            program->buffers[s->moving[i]].base = to;
     if (s->first[from] == NONE)
         return;
     *(s->first[memory] == NONE ? &s->first[memory] : &s->list[s->last[memory]].next) = s->first[from];
@@ -226,11 +227,14 @@ void kl_coalesce(kl_program *program)
     kl_renumber(program);
     s.first = base_alloc(bytes);
     s.last = base_alloc(bytes);
+    s.moving = base_alloc(bytes);
     s.donor = base_alloc(sizeof(int) * (size_t)program->n_params);
     for (int i = 0; i < program->n_buffers; i++) {
         s.first[i] = s.last[i] = NONE;
         if (program->buffers[i].kind == KL_PARAM)
             s.donor[program->buffers[i].index] = i;
+        if (program->buffers[i].kind == KL_MOVING)
+            s.moving[s.n_moving++] = i;
     }
     survey_list(&s, program->kernels, program->n_kernels);
     while (coalesce_list(&s, program->kernels, &program->n_kernels))
@@ -239,4 +243,5 @@ void kl_coalesce(kl_program *program)
     base_free(s.first);
     base_free(s.last);
     base_free(s.donor);
+    base_free(s.moving);
 }

@@ -101,15 +101,6 @@ static bool view_along(const kl_view *view, int n_pieces, const piece *pieces, k
 
 /* -- joining ------------------------------------------------------------------------------------------------------------ */
 
-
-static bool reads(const kl_loop *loop, int buffer)
-{
-    for (int i = 0; i < loop->n_exprs; i++)
-        if (loop->exprs[i].kind == KL_LOAD && loop->exprs[i].view.buffer == buffer)
-            return true;
-    return false;
-}
-
 /* The epilogue that the product would have with the loop joined, in place of its reads of the product's output `which`. */
 static bool joined(base_arena *arena, const kl_contraction *c, int which, const kl_loop *loop, kl_loop *epilogue)
 {
@@ -198,14 +189,96 @@ static const int *memory_of_buffers(kl_program *program)
     return memory;
 }
 
+/* What the kernels of a list do, by memory and by buffer. Who has moved up runs at another place than where it stood: at[] says where. */
+enum { NONE = -1 };
+typedef struct { int kernel, next; } note;
+typedef struct {
+    const int *memory;
+    int *at;                   /* by place in the list */
+    int *writes, *reads;       /* by memory: a note of each kernel that does; NONE: no more */
+    int *loops;                /* by buffer: of each loop that reads it, in order */
+    int n_notes, cap_notes, kernel;
+    note *notes;
+} list_index;
+
+static void add_note(list_index *index, int *first)
+{
+    if (*first != NONE && index->notes[*first].kernel == index->kernel)
+        return;
+    if (index->n_notes == index->cap_notes) {
+        size_t old = sizeof(note) * (size_t)index->cap_notes;
+        index->cap_notes = MAX(256, 2 * index->cap_notes);
+        index->notes = base_realloc(index->notes, old, sizeof(note) * (size_t)index->cap_notes);
+    }
+    index->notes[index->n_notes] = (note){ index->kernel, *first };
+    *first = index->n_notes++;
+}
+
+static void note_access(void *context, const kl_access *access)
+{
+    list_index *index = context;
+    int memory = index->memory[access->view->buffer];
+    add_note(index, access->write ? &index->writes[memory] : &index->reads[memory]);
+}
+
+static list_index index_list(const kl_program *program, const int *memory, kl_kernel *const *list, int n)
+{
+    list_index index = { .memory = memory, .at = base_alloc(sizeof(int) * (size_t)MAX(n, 1)) };
+    int **chains[] = { &index.writes, &index.reads, &index.loops };
+    for (size_t i = 0; i < COUNT_OF(chains); i++) {
+        *chains[i] = base_alloc(sizeof(int) * (size_t)program->n_buffers);
+        for (int j = 0; j < program->n_buffers; j++)
+            (*chains[i])[j] = NONE;
+    }
+    for (index.kernel = n - 1; index.kernel >= 0; index.kernel--) {         /* from behind: what comes first stands first in a chain */
+        kl_kernel *kernel = list[index.kernel];
+        index.at[index.kernel] = index.kernel;
+        kl_visit_all(kernel, note_access, &index);
+        for (int j = 0; kernel->kind == KL_LOOP && j < kernel->loop.n_exprs; j++)
+            if (kernel->loop.exprs[j].kind == KL_LOAD)
+                add_note(&index, &index.loops[kernel->loop.exprs[j].view.buffer]);
+    }
+    return index;
+}
+
+static void free_index(list_index *index)
+{
+    base_free(index->at);
+    base_free(index->writes);
+    base_free(index->reads);
+    base_free(index->loops);
+    base_free(index->notes);
+}
+
+static bool any_between(const list_index *index, int first, int low, int high)
+{
+    for (int i = first; i != NONE; i = index->notes[i].next)
+        if (index->at[index->notes[i].kernel] > low && index->at[index->notes[i].kernel] < high)
+            return true;
+    return false;
+}
+
+/* Whether a kernel between the two writes what the loop reads, or touches what it writes. */
+static bool is_cut_off(const list_index *index, const kl_loop *loop, int product, int at)
+{
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (loop->exprs[i].kind == KL_LOAD && any_between(index, index->writes[index->memory[loop->exprs[i].view.buffer]], product, at))
+            return true;
+    for (int i = 0; i < loop->n_outputs; i++) {
+        int memory = index->memory[loop->outputs[i].view.buffer];
+        if (any_between(index, index->writes[memory], product, at) || any_between(index, index->reads[memory], product, at))
+            return true;
+    }
+    return false;
+}
+
 typedef struct { const int *memory; const kl_loop *loop; bool clash; } mover;
 
 /* Whether an access by a kernel that the loop would pass forbids it to. */
-static void against(void *context, const kl_access *access)
+static void against(mover *m, const kl_view *view, bool write)
 {
-    mover *m = context;
-    int memory = m->memory[access->view->buffer];
-    for (int i = 0; i < m->loop->n_exprs && access->write; i++)
+    int memory = m->memory[view->buffer];
+    for (int i = 0; i < m->loop->n_exprs && write; i++)
         if (m->loop->exprs[i].kind == KL_LOAD && m->memory[m->loop->exprs[i].view.buffer] == memory)
             m->clash = true;
     for (int i = 0; i < m->loop->n_outputs; i++)
@@ -214,24 +287,19 @@ static void against(void *context, const kl_access *access)
 }
 
 /* Of the product itself only its operands stand against the loop, and the other outputs of its epilogue. */
-static bool can_move_up(const int *memory, kl_kernel **list, int product, int loop, int buffer)
+static bool can_move_up(const list_index *index, kl_kernel **list, int product, int loop, int buffer)
 {
-    mover m = { .memory = memory, .loop = &list[loop]->loop };
-    for (int i = loop - 1; i > product && !m.clash; i--)        /* what a loop waits for is mostly made right before it */
-        kl_visit_all(list[i], against, &m);
-    kl_contraction *c = &list[product]->contraction;
-    const kl_loop *operands[] = { &c->a, &c->b };
-    for (int k = 0; k < 2; k++)
-        for (int i = 0; i < operands[k]->n_exprs; i++)
-            if (operands[k]->exprs[i].kind == KL_LOAD)
-                against(&m, &(kl_access){ .view = &operands[k]->exprs[i].view });
+    mover m = { .memory = index->memory, .loop = &list[loop]->loop };
+    const kl_contraction *c = &list[product]->contraction;
+    const kl_loop *parts[] = { &c->a, &c->b, &c->c };
+    for (size_t k = 0; k < COUNT_OF(parts); k++)
+        for (int i = 0; i < parts[k]->n_exprs; i++)
+            if (parts[k]->exprs[i].kind == KL_LOAD)
+                against(&m, &parts[k]->exprs[i].view, false);
     for (int i = 0; i < c->c.n_outputs; i++)
         if (c->c.outputs[i].view.buffer != buffer)
-            against(&m, &(kl_access){ .view = &c->c.outputs[i].view, .write = true });
-    for (int i = 0; i < c->c.n_exprs; i++)
-        if (c->c.exprs[i].kind == KL_LOAD)
-            against(&m, &(kl_access){ .view = &c->c.exprs[i].view });
-    return !m.clash;
+            against(&m, &c->c.outputs[i].view, true);
+    return !m.clash && !is_cut_off(index, m.loop, product, loop);
 }
 
 typedef struct { const kl_program *program; int *n; } counter;
@@ -260,7 +328,8 @@ static void drop_output(kl_loop *loop, int which)
 
 typedef struct { kl_program *program; const int *memory; int *readers; } fusion;
 
-static bool fuse_into(const fusion *f, kl_kernel **list, int *n, int at)
+/* Lets the product at `at` take one loop more, whose place in the list is NULL from then on. */
+static bool fuse_into(const fusion *f, list_index *index, kl_kernel **list, int at)
 {
     kl_program *program = f->program;
     kl_contraction *c = &list[at]->contraction;
@@ -269,17 +338,17 @@ static bool fuse_into(const fusion *f, kl_kernel **list, int *n, int at)
         int buffer = output->view.buffer;
         if (output->kind != KL_STORE || output->accumulate || program->buffers[buffer].kind != KL_TEMP || output->view.n_dynamic)
             continue;
-        for (int i = at + 1; i < *n; i++) {
+        for (int next = index->loops[buffer]; next != NONE; next = index->notes[next].next) {
             kl_loop fused;
-            if (list[i]->kind != KL_LOOP || !reads(&list[i]->loop, buffer) || !can_move_up(f->memory, list, at, i, buffer) ||
-                !joined(program->arena, c, which, &list[i]->loop, &fused))
+            int i = index->notes[next].kernel;
+            if (i < at || !list[i] || !can_move_up(index, list, at, i, buffer) || !joined(program->arena, c, which, &list[i]->loop, &fused))
                 continue;
             for (int j = 0; j < list[i]->loop.n_exprs; j++)
                 f->readers[buffer] -= list[i]->loop.exprs[j].kind == KL_LOAD && list[i]->loop.exprs[j].view.buffer == buffer;
             c->c = fused;
             list[at]->name = base_arena_text(program->arena, "%s+%s", list[at]->name, list[i]->name);
-            memmove(&list[i], &list[i + 1], sizeof(*list) * (size_t)(*n - i - 1));
-            --*n;
+            list[i] = NULL;
+            index->at[i] = at;
             if (f->readers[buffer] == 0)
                 drop_output(&c->c, which);
             return true;
@@ -290,12 +359,21 @@ static bool fuse_into(const fusion *f, kl_kernel **list, int *n, int at)
 
 static void fuse_list(const fusion *f, kl_kernel **list, int *n)
 {
+    int kept = 0;
+    list_index index = index_list(f->program, f->memory, list, *n);
     for (int i = 0; i < *n; i++) {
+        if (!list[i])
+            continue;
         if (list[i]->kind == KL_REPEAT)
             fuse_list(f, list[i]->repeat.body, &list[i]->repeat.n_body);
-        while (list[i]->kind == KL_CONTRACTION && fuse_into(f, list, n, i)) {
+        while (list[i]->kind == KL_CONTRACTION && fuse_into(f, &index, list, i)) {
         }
     }
+    for (int i = 0; i < *n; i++)
+        if (list[i])
+            list[kept++] = list[i];
+    *n = kept;
+    free_index(&index);
 }
 
 void kl_fuse_epilogues(kl_program *program)

@@ -91,6 +91,11 @@ static lower_state *new_state(const ir_graph *graph, base_arena *arena)
     state->clusters = ARENA_NEW(arena, node_cluster *, state->n_clusters);
     for (ir_node *node = graph->first; node; node = node->next)
         state->infos[node->mark] = (node_info){ .node = node, .cluster = -1 };
+    for (ir_node *node = graph->last; node; node = node->prev)
+        if (node->op == OP_result) {
+            INFO(state, node)->results = INFO(state, node->args[0])->results;
+            INFO(state, node->args[0])->results = node;
+        }
     return state;
 }
 

@@ -23,7 +23,6 @@ typedef struct { int axis; int64_t inner; } form_refinement;
 
 index_form form_constant(int64_t value);
 index_form form_axis(int axis);
-bool form_equal(const index_form *a, const index_form *b, int n_axes);
 /* into += form * factor; false where there are too many dynamic terms. */
 bool form_add(index_form *into, const index_form *form, int64_t factor, int n_axes);
 /* The row-major linear index of coordinates, of dims dim. */
@@ -48,6 +47,7 @@ typedef struct {
     node_place place;
     int n_users;
     ir_node *user;           /* the only one, where n_users is 1 */
+    ir_node *results;        /* of a tuple: one that is picked from it; of that: the next one, or NULL */
     ir_node *transposer;     /* one of them that transposes the value, its last axis staying last */
 } node_info;
 
@@ -113,6 +113,16 @@ typedef struct { kl_kernel **at; int n, cap; } kernel_list;
 typedef struct { kernel_list kernels; int64_t key; } lower_unit;
 enum { UNIT_FIRST = -1, UNIT_LAST = INT32_MAX };          /* the last may overwrite what the others read */
 
+/* What a loop in the making grows in; one is made at a time, and the next takes the room over. */
+typedef struct { const ir_node *node; int form, expr; } evaluated;      /* form: the first word of its forms */
+typedef struct {
+    kl_expr *exprs;
+    kl_output *outputs;
+    evaluated *done;
+    int64_t *forms;               /* of a form: its offset, its coefs along the loop's axes, how many dynamic terms, and three words each */
+    int cap_exprs, cap_outputs, cap_done, cap_forms;
+} loop_room;
+
 typedef struct {
     kl_program *program;
     base_arena *scratch;
@@ -121,6 +131,7 @@ typedef struct {
     lower_unit *units;
     bool again, progress;         /* a node was found that must be stored; something new is known of it */
     bool *forced, *forced_dense, *forced_apart;       /* by mark, over the rounds */
+    loop_room room;
 } lowering;
 
 lower_unit *kl_new_unit(lowering *l, int64_t key);
@@ -136,18 +147,14 @@ void kl_lower_graph(kl_program *program, const ir_graph *graph, const node_place
 
 /* -- lower_eval.c ----------------------------------------------------------------------------------------------------- */
 
-typedef struct { const ir_node *node; index_form *where; int expr; } evaluated;
-
 /* A loop in the making. */
 typedef struct {
     lowering *l;
     index_space space;
     int cluster;                  /* whose stored nodes are computed here; -1 none */
     const ir_node *root;          /* computed here though it is stored; NULL: none */
-    kl_loop loop;
-    int cap_exprs, cap_outputs;
-    int n_done, cap_done;
-    evaluated *done;
+    kl_loop loop;                 /* its expressions and outputs are in the lowering's room until the loop is finished */
+    int n_done, n_forms;
     bool failed, refine;          /* nothing comes of this loop; but may with another axis */
     form_refinement how;
     const ir_node *behind;        /* of refine: what is read at forms that need the axis */

@@ -91,8 +91,8 @@ static void lower_matmul(lowering *l, kernel_list *list, ir_node *node)
 kl_view kl_result_view(lowering *l, ir_node *tuple, int index)
 {
     const ir_type *type = &tuple->tuple[index];
-    for (ir_node *node = tuple->next; node; node = node->next)
-        if (node->op == OP_result && node->args[0] == tuple && node->attr.index == index)
+    for (ir_node *node = INFO(l->state, tuple)->results; node; node = INFO(l->state, node)->results)
+        if (node->attr.index == index)
             return kl_view_of_place(&INFO(l->state, node)->place, type->rank);
     node_place place = { .buffer = kl_add_buffer(l->program, (kl_buffer){ .kind = KL_TEMP, .dtype = type->dtype, .count = ir_type_count(type),
                                                                           .place = tuple->place }) };

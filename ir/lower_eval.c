@@ -35,7 +35,8 @@ static int add_expr(loop_builder *b, kl_expr expr)
     for (int i = 0; i < loop->n_exprs; i++)
         if (expr_equal(&loop->exprs[i], &expr))
             return i;
-    loop->exprs = kl_grown(b->l->program->arena, loop->exprs, loop->n_exprs, &b->cap_exprs, sizeof(kl_expr));
+    loop_room *room = &b->l->room;
+    loop->exprs = room->exprs = kl_grown(b->l->scratch, room->exprs, loop->n_exprs, &room->cap_exprs, sizeof(kl_expr));
     loop->exprs[loop->n_exprs] = expr;
     return loop->n_exprs++;
 }
@@ -302,24 +303,62 @@ static int eval_fresh(loop_builder *b, ir_node *node, const index_form *where)
     return kl_add_op(b, node->op, node->type.dtype, node->n_args, args);
 }
 
+/* Puts the forms down for forms_are_at; the number of the first word. */
+static int keep_forms(loop_builder *b, int n, const index_form *where)
+{
+    loop_room *room = &b->l->room;
+    int first = b->n_forms, words = 0;
+    for (int i = 0; i < n; i++)
+        words += 2 + b->space.n_axes + 3 * where[i].n_dynamic;
+    while (first + words > room->cap_forms)
+        room->forms = kl_grown(b->l->scratch, room->forms, room->cap_forms, &room->cap_forms, sizeof(int64_t));
+    int64_t *to = &room->forms[first];
+    for (int i = 0; i < n; i++) {
+        *to++ = where[i].offset;
+        for (int axis = 0; axis < b->space.n_axes; axis++)
+            *to++ = where[i].coef[axis];
+        *to++ = where[i].n_dynamic;
+        for (int j = 0; j < where[i].n_dynamic; j++) {
+            *to++ = where[i].dynamic[j].expr;
+            *to++ = where[i].dynamic[j].stride;
+            *to++ = where[i].dynamic[j].limit;
+        }
+    }
+    b->n_forms = first + words;
+    return first;
+}
+
+static bool forms_are_at(const loop_builder *b, const int64_t *kept, int n, const index_form *where)
+{
+    for (int i = 0; i < n; i++) {
+        const index_form *form = &where[i];
+        if (*kept++ != form->offset)
+            return false;
+        for (int axis = 0; axis < b->space.n_axes; axis++)
+            if (*kept++ != form->coef[axis])
+                return false;
+        if (*kept++ != form->n_dynamic)
+            return false;
+        for (int j = 0; j < form->n_dynamic; j++, kept += 3)
+            if (kept[0] != form->dynamic[j].expr || kept[1] != form->dynamic[j].stride || kept[2] != form->dynamic[j].limit)
+                return false;
+    }
+    return true;
+}
+
 int kl_eval(loop_builder *b, ir_node *node, const index_form *where)
 {
+    loop_room *room = &b->l->room;
     if (b->failed)
         return -1;
-    for (int i = 0; i < b->n_done; i++) {
-        bool same = b->done[i].node == node;
-        for (int j = 0; j < node->type.rank && same; j++)
-            same = form_equal(&b->done[i].where[j], &where[j], b->space.n_axes);
-        if (same)
-            return b->done[i].expr;
-    }
+    for (int i = 0; i < b->n_done; i++)
+        if (room->done[i].node == node && forms_are_at(b, &room->forms[room->done[i].form], node->type.rank, where))
+            return room->done[i].expr;
     int expr = eval_fresh(b, node, where);
     if (expr < 0)
         return -1;
-    b->done = kl_grown(b->l->scratch, b->done, b->n_done, &b->cap_done, sizeof(evaluated));
-    index_form *copy = ARENA_NEW(b->l->scratch, index_form, node->type.rank);
-    if (node->type.rank)
-        memcpy(copy, where, sizeof(index_form) * (size_t)node->type.rank);
-    b->done[b->n_done++] = (evaluated){ node, copy, expr };
+    room->done = kl_grown(b->l->scratch, room->done, b->n_done, &room->cap_done, sizeof(evaluated));
+    int form = keep_forms(b, node->type.rank, where);
+    room->done[b->n_done++] = (evaluated){ node, form, expr };
     return expr;
 }

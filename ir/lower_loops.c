@@ -7,7 +7,8 @@
 
 static void add_output(loop_builder *b, kl_output_kind kind, int expr, kl_view view)
 {
-    b->loop.outputs = kl_grown(b->l->program->arena, b->loop.outputs, b->loop.n_outputs, &b->cap_outputs, sizeof(kl_output));
+    loop_room *room = &b->l->room;
+    b->loop.outputs = room->outputs = kl_grown(b->l->scratch, room->outputs, b->loop.n_outputs, &room->cap_outputs, sizeof(kl_output));
     b->loop.outputs[b->loop.n_outputs++] = (kl_output){ kind, expr, view, false };
 }
 
@@ -110,7 +111,10 @@ static bool retry_refined(loop_builder *b)
 
 static void finish_loop(loop_builder *b, kl_loop *loop)
 {
+    base_arena *arena = b->l->program->arena;
     *loop = b->loop;
+    loop->exprs = memcpy(ARENA_NEW(arena, kl_expr, loop->n_exprs), b->loop.exprs, sizeof(kl_expr) * (size_t)loop->n_exprs);
+    loop->outputs = memcpy(ARENA_NEW(arena, kl_output, loop->n_outputs), b->loop.outputs, sizeof(kl_output) * (size_t)loop->n_outputs);
     loop->n_axes = b->space.n_axes;
     loop->n_outer = b->space.n_outer;
     memcpy(loop->extent, b->space.extent, sizeof loop->extent);
