@@ -230,14 +230,16 @@ static bool dump_kernels(const ir_executable *p, const cpu_compiler *c, const ch
 /* -- compiling --------------------------------------------------------------------------------------------------------------- */
 
 /* A program that will not fit is refused before it takes anything: the table says what it would take. */
-static bool fits(const ir_executable *p, ir_compile_report *report)
+static bool fits(const ir_executable *p, bool told, ir_compile_report *report)
 {
     base_memory memory = base_memory_now();
     size_t wanted = cpu_execution_bytes(p->execution);
-    base_text table = {0};
-    kl_print_memory(&table, p->list);
-    report_lines(report, table.at, 1);
-    base_text_free(&table);
+    if (told) {
+        base_text table = {0};
+        kl_print_memory(&table, p->list);
+        report_lines(report, table.at, 1);
+        base_text_free(&table);
+    }
     ir_report_line(report, 1, "memory: %.1f MB for intermediates, %.1f MB of them workspace and scratch; the machine has %.1f MB, %.1f MB available",
                    (double)wanted / 1e6, (double)cpu_execution_workspace(p->execution) / 1e6, (double)memory.total_bytes / 1e6, (double)memory.available_bytes / 1e6);
     if (wanted <= memory.available_bytes + process.arena.bytes)
@@ -267,7 +269,7 @@ static bool finish(ir_executable *p, cpu_compiler *c, const ir_compile_options *
     p->list->memory.workspace_bytes = (int64_t)cpu_execution_workspace(p->execution);
     p->list->memory.arena_bytes = (int64_t)cpu_execution_bytes(p->execution);
     end_phase(report, "plan", since);
-    if (!fits(p, report) || (options->dump_dir && !dump_kernels(p, c, options->dump_dir)) ||
+    if (!fits(p, options->verbose > 0, report) || (options->dump_dir && !dump_kernels(p, c, options->dump_dir)) ||
         !cpu_store_fetch(process.store, c, options->dump_dir, options->verify, &fetched))
         return false;
     end_phase(report, fetched.compiled_functions ? "generate" : "load", since);
@@ -275,7 +277,8 @@ static bool finish(ir_executable *p, cpu_compiler *c, const ir_compile_options *
         cpu_link_plan(c, &plans[i], &fetched);
     if (!cpu_execution_allocate(p->execution, &process.arena))
         return false;
-    report_program(p, plans, &fetched, report);
+    if (options->verbose > 0)                              /* it looks at every kernel */
+        report_program(p, plans, &fetched, report);
     end_phase(report, "link", since);
     return true;
 }

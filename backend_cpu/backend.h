@@ -89,7 +89,7 @@ typedef void cpu_emit(const void *context, const cpu_machine *machine, LLVMModul
  * what compiling it takes, in LLVM instructions, roughly. Returns the number for cpu_phase.function. context must live in
  * compiler->arena or longer. */
 int cpu_request_code(cpu_compiler *compiler, const char *key, double cost, cpu_emit *emit, const void *context);
-struct cpu_request { const char *key; double cost; cpu_emit *emit; const void *context; char name[40]; };
+struct cpu_request { const char *key; size_t length; double cost; cpu_emit *emit; const void *context; char name[40]; };
 
 /* void (const int64_t *args, char *const *buffers, int64_t task, char *scratch), in the module's context. */
 LLVMTypeRef cpu_task_type(LLVMModuleRef module);

@@ -295,7 +295,7 @@ static void plan_scratch(cpu_compiler *c, cpu_plan *plan, cpu_loop_code *code, i
 
 /* -- key ----------------------------------------------------------------------------------------------------------------- */
 
-static char *key_of(base_arena *arena, const cpu_loop_code *code)
+static base_text key_of(const cpu_loop_code *code)
 {
     const kl_loop *loop = &code->x->loop;
     base_text key = {0};
@@ -309,9 +309,7 @@ static char *key_of(base_arena *arena, const cpu_loop_code *code)
     base_text_add(&key, "\n");
     for (int i = 0; i < loop->n_outputs; i++)
         base_text_add(&key, "%s", code->row_output[i] ? "r" : "e");
-    char *text = base_arena_text(arena, "%s", key.at);
-    base_text_free(&key);
-    return text;
+    return key;
 }
 
 /* -- functions ----------------------------------------------------------------------------------------------------------- */
@@ -447,10 +445,11 @@ static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
     }
     code->n_args = plan->n_args - base;
 
-    char *key = key_of(c->arena, code);
+    base_text key = key_of(code);
     CHECK(plan->n_phases < CPU_MAX_PHASES, "expected a loop of fewer phases than %d", plan->n_phases);
-    plan->phases[plan->n_phases++] = (cpu_phase){ .function = cpu_request_code(c, key, 40 + 12 * cost, cpu_emit_loop, code), .arg_base = base,
+    plan->phases[plan->n_phases++] = (cpu_phase){ .function = cpu_request_code(c, key.at, 40 + 12 * cost, cpu_emit_loop, code), .arg_base = base,
                                                   .tasks = tasks, .work = work };
+    base_text_free(&key);
     return !sums || (plan_finish(c, plan, &loop, KL_SUM_OUTER, partial_offset, blocks) &&
                      plan_finish(c, plan, &loop, KL_SUM_ALL, partial_offset, tasks));
 }

@@ -13,8 +13,9 @@
 
 int cpu_request_code(cpu_compiler *c, const char *key, double cost, cpu_emit *emit, const void *context)
 {
+    size_t length = strlen(key);
     for (int i = 0; i < c->n_requests; i++)
-        if (!strcmp(c->requests[i].key, key))
+        if (c->requests[i].length == length && !memcmp(c->requests[i].key, key, length))
             return i;
     if (c->n_requests == c->cap_requests) {
         c->cap_requests = MAX(16, 2 * c->cap_requests);
@@ -23,9 +24,9 @@ int cpu_request_code(cpu_compiler *c, const char *key, double cost, cpu_emit *em
             memcpy(more, c->requests, sizeof *more * (size_t)c->n_requests);
         c->requests = more;
     }
-    base_key name = cpu_cache_key(c->machine, key, strlen(key));
+    base_key name = cpu_cache_key(c->machine, key, length);
     cpu_request *r = &c->requests[c->n_requests];
-    *r = (cpu_request){ .key = base_arena_text(c->arena, "%s", key), .cost = cost, .emit = emit, .context = context };
+    *r = (cpu_request){ .key = base_arena_text(c->arena, "%s", key), .length = length, .cost = cost, .emit = emit, .context = context };
     snprintf(r->name, sizeof r->name, "f%016llx%016llx", (unsigned long long)name.high, (unsigned long long)name.low);
     return c->n_requests++;
 }

@@ -9,20 +9,70 @@ static void reserve(base_text *text, size_t more)
     size_t need = text->len + more + 1;
     if (need <= text->cap)
         return;
-    size_t cap = MAX(need, text->cap * 2);
+    size_t cap = MAX(MAX(need, text->cap * 2), 64);
     text->at = base_realloc(text->at, text->at ? text->len + 1 : 0, cap);
     text->cap = cap;
 }
 
-void base_text_addv(base_text *text, const char *format, va_list args)
+static void add_number(base_text *text, long long n)
 {
+    char digits[24], *at = digits + sizeof digits;
+    unsigned long long left = n < 0 ? 0 - (unsigned long long)n : (unsigned long long)n;
+    do
+        *--at = (char)('0' + left % 10);
+    while (left /= 10);
+    if (n < 0)
+        *--at = '-';
+    base_text_bytes(text, at, (size_t)(digits + sizeof digits - at));
+}
+
+/* The format from here on, by the C library. Mostly there is room, and one formatting does. */
+static void add_formatted(base_text *text, const char *format, va_list args)
+{
+    size_t room = text->cap - text->len;
     va_list again;
     va_copy(again, args);
-    int len = vsnprintf(NULL, 0, format, again);
+    size_t len = (size_t)vsnprintf(text->at + text->len, room, format, again);
     va_end(again);
-    reserve(text, (size_t)len);
-    vsnprintf(text->at + text->len, (size_t)len + 1, format, args);
-    text->len += (size_t)len;
+    if (len >= room) {
+        reserve(text, len);
+        vsnprintf(text->at + text->len, len + 1, format, args);
+    }
+    text->len += len;
+}
+
+/* The keys of generated code, texts of graphs and lists are made of words and whole numbers by the ten thousand: these are put down here,
+ * at a tenth of what the C library takes. */
+void base_text_addv(base_text *text, const char *format, va_list args)
+{
+    va_list left;
+    va_copy(left, args);
+    for (;;) {
+        size_t plain = strcspn(format, "%");
+        base_text_bytes(text, format, plain);
+        format += plain;
+        if (*format == '\0')
+            break;
+        if (format[1] == 's') {
+            const char *word = va_arg(left, const char *);
+            word = word ? word : "(null)";
+            base_text_bytes(text, word, strlen(word));
+            format += 2;
+        } else if (format[1] == 'd') {
+            add_number(text, va_arg(left, int));
+            format += 2;
+        } else if (!strncmp(format, "%lld", 4)) {
+            add_number(text, va_arg(left, long long));
+            format += 4;
+        } else if (!strncmp(format, "%ld", 3)) {
+            add_number(text, va_arg(left, long));
+            format += 3;
+        } else {
+            add_formatted(text, format, left);
+            break;
+        }
+    }
+    va_end(left);
 }
 
 void base_text_add(base_text *text, const char *format, ...)
