@@ -241,14 +241,21 @@ static void end_segment(scheduler *s)
         place_workspace(s, i);
         move_workspace(plan, s->placed[i].offset);
     }
+    int *first = ARENA_NEW(s->scratch, int, end - s->first_stage + 2);       /* by stage: in `there`, its kernels in order */
+    for (int i = 0; i < s->n_placed; i++)
+        for (int n = s->placed[i].first; n <= s->placed[i].last; n++)
+            first[n - s->first_stage + 2]++;
+    for (int n = s->first_stage; n < end; n++)
+        first[n - s->first_stage + 2] += first[n - s->first_stage + 1];
+    const placed **there = ARENA_NEW(s->scratch, const placed *, first[end - s->first_stage + 1]);
+    for (int i = 0; i < s->n_placed; i++)
+        for (int n = s->placed[i].first; n <= s->placed[i].last; n++)
+            there[first[n - s->first_stage + 1]++] = &s->placed[i];
     for (int n = s->first_stage; n < end; n++) {
         stage st = { .first_item = x->n_items };
         double work = 0;
-        for (int i = 0; i < s->n_placed; i++) {
-            const placed *p = &s->placed[i];
-            if (n >= p->first && n <= p->last)
-                add_items(x, &st, &work, &s->plans[p->kernel], n - p->first, p->kernel, true);
-        }
+        for (int i = first[n - s->first_stage]; i < first[n - s->first_stage + 1]; i++)
+            add_items(x, &st, &work, &s->plans[there[i]->kernel], n - there[i]->first, there[i]->kernel, true);
         st.serial = work < x->grain.shared_ns || st.tasks <= 1;
         st.barrier = true;
         x->stages = kl_grown(x->arena, x->stages, x->n_stages, &x->cap_stages, sizeof(stage));

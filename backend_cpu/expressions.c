@@ -28,6 +28,7 @@ static int stride_set(cpu_compiler *c, cpu_plan *plan, cpu_expressions *x, const
             return i;
     for (int i = 0; i < x->loop.n_axes; i++)
         set.arg[i] = set.stride[i] ? add_arg(c, plan, x, set.stride[i]) : -1;
+    x->sets = kl_grown(c->arena, x->sets, x->n_sets, &x->cap_sets, sizeof *x->sets);
     x->sets[x->n_sets] = set;
     return x->n_sets++;
 }
@@ -86,7 +87,6 @@ cpu_expressions *cpu_expressions_plan(cpu_compiler *c, cpu_plan *plan, const kl_
     x->n_unit_axes = n_unit_axes;
     x->vector_axis = vector_axis;
     x->arg_base = arg_base;
-    x->sets = ARENA_NEW(c->arena, cpu_stride_set, n_views);
     x->views = ARENA_NEW(c->arena, cpu_view_plan, n_views);
     x->value_arg = ARENA_NEW(c->arena, int, n);
     x->depth = ARENA_NEW(c->arena, cpu_depth, n);

@@ -41,7 +41,7 @@ typedef struct {
     bool of_product;              /* an epilogue: KL_PRODUCT is among the expressions */
     int n_unit_axes, vector_axis; /* the vector axis is the last axis, or the last of the unit's */
     int arg_base;                 /* where this function's arguments begin; all indices count from there */
-    int n_sets;
+    int n_sets, cap_sets;
     cpu_stride_set *sets;
     cpu_view_plan *views;         /* by expression; then by output */
     int *value_arg;               /* by expression: of KL_VALUE, or -1 where the code has it; of KL_RANDOM the site */

@@ -25,7 +25,8 @@
 #define MAPPED_BYTES ((size_t)1 << 20)
 #endif
 
-enum { ALIGNMENT = 64, ARENA_CHUNK_BYTES = 64 * 1024 };
+/* An arena that has become large grows by whole huge pages: one fault for each instead of 512. */
+enum { ALIGNMENT = 64, ARENA_CHUNK_BYTES = 64 * 1024, ARENA_LARGE_BYTES = 1 << 20, HUGE_PAGE_BYTES = 2 << 20 };
 
 static atomic_size_t live_blocks, mapped_bytes;
 static atomic_long refuse_in = -1;
@@ -251,7 +252,8 @@ void *base_arena_alloc(base_arena *arena, size_t bytes)
     bytes = (bytes + 15) & ~(size_t)15;
     chunk *c = arena->chunks;
     if (!c || c->size - c->used < bytes) {
-        size_t size = MAX(bytes, (size_t)ARENA_CHUNK_BYTES);
+        size_t usual = arena->bytes < ARENA_LARGE_BYTES ? ARENA_CHUNK_BYTES : HUGE_PAGE_BYTES - sizeof(header) - sizeof(chunk);
+        size_t size = MAX(bytes, usual);
         c = base_alloc(sizeof(chunk) + size);
         c->size = size;
         c->next = arena->chunks;

@@ -48,9 +48,10 @@ void base_text_addv(base_text *text, const char *format, va_list args)
     va_list left;
     va_copy(left, args);
     for (;;) {
-        size_t plain = strcspn(format, "%");
-        base_text_bytes(text, format, plain);
-        format += plain;
+        const char *plain = format;
+        while (*format != '%' && *format != '\0')
+            format++;
+        base_text_bytes(text, plain, (size_t)(format - plain));
         if (*format == '\0')
             break;
         if (format[1] == 's') {

@@ -21,7 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_NODES = 160, MOST_RECOMPUTED = 40 };
+enum { MOST_NODES = 160, MOST_READS = 32, MOST_RECOMPUTED = 40 };
 
 /* -- roles ------------------------------------------------------------------------------------------------------------ */
 
@@ -101,6 +101,8 @@ bool is_outer_sum(const ir_node *node)
     return kind == REDUCE_LEADING || kind == REDUCE_EVERYTHING;
 }
 
+static bool is_free(const ir_node *node) { return node->op == OP_constant || node->op == OP_iota; }
+
 /* -- edges ------------------------------------------------------------------------------------------------------------ */
 
 /* How a loop node reads another: at the same linear index (repeat 1), at the index of its row (repeat: elements a row), or
@@ -148,7 +150,8 @@ typedef struct {
     edge *edges;               /* what is stored is not decided meanwhile */
     int *reader;               /* by node: the last cluster that read this stored value in full, or -1 */
     int *seen, search;         /* by unit: the search that was last here */
-    int *found, n_found;       /* the units of that search */
+    int *found, n_found;       /* the units of that search, */
+    int *open, n_open;         /* and those whose operands it has yet to look at */
     int64_t *moved;            /* their places in the order, and they */
     int64_t *order;            /* by unit: what it reads has less */
     int *before, *after;       /* by unit: its neighbours in that order, a ring that the unit n_infos closes */
@@ -320,6 +323,28 @@ static bool edges_fit(clustering *c, const node_cluster *mine, const node_cluste
     return true;
 }
 
+/* Units to look at, a heap with the first in order on top: the way to what is looked for mostly leads along the earliest. */
+static void push(clustering *c, int unit)
+{
+    int i = c->n_open++;
+    for (; i > 0 && c->order[c->open[(i - 1) / 2]] > c->order[unit]; i = (i - 1) / 2)
+        c->open[i] = c->open[(i - 1) / 2];
+    c->open[i] = unit;
+}
+
+static int pop(clustering *c)
+{
+    int top = c->open[0], moved = c->open[--c->n_open], i = 0;
+    for (int child; (child = 2 * i + 1) < c->n_open; i = child) {
+        child += child + 1 < c->n_open && c->order[c->open[child + 1]] < c->order[c->open[child]];
+        if (c->order[c->open[child]] >= c->order[moved])
+            break;
+        c->open[i] = c->open[child];
+    }
+    c->open[i] = moved;
+    return top;
+}
+
 /* Finds the units of node's operands from that place in the order on. True where one of them is the unit looked for. */
 static bool find_operands(clustering *c, const ir_node *node, int64_t since, int wanted)
 {
@@ -331,6 +356,7 @@ static bool find_operands(clustering *c, const ir_node *node, int64_t since, int
         if (c->seen[unit] != c->search && c->order[unit] >= since) {
             c->seen[unit] = c->search;
             c->found[c->n_found++] = unit;
+            push(c, unit);
         }
     }
     return false;
@@ -342,13 +368,14 @@ static bool returns_through_another(clustering *c, const node_cluster *early, co
     lower_state *state = c->state;
     int64_t since = c->order[early->id];
     c->search++;
-    c->n_found = 0;
+    c->n_found = c->n_open = 0;
     c->seen[early->id] = c->seen[late->id] = c->search;
     for (int i = 0; i < late->n_nodes; i++)
         find_operands(c, late->nodes[i], since, -1);
-    for (int i = 0; i < c->n_found; i++) {
-        const node_cluster *cluster = state->clusters[c->found[i]];
-        if (!cluster && find_operands(c, state->infos[c->found[i]].node, since, early->id))
+    while (c->n_open > 0) {
+        int unit = pop(c);
+        const node_cluster *cluster = state->clusters[unit];
+        if (!cluster && find_operands(c, state->infos[unit].node, since, early->id))
             return true;
         for (int j = 0; cluster && j < cluster->n_nodes; j++)
             if (find_operands(c, cluster->nodes[j], since, early->id))
@@ -418,13 +445,37 @@ static void order_merged(clustering *c, int early, int late, int stays)
     c->order[stays] = to;
 }
 
+/* Whether a loop of both would read more than it may from outside, constants aside: code of a length that follows that of the program, and of
+ * another form for each, as a chain that adds up a number for each parameter does. Cut in pieces of one form it is compiled once. */
+static bool reads_too_much(clustering *c, const node_cluster *a, const node_cluster *b)
+{
+    const node_cluster *both[] = { a, b };
+    int n = 0;
+    if (a->n_nodes + b->n_nodes < MOST_READS)
+        return false;
+    c->search++;
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < both[k]->n_nodes; i++) {
+            const ir_node *node = both[k]->nodes[i];
+            for (int j = 0; j < node->n_args; j++) {
+                const ir_node *from = edges_of(c, node)[j].from;
+                int unit = unit_of(c->state, from);
+                if (unit == a->id || unit == b->id || is_free(from) || c->seen[from->mark] == c->search)
+                    continue;
+                c->seen[from->mark] = c->search;
+                n++;
+            }
+        }
+    return n > MOST_READS;
+}
+
 static bool merge(clustering *c, node_cluster *into, node_cluster *from)
 {
     lower_state *state = c->state;
     node_cluster merged;
     if (into == from)
         return true;
-    if (into->alone || from->alone || into->n_nodes + from->n_nodes > MOST_NODES || !merged_measures(into, from, &merged) ||
+    if (into->alone || from->alone || into->n_nodes + from->n_nodes > MOST_NODES || reads_too_much(c, into, from) || !merged_measures(into, from, &merged) ||
         !edges_fit(c, into, from, &merged) || !edges_fit(c, from, into, &merged))
         return false;
     bool in_order = c->order[into->id] < c->order[from->id];
@@ -460,6 +511,7 @@ static void form_clusters(lower_state *state)
     find_edges(&c);
     c.seen = ARENA_NEW(state->arena, int, state->n_infos);
     c.found = ARENA_NEW(state->arena, int, state->n_infos);
+    c.open = ARENA_NEW(state->arena, int, state->n_infos);
     c.moved = ARENA_NEW(state->arena, int64_t, 2 * state->n_infos);
     c.order = ARENA_NEW(state->arena, int64_t, state->n_infos + 1);
     c.before = ARENA_NEW(state->arena, int, state->n_infos + 1);
@@ -498,8 +550,6 @@ static void form_clusters(lower_state *state)
 }
 
 /* -- what is stored ---------------------------------------------------------------------------------------------------- */
-
-static bool is_free(const ir_node *node) { return node->op == OP_constant || node->op == OP_iota; }
 
 typedef struct { lower_state *state; int64_t count; int n_ops, n_full; int n_leaves; ir_node *leaves[16]; bool possible; } closure;
 

@@ -7,7 +7,8 @@
 #include "ir/ir.h"
 
 /* What took the place of a node, as far as that has been replaced in its turn. A replaced node stays in the list, with a mark and its
- * replacement as its note, until the walk is over: users look it up as the walk comes to them, and the pass is linear. */
+ * replacement as its note, until the walk is over: users look it up as the walk comes to them, and the pass is linear. The note of a
+ * tuple is the array of its results, which its `result` nodes look up. */
 static ir_node *current(ir_node *node)
 {
     while (node->mark)
@@ -15,24 +16,13 @@ static ir_node *current(ir_node *node)
     return node;
 }
 
-static void replace(ir_node *node, ir_node *by)
+static void replace(ir_node *node, void *by)
 {
     node->mark = 1;
     node->note = by;
 }
 
-/* Users of a composite read what it is made of from now on; of a tuple, the `result` nodes do. Removes nothing. */
-static void put_in_place(ir_node *node, ir_node **results)
-{
-    if (node->type.dtype != IR_TUPLE) {
-        replace(node, results[0]);
-        return;
-    }
-    for (ir_node *n = node->next; n; n = n->next)
-        if (n->op == OP_result && n->args[0] == node)
-            replace(n, results[n->attr.index]);
-    replace(node, NULL);
-}
+static bool is_of_replaced(const ir_node *node) { return node->op == OP_result && node->args[0]->mark; }
 
 static void remove_replaced(ir_graph *graph)
 {
@@ -55,11 +45,15 @@ void ir_pass_decompose(ir_graph *graph, ir_pass_context *context)
         next = n->next;
         if (n->mark)
             continue;
+        if (is_of_replaced(n)) {
+            replace(n, ((ir_node **)n->args[0]->note)[n->attr.index]);
+            continue;
+        }
         for (int i = 0; i < n->n_args; i++)
             n->args[i] = current(n->args[i]);
         if (ir_op_table[n->op].class != IR_COMPOSITE || (context->keep_composite && context->keep_composite(n)))
             continue;
-        ir_node *prev = n->prev, **results = base_alloc(sizeof *results * (size_t)MAX(1, n->n_tuple));
+        ir_node *prev = n->prev, **results = ARENA_NEW(graph->arena, ir_node *, MAX(1, n->n_tuple));
         ir_place place = graph->place;
         graph->before = n;
         graph->place = n->place;
@@ -67,8 +61,7 @@ void ir_pass_decompose(ir_graph *graph, ir_pass_context *context)
         graph->before = outside;
         graph->place = place;
         next = prev ? prev->next : graph->first;      /* the first of the new nodes, or n itself, which is replaced */
-        put_in_place(n, results);
-        base_free(results);
+        replace(n, n->type.dtype == IR_TUPLE ? (void *)results : results[0]);
         count++;
     }
     remove_replaced(graph);

@@ -83,20 +83,29 @@ static lower_state *new_state(const ir_graph *graph, base_arena *arena)
 {
     lower_state *state = ARENA_NEW(arena, lower_state, 1);
     state->graph = graph;
-    state->arena = arena;
     for (ir_node *node = graph->first; node; node = node->next)
         node->mark = state->n_infos++;
     state->infos = ARENA_NEW(arena, node_info, state->n_infos);
     state->n_clusters = state->n_infos;
     state->clusters = ARENA_NEW(arena, node_cluster *, state->n_clusters);
-    for (ir_node *node = graph->first; node; node = node->next)
+    return state;
+}
+
+/* Nothing is known any more. What the last round had in its arena is gone. */
+static void begin_round(lower_state *state)
+{
+    base_arena_free(state->arena);
+    state->arena = base_arena_new();
+    for (ir_node *node = state->graph->first; node; node = node->next)
         state->infos[node->mark] = (node_info){ .node = node, .cluster = -1 };
-    for (ir_node *node = graph->last; node; node = node->prev)
+    for (int i = state->n_infos - 1; i >= 0; i--) {
+        ir_node *node = state->infos[i].node;
         if (node->op == OP_result) {
-            INFO(state, node)->results = INFO(state, node->args[0])->results;
+            state->infos[i].results = INFO(state, node->args[0])->results;
             INFO(state, node->args[0])->results = node;
         }
-    return state;
+        state->clusters[i] = NULL;
+    }
 }
 
 /* A body's parameter may be a view of memory outside; here it is needed row by row. */
@@ -114,14 +123,15 @@ void kl_lower_graph(kl_program *program, const ir_graph *graph, const node_place
                         void (*finish)(lowering *l, void *context), void *context, kernel_list *out)
 {
     lowering l = { .program = program, .scratch = scratch };
-    int n_nodes = new_state(graph, scratch)->n_infos, n_buffers = program->n_buffers, n_repeats = program->n_repeats;
+    lower_state *state = l.state = new_state(graph, scratch);
+    int n_nodes = state->n_infos, n_buffers = program->n_buffers, n_repeats = program->n_repeats;
     l.forced = ARENA_NEW(scratch, bool, n_nodes);
     l.forced_dense = ARENA_NEW(scratch, bool, n_nodes);
     l.forced_apart = ARENA_NEW(scratch, bool, n_nodes);
     for (;;) {
         program->n_buffers = n_buffers;
         program->n_repeats = n_repeats;
-        lower_state *state = l.state = new_state(graph, scratch);
+        begin_round(state);
         l.n_units = l.cap_units = 0;
         l.units = NULL;
         l.again = l.progress = false;
@@ -158,6 +168,7 @@ void kl_lower_graph(kl_program *program, const ir_graph *graph, const node_place
             break;
         CHECK(l.progress, "graph %s: expected each round of the lowering to store a node more", graph->name);
     }
+    base_arena_free(state->arena);
     kl_order_units(&l, out);
 }
 

@@ -65,7 +65,7 @@ typedef struct {
 
 typedef struct lower_state {
     const ir_graph *graph;
-    base_arena *arena;       /* scratch of this lowering */
+    base_arena *arena;       /* scratch of this round of the lowering */
     int n_infos;
     node_info *infos;
     int n_clusters;          /* of these, NULL where merged into another */
