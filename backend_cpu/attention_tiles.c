@@ -241,7 +241,8 @@ static void visit_exp(piece *p, const two_keys *at, value *carried)
     for (int q = 0; q < 2; q++)
         for (int j = 0; j < VECTORS; j++) {
             value key = iadd_constant(&p->e, at->key, q), score = load_sums(p, row_of(p, p->scores, key), j);
-            value y = cpu_vexp2_below(&p->e.v, cpu_vfma(&p->e.v, score, p->scale, negate(p, p->most[j])));
+            /* Rounded as the maximum was, so that no difference is above 0 and the greatest is 0, whatever the scale. */
+            value y = cpu_vexp2_below(&p->e.v, sub(p, mul(p, score, p->scale), p->most[j]));
             if (at->mask[q][j])
                 y = choose(p, at->mask[q][j], y, zero(p));
             carried[q * VECTORS + j] = add(p, carried[q * VECTORS + j], y);
