@@ -42,7 +42,7 @@ fails() {
 import json
 run = json.load(open("old.json"))
 assert run["peak"]["threads"] >= 1 and run["peak"]["f32_gflops"] > 0 and "cpu" in run["machine"]
-assert [r["name"] for r in run["results"]] == ["gelu/nano/forward", "gelu/nano/backward", "dispatch/148 x 3 tensors"]
+assert [r["name"] for r in run["results"]] == ["gelu/nano/forward", "gelu/nano/backward", "dispatch/148 x 3 tensors", "dispatch/148 x 3 tensors, cold"]
 assert all(r["low_ms"] <= r["median_ms"] <= r["high_ms"] for r in run["results"])
 assert run["results"][0]["bound"] == "memory" and run["results"][0]["gbs"] > 0
 END

@@ -368,7 +368,7 @@ trace_entry *trace_compile(rax_place place, rax_fn *fn, const trace_key *key, co
     if (record(&t, fn, args, -1, (trace_number){0})) {
         entry = compile_traced(place, fn, key, args, &t, trace_now_ms() - start, nearest, backend);
     } else {
-        rax_fail(t.error_kind, "%s", t.error);
+        base_fail((base_error_kind)t.error_kind, "%s", t.error);        /* not rax_fail, which would keep a hint from its line */
         trace_end(&t);
     }
     base_free(t.error);
