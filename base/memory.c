@@ -252,7 +252,7 @@ void *base_arena_alloc(base_arena *arena, size_t bytes)
     bytes = (bytes + 15) & ~(size_t)15;
     chunk *c = arena->chunks;
     if (!c || c->size - c->used < bytes) {
-        size_t usual = arena->bytes < ARENA_LARGE_BYTES ? ARENA_CHUNK_BYTES : HUGE_PAGE_BYTES - sizeof(header) - sizeof(chunk);
+        size_t usual = arena->bytes < ARENA_LARGE_BYTES ? ARENA_CHUNK_BYTES : HUGE_PAGE_BYTES - sizeof(chunk);
         size_t size = MAX(bytes, usual);
         c = base_alloc(sizeof(chunk) + size);
         c->size = size;
