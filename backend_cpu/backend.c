@@ -331,51 +331,11 @@ static double began_ms(const ir_executable *p) { return cpu_execution_began_ms(p
 
 /* -- where time goes ---------------------------------------------------------------------------------------------------------- */
 
-static const char *shape_of(base_arena *arena, const kl_kernel *kernel)
-{
-    base_text text = {0};
-    switch (kernel->kind) {
-    case KL_LOOP:
-        for (int i = 0; i < kernel->loop.n_axes; i++)
-            base_text_add(&text, "%s%lld", i ? "x" : "", (long long)kernel->loop.extent[i]);
-        break;
-    case KL_LIST:
-        base_text_add(&text, "%d loops", kernel->list.n);
-        break;
-    case KL_CONTRACTION: {
-        const kl_contraction *c = &kernel->contraction;
-        for (int i = 0; i < c->n_batch; i++)
-            base_text_add(&text, "%lld,", (long long)c->batch[i]);
-        base_text_add(&text, "%lldx%lldx%lld", (long long)c->m, (long long)c->n, (long long)c->k);
-        break;
-    }
-    case KL_ATTENTION: {
-        const kl_attention *a = &kernel->attention;
-        base_text_add(&text, "%lld,%lld,%lldx%lldx%lld", (long long)a->batch, (long long)a->heads, (long long)a->rows, (long long)a->keys,
-                      (long long)a->head_dim);
-        break;
-    }
-    case KL_SCATTER: {
-        const kl_scatter *sc = &kernel->scatter;
-        base_text_add(&text, "%lldx%lldx%lld into %lld", (long long)sc->pre, (long long)sc->positions, (long long)sc->post, (long long)sc->rows);
-        break;
-    }
-    case KL_REPEAT:
-        break;
-    }
-    const char *kept = base_arena_text(arena, "%s", text.at ? text.at : "");
-    base_text_free(&text);
-    return kept;
-}
-
 static void describe_kernel(kl_kernel *kernel, void *context)
 {
     ir_executable *p = context;
-    ir_kernel_profile *k = &p->profile->kernels[kernel->id];
-    *k = (ir_kernel_profile){ .name = kernel->name ? kernel->name : "", .how = p->plans[kernel->id].how, .place = kernel->place,
-                              .shape = shape_of(p->arena, kernel) };
-    k->dtype = kernel->kind == KL_CONTRACTION ? kernel->contraction.dtype : kernel->kind == KL_ATTENTION ? kernel->attention.dtype : IR_F32;
-    kl_cost(p->list, kernel, &k->flops, &k->bytes);
+    p->profile->kernels[kernel->id] = kl_profile_of(p->list, kernel, p->arena);
+    p->profile->kernels[kernel->id].how = p->plans[kernel->id].how;
 }
 
 static void profile(ir_executable *p, int traced_runs)

@@ -104,6 +104,8 @@ void rax_tensor_free(rax_tensor tensor);
  * its own this is a copy, which the next rax_call takes back: ask again after it. rax_read: to read alone, so that nothing is copied back. */
 void *rax_data(rax_tensor tensor);
 const void *rax_read(rax_tensor tensor);
+/* As rax_data, for who is about to write every element: a device's elements are not waited for and not fetched. */
+void *rax_overwrite(rax_tensor tensor);
 double rax_item(rax_tensor tensor, int64_t index);                                   /* element index, row-major, of an array */
 
 /* Of arrays, and inside a step: shapes are known while tracing, and a step may use them as C values. */
@@ -204,6 +206,9 @@ static inline rax_into rax_into_tensor(rax_tensor *tensor) { return (rax_into){ 
 #define rax_call(fn, args, results) \
     rax_call_at(RAX_HERE, fn, (int)(sizeof(args) / sizeof((args)[0])), args, (int)(sizeof(results) / sizeof((results)[0])), results)
 bool rax_call_at(rax_place place, rax_fn *fn, int n_args, const rax_value *args, int n_results, const rax_into *results);
+/* Until all that was called is done. A device works on its own: a call returns when its results can be passed on, and whoever reads them waits.
+ * False where one of them has failed. */
+bool rax_wait(void);
 
 /* == inside a step: arguments and results ============================================================================== */
 
@@ -459,6 +464,7 @@ typedef struct {
 typedef struct { int kernel, thread; double begin_us, end_us; } rax_profile_event;      /* kernel -1: waiting for other threads */
 typedef struct {
     const char *function;
+    const char *device;                   /* its name, and threads is 1; NULL: threads of the CPU */
     int threads;
     int64_t runs;
     double wall_ms;
@@ -474,9 +480,9 @@ const rax_profile *rax_profile_of(rax_fn *fn, int index);
 
 /* What the machine can do on all of rax's threads: multiply-adds on registers alone, by the instructions that products of f32 and
  * of bf16 use at the ISA in force (where there are none for bf16, its peak is that of f32); memory that no cache holds, read, and
- * read and written in place, both counted. Measured in the call, which takes some half a second and up to 1 GB. False on an
- * error: no memory; the interpreter. */
-typedef struct { int threads; double f32_gflops, bf16_gflops, read_gbs, update_gbs; } rax_peak;
+ * read and written in place, both counted. Measured in the call, which takes some half a second and up to 1 GB. Of a device: a large product
+ * of each dtype. False on an error: no memory; the interpreter. */
+typedef struct { const char *device; int threads; double f32_gflops, bf16_gflops, read_gbs, update_gbs; } rax_peak;      /* device: as in rax_profile */
 bool rax_measure_peak(rax_peak *peak);
 
 /* == reading graphs ==================================================================================================== */

@@ -50,6 +50,7 @@ typedef struct {
 
 /* Of all runs but the first, which touches its memory for the first time; of that where there was no other. */
 typedef struct {
+    const char *device;                   /* its name, and one thread; NULL: threads of the CPU */
     int threads;
     int64_t runs;
     double wall_ns;
@@ -59,9 +60,9 @@ typedef struct {
     const ir_event *events;
 } ir_profile;
 
-/* What the machine can do on all threads: arithmetic on registers alone, by the instructions that products use; memory that no
+/* What the machine (device: its name) or all threads can do: arithmetic on registers alone, by the instructions that products use; memory that no
  * cache holds, read, and read and written in place (both counted). GFLOP/s, GB/s. */
-typedef struct { int threads; double f32_gflops, bf16_gflops, read_gbs, update_gbs; } ir_peak;
+typedef struct { const char *device; int threads; double f32_gflops, bf16_gflops, read_gbs, update_gbs; } ir_peak;
 
 /* -- a backend --------------------------------------------------------------------------------------------------------- */
 
@@ -101,6 +102,8 @@ typedef struct {
     void (*memory_free)(void *memory);
     bool (*upload)(void *to, const void *from, size_t bytes);
     bool (*download)(void *to, const void *from, size_t bytes);
+    /* Optional. Until all runs are done; false and base_error where one has failed. */
+    bool (*wait)(void);
 
     /* NULL and base_error where the program does not fit the machine. May change the graph, which its owner frees afterwards:
      * the program keeps nothing of it. */

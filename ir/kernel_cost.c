@@ -1,4 +1,4 @@
-/* What a kernel costs, as the compile trace tells it: arithmetic, and the elements that it reads and writes, each once however often it
+/* What a kernel costs, as the compile trace and profiles tell it: arithmetic, and the elements that it reads and writes, each once however often it
  * is read. A function counts as one operation, like an addition. */
 #include "ir/kernels.h"
 
@@ -98,4 +98,51 @@ void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, 
         }
         break;
     }
+}
+
+/* -- for profiles --------------------------------------------------------------------------------------------------------- */
+
+static const char *shape_of(base_arena *arena, const kl_kernel *kernel)
+{
+    base_text text = {0};
+    switch (kernel->kind) {
+    case KL_LOOP:
+        for (int i = 0; i < kernel->loop.n_axes; i++)
+            base_text_add(&text, "%s%lld", i ? "x" : "", (long long)kernel->loop.extent[i]);
+        break;
+    case KL_LIST:
+        base_text_add(&text, "%d loops", kernel->list.n);
+        break;
+    case KL_CONTRACTION: {
+        const kl_contraction *c = &kernel->contraction;
+        for (int i = 0; i < c->n_batch; i++)
+            base_text_add(&text, "%lld,", (long long)c->batch[i]);
+        base_text_add(&text, "%lldx%lldx%lld", (long long)c->m, (long long)c->n, (long long)c->k);
+        break;
+    }
+    case KL_ATTENTION: {
+        const kl_attention *a = &kernel->attention;
+        base_text_add(&text, "%lld,%lld,%lldx%lldx%lld", (long long)a->batch, (long long)a->heads, (long long)a->rows, (long long)a->keys,
+                      (long long)a->head_dim);
+        break;
+    }
+    case KL_SCATTER: {
+        const kl_scatter *sc = &kernel->scatter;
+        base_text_add(&text, "%lldx%lldx%lld into %lld", (long long)sc->pre, (long long)sc->positions, (long long)sc->post, (long long)sc->rows);
+        break;
+    }
+    case KL_REPEAT:
+        break;
+    }
+    const char *kept = base_arena_text(arena, "%s", text.at ? text.at : "");
+    base_text_free(&text);
+    return kept;
+}
+
+ir_kernel_profile kl_profile_of(const kl_program *program, const kl_kernel *kernel, base_arena *arena)
+{
+    ir_kernel_profile k = { .name = kernel->name ? kernel->name : "", .place = kernel->place, .shape = shape_of(arena, kernel) };
+    k.dtype = kernel->kind == KL_CONTRACTION ? kernel->contraction.dtype : kernel->kind == KL_ATTENTION ? kernel->attention.dtype : IR_F32;
+    kl_cost(program, kernel, &k.flops, &k.bytes);
+    return k;
 }

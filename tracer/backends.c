@@ -111,6 +111,8 @@ const ir_backend *trace_backend(void)
 
 const ir_backend *trace_memory(void) { return configured && !settings.no_jit && compiler->memory_new ? compiler : NULL; }
 
+bool rax_wait(void) { return !trace_memory() || !compiler->wait || compiler->wait(); }
+
 void rax_print_info(FILE *out)
 {
     fprintf(out, "rax        %s\n", RAX_VERSION);
@@ -127,7 +129,7 @@ bool rax_measure_peak(rax_peak *peak)
         return rax_fail(RAX_MISTAKE, "rax_measure_peak: the interpreter uses no part of the machine that could be measured");
     if (!compiler->measure_peak(&found))
         return false;
-    *peak = (rax_peak){ .threads = found.threads, .f32_gflops = found.f32_gflops, .bf16_gflops = found.bf16_gflops,
+    *peak = (rax_peak){ .device = found.device, .threads = found.threads, .f32_gflops = found.f32_gflops, .bf16_gflops = found.bf16_gflops,
                         .read_gbs = found.read_gbs, .update_gbs = found.update_gbs };
     return true;
 }

@@ -52,7 +52,7 @@ const rax_profile *rax_profile_of(rax_fn *fn, int index)
         const ir_event *e = &seen->events[i];
         events[i] = (rax_profile_event){ e->kernel, e->thread, (double)e->begin_ns * 1e-3, (double)e->end_ns * 1e-3 };
     }
-    *profile = (rax_profile){ .function = fn->name, .threads = seen->threads, .runs = seen->runs, .wall_ms = seen->wall_ns * 1e-6,
+    *profile = (rax_profile){ .function = fn->name, .device = seen->device, .threads = seen->threads, .runs = seen->runs, .wall_ms = seen->wall_ns * 1e-6,
                               .n_kernels = seen->n_kernels, .kernels = kernels, .n_events = seen->n_events, .events = events };
     return profile;
 }

@@ -168,19 +168,57 @@ static void fail_of_tensor(const char *function, base_text *why)
     base_text_free(why);
 }
 
+/* The largest arrays that there are, by type: for who has to make something smaller. */
+static void add_largest(base_text *text)
+{
+    enum { TOLD = 3 };
+    int64_t below = INT64_MAX;
+    for (int n = 0; n < TOLD; n++) {
+        const ir_type *largest = NULL;
+        int64_t most = 0;
+        int count = 0;
+        for (const block *b = blocks; b; b = b->next)
+            for (int i = 0; i < BLOCK_BODIES; i++) {
+                const rax_tensor_body *body = &b->bodies[i];
+                int64_t bytes = body->kind == TENSOR_ARRAY ? ir_type_bytes(body->type) : 0;
+                if (bytes >= below || bytes < most || bytes == 0)
+                    continue;
+                if (bytes > most)
+                    most = bytes, largest = body->type, count = 0;
+                count += body->type == largest;
+            }
+        if (!largest)
+            return;
+        base_text_add(text, "%s%d of ", n ? "; " : "; the largest tensors are ", count);
+        trace_type_print(text, largest);
+        base_text_add(text, ", %.1f MB%s", (double)most / 1e6, count > 1 ? " each" : "");
+        below = most;
+    }
+}
+
+static void fail_for_memory(const ir_type *type, bool of_device)
+{
+    base_text text = {0};
+    base_memory now = base_memory_now();
+    if (of_device) {
+        base_text_add(&text, "%s", rax_error());
+    } else {
+        base_text_add(&text, "out of memory: ");
+        trace_type_print(&text, type);
+        base_text_add(&text, " needs %.1f MB; %.1f MB of %.1f MB are available", (double)ir_type_bytes(type) / 1e6, (double)now.available_bytes / 1e6, (double)now.total_bytes / 1e6);
+    }
+    if (strstr(text.at, "out of memory"))          /* a device has other errors, too */
+        add_largest(&text);
+    rax_fail(RAX_FAILURE, "%s", text.at);
+    base_text_free(&text);
+}
+
 rax_tensor_body *trace_array_new(const ir_type *type)
 {
     const ir_backend *memory = trace_memory();
     void *data = memory ? memory->memory_new((size_t)ir_type_bytes(type)) : base_try_alloc((size_t)ir_type_bytes(type));
-    if (!data && memory)
-        return NULL;
     if (!data) {
-        base_text text = {0};
-        trace_type_print(&text, type);
-        base_memory now = base_memory_now();
-        rax_fail(RAX_FAILURE, "out of memory: %s needs %.1f MB; %.1f MB of %.1f MB are available", text.at,
-                 (double)ir_type_bytes(type) / 1e6, (double)now.available_bytes / 1e6, (double)now.total_bytes / 1e6);
-        base_text_free(&text);
+        fail_for_memory(type, memory != NULL);
         return NULL;
     }
     rax_tensor_body *body = trace_body_new(TENSOR_ARRAY);
@@ -192,8 +230,10 @@ rax_tensor_body *trace_array_new(const ir_type *type)
 
 /* -- elements in host memory ---------------------------------------------------------------------------------------------- */
 
+typedef enum { READS, WRITES, OVERWRITES } elements_use;
+
 /* The elements where the host can look at them: NULL and an error where they cannot be had. */
-static void *host_elements(rax_tensor_body *body, bool writes)
+static void *host_elements(rax_tensor_body *body, elements_use use)
 {
     const ir_backend *memory = trace_memory();
     size_t bytes = (size_t)ir_type_bytes(body->type);
@@ -208,12 +248,12 @@ static void *host_elements(rax_tensor_body *body, bool writes)
         body->host_written = false;
         body->next_lent = lent;
         lent = body;
-        if (!memory->download(body->host, body->data, bytes)) {
+        if (use != OVERWRITES && !memory->download(body->host, body->data, bytes)) {
             end_loan(body);
             return NULL;
         }
     }
-    body->host_written |= writes;
+    body->host_written |= use != READS;
     return body->host;
 }
 
@@ -291,13 +331,19 @@ static rax_tensor_body *array_of(const char *function, rax_tensor tensor)
 void *rax_data(rax_tensor tensor)
 {
     rax_tensor_body *body = array_of("rax_data", tensor);
-    return body ? host_elements(body, true) : NULL;
+    return body ? host_elements(body, WRITES) : NULL;
 }
 
 const void *rax_read(rax_tensor tensor)
 {
     rax_tensor_body *body = array_of("rax_read", tensor);
-    return body ? host_elements(body, false) : NULL;
+    return body ? host_elements(body, READS) : NULL;
+}
+
+void *rax_overwrite(rax_tensor tensor)
+{
+    rax_tensor_body *body = array_of("rax_overwrite", tensor);
+    return body ? host_elements(body, OVERWRITES) : NULL;
 }
 
 double rax_item(rax_tensor tensor, int64_t index)
@@ -310,7 +356,7 @@ double rax_item(rax_tensor tensor, int64_t index)
                  (long long)ir_type_count(body->type));
         return 0;
     }
-    const void *data = host_elements(body, false);
+    const void *data = host_elements(body, READS);
     if (!data)
         return 0;
     switch (body->type->dtype) {
