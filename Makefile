@@ -1,4 +1,4 @@
-# RAX: `make deps` installs what the build needs, `make` builds build/rax, `make check` runs every test,
+# RAX: `make deps` installs what the build needs, `make` builds build/rax, `make check` runs every test, `make check-cuda` those of the CUDA backend on a GPU,
 # `make asan` and `make tsan` the same tests under sanitizers, `make fuzz` builds fuzz targets, `make shakespeare` trains a small GPT.
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -65,14 +65,32 @@ $(BUILD)/tests/%: tests/%.c $(BUILD)/librax.a
 	$(if $(V),,@echo "  LD $@")
 	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) $< $(BUILD)/librax.a -lcmocka $(RAX_LIBS) -o $@
 
+# The program with the stand-in for a GPU, for tests/cuda.bats.
+$(BUILD)/tests/rax-standin: tests/standin/main.c cli/main.c $(CLI_OBJ) $(BUILD)/librax.a
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LD $@")
+	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) -Dmain=rax_main -c cli/main.c -o $(BUILD)/tests/rax_main.o
+	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) $< $(BUILD)/tests/rax_main.o $(filter-out $(BUILD)/cli/main.o,$(CLI_OBJ)) $(BUILD)/librax.a -lcmocka $(RAX_LIBS) -o $@
+
 $(BUILD)/examples/%: examples/%.c $(BUILD)/librax.a
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD $@")
 	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) $< $(BUILD)/librax.a $(RAX_LIBS) -o $@
 
 # -- tests -------------------------------------------------------------------------------------------------------------
-check: all $(TEST_BIN)
+check: all $(TEST_BIN) $(BUILD)/tests/rax-standin
 	$(Q)BUILD=$(BUILD) tests/run
+
+# The CUDA tests on this machine's GPU and libraries in place of the stand-in, and once more under compute-sanitizer where it is installed.
+CUDA_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))
+SANITIZER  := compute-sanitizer --error-exitcode 9 --launch-timeout 0
+check-cuda: all $(CUDA_TESTS:%=$(BUILD)/tests/%)
+	$(Q)if why=$$($(BUILD)/rax info --device=cuda 2>&1 >/dev/null); then \
+	    BUILD=$(BUILD) RAX_TEST_CUDA=device tests/run $(CUDA_TESTS) && \
+	    if command -v compute-sanitizer >/dev/null; then \
+	        BUILD=$(BUILD) RAX_TEST_CUDA=device RAX_TEST_UNDER="$(SANITIZER)" tests/run $(CUDA_TESTS); \
+	    else echo "check-cuda: compute-sanitizer is not installed"; fi; \
+	else echo "check-cuda: nothing was run: $$why"; fi
 
 # -- sanitizers: the same tests, in build folders of their own ---------------------------------------------------------
 asan:
@@ -107,5 +125,5 @@ shakespeare:
 clean:
 	$(Q)rm -rf build build-*
 
-.PHONY: all llvm check asan tsan fuzz fuzz_targets deps shakespeare clean
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:=.d) $(wildcard $(BUILD)/fuzz/*.d)
+.PHONY: all llvm check check-cuda asan tsan fuzz fuzz_targets deps shakespeare clean
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:=.d) $(BUILD)/tests/rax-standin.d $(wildcard $(BUILD)/fuzz/*.d)

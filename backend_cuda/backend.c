@@ -66,6 +66,8 @@ static void memory_free(void *memory)
 static bool upload(void *to, const void *from, size_t bytes) { return start() && cuda_upload(process.device, to, from, bytes); }
 static bool download(void *to, const void *from, size_t bytes) { return start() && cuda_download(process.device, to, from, bytes); }
 
+static bool wait_for_all(void) { return !process.device || (start() && cuda_wait(process.device)); }
+
 /* -- programs -------------------------------------------------------------------------------------------------------------------- */
 
 struct ir_executable {
@@ -75,6 +77,7 @@ struct ir_executable {
     cuda_plan *plans;                         /* by kernel id */
     cuda_fetched fetched;
     cuda_execution *execution;
+    ir_profile *profile;                      /* NULL while nobody asks */
 };
 
 static void free_program(ir_executable *p)
@@ -224,7 +227,7 @@ static bool finish(ir_executable *p, const ir_compile_options *options, ir_compi
     if ((options->dump_dir && !dump_list(p, options->dump_dir)) || !cuda_store_fetch(process.store, &p->compiler, options->dump_dir, &p->fetched))
         return false;
     end_phase(report, p->fetched.compiled ? "compile" : "load", since);
-    p->execution = cuda_execution_new(process.device, p->list, p->plans, &p->fetched, options->host_scalars);
+    p->execution = cuda_execution_new(process.device, &p->compiler, p->plans, &p->fetched, options->host_scalars);
     if (!p->execution || !fits(p, report) || !cuda_execution_allocate(p->execution))
         return false;
     report_program(p, report);
@@ -274,6 +277,39 @@ static bool run(ir_executable *p, void *const *params, void *const *results)
     return cuda_execute(p->execution, params, results);
 }
 
+/* -- where time goes ---------------------------------------------------------------------------------------------------------------- */
+
+static void describe_list(ir_executable *p, kl_kernel *const *kernels, int n)
+{
+    for (int i = 0; i < n; i++) {
+        p->profile->kernels[kernels[i]->id] = kl_profile_of(p->list, kernels[i], p->arena);
+        p->profile->kernels[kernels[i]->id].how = p->plans[kernels[i]->id].how;
+        if (kernels[i]->kind == KL_REPEAT)
+            describe_list(p, kernels[i]->repeat.body, kernels[i]->repeat.n_body);
+    }
+}
+
+static void profile(ir_executable *p, int traced_runs)
+{
+    if (p->profile || cuda_is_blocking())
+        return;
+    cuda_device_enter(process.device);
+    p->profile = ARENA_NEW(p->arena, ir_profile, 1);
+    p->profile->n_kernels = p->list->n_ids;
+    p->profile->kernels = ARENA_NEW(p->arena, ir_kernel_profile, p->list->n_ids);
+    describe_list(p, p->list->kernels, p->list->n_kernels);
+    cuda_execution_profile(p->execution, traced_runs);
+}
+
+static const ir_profile *profile_of(ir_executable *p)
+{
+    if (p->profile)
+        cuda_execution_read_profile(p->execution, p->profile);
+    return p->profile;
+}
+
+static bool measure_peak(ir_peak *peak) { return start() && cuda_measure_peak(process.device, peak); }
+
 static size_t arena_bytes(const ir_executable *p) { return cuda_execution_bytes(p->execution); }
 
 static bool keep_composite(const ir_node *node)
@@ -292,8 +328,12 @@ const ir_backend cuda_backend = {
     .memory_free = memory_free,
     .upload = upload,
     .download = download,
+    .wait = wait_for_all,
     .compile = compile,
     .run = run,
     .free = free_program,
     .arena_bytes = arena_bytes,
+    .profile = profile,
+    .profile_of = profile_of,
+    .measure_peak = measure_peak,
 };

@@ -11,6 +11,7 @@
  *   requests.c       code by its text: from the process, the disk, or NVRTC
  *   execute.c        launches in order, captured as a graph
  *   machine.c        the device: memory, copies, streams
+ *   profile.c        a run timed launch by launch; peak.c: what the device can do
  *   driver.c         the libraries
  *   device/          CUDA C that is no kernel's own: the beginning of all, attention, scatter
  *   backend.c        the whole way, and what the process keeps
@@ -44,6 +45,8 @@ const cuda_machine *cuda_device_machine(const cuda_device *device);
 const cuda_library *cuda_device_library(const cuda_device *device);
 cuda_stream cuda_device_stream(const cuda_device *device);
 cuda_blas cuda_device_blas(const cuda_device *device);
+/* RAX_CUDA_BLOCKING: every launch is waited for, so that one that fails can be named. */
+bool cuda_is_blocking(void);
 /* False and base_error where the library returned an error; what: "cuLaunchKernel of layer_norm". */
 bool cuda_ok(const cuda_device *device, int error, const char *what);
 
@@ -51,13 +54,19 @@ bool cuda_ok(const cuda_device *device, int error, const char *what);
 void *cuda_memory_new(cuda_device *device, size_t bytes);
 void cuda_memory_free(cuda_device *device, void *memory);
 size_t cuda_memory_available(const cuda_device *device);
-/* In the order of the stream. Upload returns once from may be written again; download when the bytes have arrived. */
+/* Upload returns once from may be written again: the bytes are there before what is started from now on, and arrive while runs that do not
+ * touch them go on. Download when the bytes have arrived. */
 bool cuda_upload(cuda_device *device, void *to, const void *from, size_t bytes);
 bool cuda_download(cuda_device *device, void *to, const void *from, size_t bytes);
+bool cuda_wait(cuda_device *device);                          /* for everything */
+/* Upload in the order of the stream, into memory that is no tensor's. */
+bool cuda_put(cuda_device *device, void *to, const void *from, size_t bytes);
 /* What a run leaves in a place of up to CUDA_EARLY_BYTES is copied to the host behind it, so that reading it later does not wait for runs
- * that were started since. */
+ * that were started since. Between a run's launch and its end. */
 enum { CUDA_EARLY_BYTES = 64 };
 bool cuda_copy_early(cuda_device *device, const void *from, size_t bytes);
+/* A run is on its way; n addresses of memory that it reads and writes. */
+bool cuda_run_end(cuda_device *device, int n, void *const *addresses);
 
 /* -- how a kernel runs ------------------------------------------------------------------------------------------------- */
 
@@ -149,14 +158,31 @@ bool cuda_compile_source(const cuda_library *library, const char *source, const 
 /* -- execute.c ------------------------------------------------------------------------------------------------------------- */
 
 typedef struct cuda_execution cuda_execution;
-/* plans by kernel id. Both are borrowed until it is freed. host_params: the last so many parameters lie in host memory. */
-cuda_execution *cuda_execution_new(cuda_device *device, const kl_program *program, const cuda_plan *plans, const cuda_fetched *fetched, int host_params);
+/* plans by kernel id. All are borrowed until it is freed. host_params: the last so many parameters lie in host memory. */
+cuda_execution *cuda_execution_new(cuda_device *device, const cuda_compiler *compiler, const cuda_plan *plans, const cuda_fetched *fetched, int host_params);
 bool cuda_execution_allocate(cuda_execution *execution);
 void cuda_execution_free(cuda_execution *execution);
 bool cuda_execute(cuda_execution *execution, void *const *params, void *const *results);
 size_t cuda_execution_bytes(const cuda_execution *execution);
 size_t cuda_execution_workspace(const cuda_execution *execution);
 int cuda_execution_launches(const cuda_execution *execution);  /* in a run, repeats unrolled */
+
+/* From now on runs are timed, and waited for. */
+void cuda_execution_profile(cuda_execution *execution, int traced_runs);
+void cuda_execution_read_profile(const cuda_execution *execution, ir_profile *profile);
+
+/* -- profile.c, peak.c --------------------------------------------------------------------------------------------------------- */
+
+typedef struct cuda_profile cuda_profile;
+cuda_profile *cuda_profile_new(cuda_device *device, int n_kernels, int traced_runs);
+void cuda_profile_free(cuda_profile *profile);                /* NULL is fine */
+/* While a run is captured: at its beginning, and behind each launch of a kernel. */
+bool cuda_profile_begin(cuda_profile *profile);
+bool cuda_profile_mark(cuda_profile *profile, int kernel, bool first_launch);
+bool cuda_profile_add_run(cuda_profile *profile);             /* waits for the run that was launched last */
+void cuda_profile_read(const cuda_profile *profile, ir_profile *into);
+
+bool cuda_measure_peak(cuda_device *device, ir_peak *peak);
 
 /* -- backend.c --------------------------------------------------------------------------------------------------------------- */
 

@@ -1,10 +1,11 @@
 /* Runs a program: all its launches, repeats unrolled, are captured once as a CUDA graph, and a run is one launch of the graph.
  *
  * A graph holds addresses. Parameters and results that lie where they lay before find their graph again; a few are kept, for results
- * that go to one place and the other by turns. Everything is on one stream, in the order of the list, so that no kernel needs an event. */
+ * that go to one place and the other by turns. All runs are on one stream, in the order of the list, so that no kernel needs an event. */
 #include "backend_cuda/backend.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { GRAPHS = 4, BLAS_WORKSPACE = 32 << 20 };
@@ -16,6 +17,7 @@ typedef struct { cuda_graph_exec exec; void **addresses; int64_t used; } graph;
 struct cuda_execution {
     cuda_device *device;
     const kl_program *program;
+    const cuda_compiler *compiler;
     const cuda_plan *plans;
     const cuda_fetched *fetched;
     base_arena *arena;
@@ -30,6 +32,7 @@ struct cuda_execution {
     graph graphs[GRAPHS];
     int64_t runs;
     int launches;
+    cuda_profile *profile;                 /* NULL while nobody asks */
 };
 
 static size_t rounded(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
@@ -174,7 +177,8 @@ static bool walk(cuda_execution *x, kl_kernel *const *kernels, int n, bool unrol
 static bool issue(cuda_execution *x, const kl_kernel *kernel, int step)
 {
     const cuda_step *s = &x->plans[kernel->id].steps[step];
-    return s->is_product ? multiply(x, &s->product, &x->products[kernel->id][step]) : launch(x, &s->launch, kernel->name ? kernel->name : "kernel");
+    bool issued = s->is_product ? multiply(x, &s->product, &x->products[kernel->id][step]) : launch(x, &s->launch, kernel->name ? kernel->name : "kernel");
+    return issued && (!x->profile || cuda_profile_mark(x->profile, kernel->id, step == 0));
 }
 
 static bool count(cuda_execution *x, const kl_kernel *kernel, int step)
@@ -200,10 +204,11 @@ static bool prepare(cuda_execution *x, const kl_kernel *kernel, int step)
                    "shared memory of a block");
 }
 
-cuda_execution *cuda_execution_new(cuda_device *device, const kl_program *program, const cuda_plan *plans, const cuda_fetched *fetched, int host_params)
+cuda_execution *cuda_execution_new(cuda_device *device, const cuda_compiler *compiler, const cuda_plan *plans, const cuda_fetched *fetched, int host_params)
 {
+    const kl_program *program = compiler->program;
     cuda_execution *x = base_alloc(sizeof *x);
-    *x = (cuda_execution){ .device = device, .program = program, .plans = plans, .fetched = fetched, .host_params = host_params, .arena = base_arena_new() };
+    *x = (cuda_execution){ .device = device, .program = program, .compiler = compiler, .plans = plans, .fetched = fetched, .host_params = host_params, .arena = base_arena_new() };
     x->products = ARENA_NEW(x->arena, ready_product *, MAX(program->n_ids, 1));
     x->iteration = ARENA_NEW(x->arena, int64_t, MAX(program->n_repeats, 1));
     x->fixed = ARENA_NEW(x->arena, char *, program->n_buffers + 1);
@@ -240,15 +245,23 @@ bool cuda_execution_allocate(cuda_execution *x)
     return x->memory != NULL;
 }
 
+static void drop_graphs(cuda_execution *x)
+{
+    for (int i = 0; i < GRAPHS; i++)
+        if (x->graphs[i].exec) {
+            cuda_device_library(x->device)->graph_exec_free(x->graphs[i].exec);
+            x->graphs[i].exec = NULL;
+        }
+}
+
 void cuda_execution_free(cuda_execution *x)
 {
     if (!x)
         return;
     const cuda_library *l = cuda_device_library(x->device);
     cuda_memory_free(x->device, x->memory);
-    for (int i = 0; i < GRAPHS; i++)
-        if (x->graphs[i].exec)
-            l->graph_exec_free(x->graphs[i].exec);
+    drop_graphs(x);
+    cuda_profile_free(x->profile);
     for (int i = 0; i < x->program->n_ids; i++)
         for (int s = 0; x->products[i] && s < x->plans[i].n_steps; s++) {
             ready_product *p = &x->products[i][s];
@@ -264,6 +277,17 @@ void cuda_execution_free(cuda_execution *x)
     base_arena_free(x->arena);
     base_free(x);
 }
+
+void cuda_execution_profile(cuda_execution *x, int traced_runs)
+{
+    if (x->profile)
+        return;
+    cuda_wait(x->device);
+    drop_graphs(x);
+    x->profile = cuda_profile_new(x->device, x->program->n_ids, traced_runs);
+}
+
+void cuda_execution_read_profile(const cuda_execution *x, ir_profile *profile) { cuda_profile_read(x->profile, profile); }
 
 size_t cuda_execution_bytes(const cuda_execution *x) { return x->total_bytes; }
 size_t cuda_execution_workspace(const cuda_execution *x) { return x->workspace_bytes + x->blas_bytes; }
@@ -294,7 +318,7 @@ static graph *graph_for_run(cuda_execution *x)
     }
     if (!cuda_ok(x->device, l->capture_begin(stream, CUDA_CAPTURE_RELAXED), "cuStreamBeginCapture"))
         return NULL;
-    bool issued = walk(x, p->kernels, p->n_kernels, true, issue);
+    bool issued = (!x->profile || cuda_profile_begin(x->profile)) && walk(x, p->kernels, p->n_kernels, true, issue);
     bool ended = cuda_ok(x->device, l->capture_end(stream, &captured), "cuStreamEndCapture");
     bool made = issued && ended && cuda_ok(x->device, l->graph_instantiate(&g->exec, captured, 0), "cuGraphInstantiate");
     if (captured)
@@ -306,6 +330,44 @@ static graph *graph_for_run(cuda_execution *x)
     if (results)
         memcpy((char *)g->addresses + params, x->results, results);
     return g;
+}
+
+/* -- one by one, to name a kernel that fails ------------------------------------------------------------------------------------------ */
+
+/* Where the source of a launch was written, or what to say without one. */
+static char *keep_source(const cuda_execution *x, const cuda_step *s)
+{
+    const char *folder = getenv("TMPDIR");
+    base_text path = {0};
+    if (s->is_product) {
+        base_text_add(&path, "it is cuBLASLt's, %lld x %lld x %lld", (long long)s->product.m, (long long)s->product.n, (long long)s->product.k);
+        return base_text_take(&path);
+    }
+    const cuda_request *request = &x->compiler->requests[s->launch.code];
+    char *source = cuda_request_source(request);
+    base_text_add(&path, "%s/%s.cu", folder && *folder ? folder : "/tmp", request->name);
+    FILE *file = fopen(path.at, "w");
+    bool written = file && fputs(source, file) >= 0;
+    if (file)
+        fclose(file);
+    base_free(source);
+    char *said = base_strdup(path.at);
+    base_text_free(&path);
+    base_text_add(&path, written ? "its source is in %s" : "its source could not be written to %s", said);
+    base_free(said);
+    return base_text_take(&path);
+}
+
+static bool issue_and_wait(cuda_execution *x, const kl_kernel *kernel, int step)
+{
+    if (issue(x, kernel, step) && cuda_wait(x->device))
+        return true;
+    char *source = keep_source(x, &x->plans[kernel->id].steps[step]), *error = base_strdup(base_error());
+    base_fail(BASE_FAILURE, "%s: k%d %s (%s:%d): %s; %s", x->program->name, kernel->id, kernel->name ? kernel->name : "", kernel->place.file ? kernel->place.file : "rax",
+              kernel->place.line, error, source);
+    base_free(source);
+    base_free(error);
+    return false;
 }
 
 /* Small results are on their way to the host when this returns; nothing is waited for. */
@@ -332,11 +394,14 @@ bool cuda_execute(cuda_execution *x, void *const *params, void *const *results)
         if (b->kind == KL_PARAM && scalar >= 0)
             memcpy(&x->scalars[scalar], params[b->index], (size_t)ir_dtype_bytes(b->dtype));
     }
-    if (x->host_params && !cuda_upload(x->device, scalar_place(x, p->n_params - x->host_params), x->scalars, 8 * (size_t)x->host_params))
+    if (x->host_params && !cuda_put(x->device, scalar_place(x, p->n_params - x->host_params), x->scalars, 8 * (size_t)x->host_params))
         return false;
+    if (cuda_is_blocking())
+        return walk(x, p->kernels, p->n_kernels, true, issue_and_wait);
     graph *g = graph_for_run(x);
     if (!g)
         return false;
     g->used = ++x->runs;
-    return cuda_ok(x->device, cuda_device_library(x->device)->graph_launch(g->exec, cuda_device_stream(x->device)), "cuGraphLaunch") && copy_results_early(x);
+    return cuda_ok(x->device, cuda_device_library(x->device)->graph_launch(g->exec, cuda_device_stream(x->device)), "cuGraphLaunch") && copy_results_early(x) &&
+           cuda_run_end(x->device, p->n_params - x->host_params + p->n_results, g->addresses) && (!x->profile || cuda_profile_add_run(x->profile));
 }

@@ -18,6 +18,8 @@ static bool timed_calls(const bench_case *c, int calls, double *ms)
     for (int i = 0; i < calls; i++)
         if (!c->call(c->context))
             return false;
+    if (!rax_wait())
+        return false;
     *ms = (bench_now_ms() - start) / calls;
     return true;
 }
@@ -29,7 +31,7 @@ static int calls_of(const bench *b, const bench_case *c)
     double ms;
     if (c->sample)
         return 1;
-    if (!c->call(c->context) || !timed_calls(c, 1, &ms))
+    if (!c->call(c->context) || !rax_wait() || !timed_calls(c, 1, &ms))
         return 0;
     double calls = b->sample_ms / (ms > 1e-6 ? ms : 1e-6);
     return calls < 1 ? 1 : calls > MOST ? MOST : (int)calls;

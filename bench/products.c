@@ -4,7 +4,7 @@
  *     dx        dx [N,K] = dy [N,F] w^T
  *     dw        dw [K,F] = x^T dy
  *
- * Nothing is fused to them here: what follows a product in a step is seen by `rax train --profile`. */
+ * A device has one way. Nothing is fused to them here: what follows a product in a step is seen by `rax train --profile`. */
 #include "bench/bench.h"
 
 static void forward(rax_args *in, rax_results *out)
@@ -45,12 +45,15 @@ static bool one_layer(bench *b, const bench_workload *w, const char *layer, int6
     for (int d = 0; d < DIRECTIONS; d++) {
         bench_case cases[3];
         int n = 0;
-        if (b->f32) {
+        if (b->f32 && b->peak.device) {
+            cases[n++] = bench_case_of(product(d, RAX_F32, NULL, N, K, F), BENCH_F32, flops, 0, "matmul/%s/%s/%s f32", w->name, layer, directions[d].name);
+        } else if (b->f32) {
             cases[n++] = bench_case_of(product(d, RAX_F32, "generated", N, K, F), BENCH_F32, flops, 0, "matmul/%s/%s/%s f32 generated", w->name, layer, directions[d].name);
             cases[n++] = bench_case_of(product(d, RAX_F32, "openblas", N, K, F), BENCH_F32, flops, 0, "matmul/%s/%s/%s f32 openblas", w->name, layer, directions[d].name);
         }
         if (b->bf16)
-            cases[n++] = bench_case_of(product(d, RAX_BF16, "generated", N, K, F), BENCH_BF16, flops, 0, "matmul/%s/%s/%s bf16 generated", w->name, layer, directions[d].name);
+            cases[n++] = bench_case_of(product(d, RAX_BF16, b->peak.device ? NULL : "generated", N, K, F), BENCH_BF16, flops, 0, "matmul/%s/%s/%s bf16%s", w->name, layer,
+                                       directions[d].name, b->peak.device ? "" : " generated");
         if (!bench_measure(b, n, cases))
             return false;
     }

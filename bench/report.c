@@ -56,8 +56,10 @@ static double old_ms(const bench_baseline *baseline, const char *name)
 void bench_print_head(const bench *b, const bench_baseline *baseline)
 {
     const rax_peak *p = &b->peak;
-    printf("peak on %d thread%s: f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, memory %.1f GB/s read, %.1f GB/s updated in place\n\n", p->threads,
-           p->threads == 1 ? "" : "s", p->f32_gflops, p->bf16_gflops, p->read_gbs, p->update_gbs);
+    char threads[32];
+    snprintf(threads, sizeof threads, "%d thread%s", p->threads, p->threads == 1 ? "" : "s");
+    printf("peak on %s: f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, memory %.1f GB/s read, %.1f GB/s updated in place\n\n", p->device ? p->device : threads,
+           p->f32_gflops, p->bf16_gflops, p->read_gbs, p->update_gbs);
     printf("%-44s %12s %8s %9s %8s %8s %8s%s\n", "case", "median", "spread", "GFLOP/s", "GB/s", "of peak", "plan MB", baseline ? "   before   speed" : "");
 }
 
@@ -136,6 +138,8 @@ void bench_print_json(const bench *b)
 {
     cJSON *json = cJSON_CreateObject(), *peak = cJSON_AddObjectToObject(json, "peak"), *results;
     cJSON_AddItemToObject(json, "machine", machine());
+    if (b->peak.device)
+        cJSON_AddStringToObject(peak, "device", b->peak.device);
     cJSON_AddNumberToObject(peak, "threads", b->peak.threads);
     cJSON_AddNumberToObject(peak, "f32_gflops", b->peak.f32_gflops);
     cJSON_AddNumberToObject(peak, "bf16_gflops", b->peak.bf16_gflops);

@@ -48,7 +48,8 @@ static bool fill(stepper *s, const bench_workload *w)
     s->step = gpt_train_step_new();
     if (!rax_is_tree(s->moments) || !rax_is_tensor(s->x) || !rax_is_tensor(s->y) || !s->step)
         return false;
-    gpt_weights_init(s->params, &s->model);
+    if (!gpt_weights_init(s->params, &s->model))
+        return false;
     int32_t *x = rax_data(s->x), *y = rax_data(s->y), next = 1;
     for (int64_t i = 0; i < rax_count(s->x); i++) {
         x[i] = next;

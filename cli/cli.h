@@ -78,6 +78,9 @@ typedef struct {
     bool config_keys;                            /* every key of a configuration is an option too */
 } cli_usage;
 
+/* Of subcommands that read no configuration, which has a key of this name. */
+#define CLI_DEVICE(value) { "device", 0, CLI_TEXT, value, .what = "NAME", .help = "cpu or cuda (cpu)" }
+
 /* What was on the line, and the options that all subcommands have, from flags or the environment. */
 typedef struct {
     char **operands;                             /* argv's; NULL ends them */

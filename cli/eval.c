@@ -24,7 +24,7 @@ static int eval_split(const cli_line *line, const cli_model *model, const data_t
     return evaluated ? 0 : cli_signal() ? cli_signal_status() : cli_fail();
 }
 
-static int eval(const cli_line *line, const char *split)
+static int eval(const cli_line *line, const char *device, const char *split)
 {
     cli_model model = {0};
     data_corpus corpus = {0};
@@ -33,7 +33,7 @@ static int eval(const cli_line *line, const char *split)
 
     if (!of_train && strcmp(split, "val") != 0)
         rax_fail(RAX_MISTAKE, "--split: expected train or val, got '%s'", split), status = cli_fail();
-    else if (!cli_model_open(&model, line->operands[0], line) || !cli_corpus_open(&corpus, &model.config, line))
+    else if (!cli_model_open(&model, line->operands[0], device, line) || !cli_corpus_open(&corpus, &model.config, line))
         status = cli_fail();
     else if (!of_train && !corpus.val)
         rax_fail(RAX_MISTAKE, "%s: was trained without val_data", line->operands[0]), status = cli_fail();
@@ -46,9 +46,10 @@ static int eval(const cli_line *line, const char *split)
 
 int cli_eval(int argc, char **argv)
 {
-    const char *split = "val";
+    const char *split = "val", *device = NULL;
     const cli_option rows[] = {
         { "split", 0, CLI_TEXT, &split, .what = "NAME", .help = "train or val (val)" },
+        CLI_DEVICE(&device),
         { 0 }
     };
     const cli_usage usage = {
@@ -59,7 +60,7 @@ int cli_eval(int argc, char **argv)
     cli_line line;
     int status = cli_parse(&line, &usage, argc, argv);
     if (status == CLI_GO)
-        status = eval(&line, split);
+        status = eval(&line, device, split);
     rax_shutdown();
     cli_line_free(&line);
     return status;

@@ -5,7 +5,8 @@
 
 int cli_info(int argc, char **argv)
 {
-    const cli_option options[] = { { 0 } };
+    const char *device = NULL;
+    const cli_option options[] = { CLI_DEVICE(&device), { 0 } };
     const cli_usage usage = {
         .command = "info", .operands = "", .least = 0, .most = 0, .options = options,
         .about = "Prints what rax finds: CPU, instruction set, threads, memory, LLVM, BLAS and the kernel it has chosen, caches, data.",
@@ -14,6 +15,7 @@ int cli_info(int argc, char **argv)
     int status = cli_parse(&line, &usage, argc, argv);
     if (status == CLI_GO) {
         rax_settings settings = cli_settings(&line);
+        settings.device = device;
         if (rax_configure(&settings)) {
             data_places places = cli_places(&line);
             rax_print_info(stdout);

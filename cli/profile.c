@@ -101,9 +101,12 @@ void cli_print_profile(FILE *out, const rax_profile *p, const rax_peak *peak)
         idle += groups[i].idle_ms;
     }
     double rest = all > busy + idle ? all - busy - idle : 0;         /* the last stage ends without a barrier, maybe on another thread */
-    fprintf(out, "\n%s: %lld run%s, %.3f ms each on %d thread%s: %.1f%% computing, %.1f%% waiting for other threads, %.1f%% starting and ending\n",
-            p->function, (long long)p->runs, p->runs == 1 ? "" : "s", p->wall_ms / (double)p->runs, p->threads, p->threads == 1 ? "" : "s",
-            100 * busy / all, 100 * idle / all, 100 * rest / all);
+    fprintf(out, "\n%s: %lld run%s, %.3f ms each on ", p->function, (long long)p->runs, p->runs == 1 ? "" : "s", p->wall_ms / (double)p->runs);
+    if (p->device)
+        fprintf(out, "%s, from the first launch to the last\n", p->device);
+    else
+        fprintf(out, "%d thread%s: %.1f%% computing, %.1f%% waiting for other threads, %.1f%% starting and ending\n", p->threads, p->threads == 1 ? "" : "s",
+                100 * busy / all, 100 * idle / all, 100 * rest / all);
     fprintf(out, "%6s %9s %6s %7s %9s %7s %7s  %-22s %s\n", "share%", "ms", "wait%", "kernels", "GFLOP/s", "GB/s", "bound%", "place", "kernel");
     for (int i = 0; i < n; i++)
         print_row(out, p, peak, &groups[i]);
@@ -112,8 +115,10 @@ void cli_print_profile(FILE *out, const rax_profile *p, const rax_peak *peak)
 
 void cli_print_peak(FILE *out, const rax_peak *peak)
 {
-    fprintf(out, "\npeak on %d thread%s: f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, memory %.1f GB/s read, %.1f GB/s updated in place\n", peak->threads,
-            peak->threads == 1 ? "" : "s", peak->f32_gflops, peak->bf16_gflops, peak->read_gbs, peak->update_gbs);
+    char threads[32];
+    snprintf(threads, sizeof threads, "%d thread%s", peak->threads, peak->threads == 1 ? "" : "s");
+    fprintf(out, "\npeak on %s: f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, memory %.1f GB/s read, %.1f GB/s updated in place\n", peak->device ? peak->device : threads,
+            peak->f32_gflops, peak->bf16_gflops, peak->read_gbs, peak->update_gbs);
 }
 
 /* -- the trace ------------------------------------------------------------------------------------------------------------- */
@@ -175,7 +180,7 @@ void cli_trace_add(cli_trace *t, const rax_profile *p)
 {
     for (; t->threads < p->threads; t->threads++) {
         begin_event(t);
-        fprintf(t->file, "{\"ph\": \"M\", \"pid\": 1, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": \"thread %d\"}}", t->threads, t->threads);
+        fprintf(t->file, "{\"ph\": \"M\", \"pid\": 1, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": \"%s %d\"}}", t->threads, p->device ? "device" : "thread", t->threads);
     }
     for (int i = 0; i < p->n_events; i++) {
         const rax_profile_event *e = &p->events[i];

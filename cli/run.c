@@ -36,9 +36,10 @@ static bool read_checkpoint(cli_model *model, gpt_checkpoint *checkpoint)
     return rax_is_tree(model->params) && gpt_weights_read(model->params, checkpoint->model);
 }
 
-bool cli_model_open(cli_model *model, const char *out_dir, const cli_line *line)
+bool cli_model_open(cli_model *model, const char *out_dir, const char *device, const cli_line *line)
 {
     rax_settings settings = cli_settings(line);
+    settings.device = device;
     *model = (cli_model){0};
     if (!rax_configure(&settings))
         return false;

@@ -18,7 +18,8 @@ typedef struct {
     rax_tree params;
     int64_t iteration;
 } cli_model;
-bool cli_model_open(cli_model *model, const char *out_dir, const cli_line *line);        /* configures rax by the line, too */
+/* Configures rax by the line, too. device: NULL for the CPU; a checkpoint does not depend on where it was made. */
+bool cli_model_open(cli_model *model, const char *out_dir, const char *device, const cli_line *line);
 void cli_model_close(cli_model *model);
 
 typedef struct {

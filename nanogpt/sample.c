@@ -71,7 +71,9 @@ void gpt_sampler_free(gpt_sampler *s)
 /* Runs the next `count` ids, which fit into `ids`. */
 static bool feed(gpt_sampler *s, rax_fn *step, rax_tensor ids, int count)
 {
-    int32_t *at = rax_data(ids);
+    int32_t *at = rax_overwrite(ids);
+    if (!at)
+        return false;
     memset(at, 0, sizeof *at * (size_t)rax_count(ids));
     memcpy(at, s->ids + s->to, sizeof *at * (size_t)count);
     rax_value args[] = { rax_pass_tree(s->params), rax_pass_tree(s->cache), rax_pass_tensor(ids), rax_pass_number(s->to - s->from),
@@ -170,7 +172,10 @@ bool gpt_sample(gpt_sampler *s, const gpt_sample_options *options, uint32_t numb
         if (!catch_up(s, n))
             return false;
         double uniform = gpt_uniform(options->seed, GPT_SITE_SAMPLING, number, (uint32_t)(n - count));
-        int32_t id = draw(rax_data(s->logits), s->scratch, n_ids, options, uniform);
+        const float *logits = rax_read(s->logits);
+        if (!logits)
+            return false;
+        int32_t id = draw(logits, s->scratch, n_ids, options, uniform);
         if (id < 0)
             return rax_fail(RAX_FAILURE, "the model's logits are not all finite: its weights are of no use");
         if (id == options->end_of_text || !token(context, id))

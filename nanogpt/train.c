@@ -15,54 +15,75 @@
 
 /* -- evaluation ------------------------------------------------------------------------------------------------------- */
 
-/* The evaluation step with room for its batch. */
+/* The evaluation step with room for two batches: the next one is on its way before the loss of the last is read, so that a device has no
+ * gap between them. */
 typedef struct {
     rax_fn *step;
-    rax_tensor x, y, loss;            /* i32[B,T] twice, f32[] */
+    struct { rax_tensor x, y, loss; } batch[2];       /* i32[B,T] twice, f32[] */
     gpt_model_config model;
 } evaluator;
 
 static bool evaluator_open(evaluator *e, const gpt_config *config)
 {
     rax_shape shape = RAX_SHAPE(config->batch_size, config->block_size);
-    *e = (evaluator){ .step = gpt_eval_step_new(), .x = rax_tensor_new(RAX_I32, shape), .y = rax_tensor_new(RAX_I32, shape),
-                      .model = gpt_model_of(config) };
-    return e->step && rax_is_tensor(e->x) && rax_is_tensor(e->y);
+    *e = (evaluator){ .step = gpt_eval_step_new(), .model = gpt_model_of(config) };
+    bool made = e->step != NULL;
+    for (int i = 0; made && i < 2; i++)
+        made = rax_is_tensor(e->batch[i].x = rax_tensor_new(RAX_I32, shape)) && rax_is_tensor(e->batch[i].y = rax_tensor_new(RAX_I32, shape));
+    return made;
 }
 
 static void evaluator_close(evaluator *e)
 {
     rax_function_free(e->step);
-    rax_tensor_free(e->x);
-    rax_tensor_free(e->y);
-    rax_tensor_free(e->loss);
+    for (int i = 0; i < 2; i++) {
+        rax_tensor_free(e->batch[i].x);
+        rax_tensor_free(e->batch[i].y);
+        rax_tensor_free(e->batch[i].loss);
+    }
     *e = (evaluator){0};
 }
 
-/* The mean loss of the batch that is in x and y. */
-static bool evaluator_run(evaluator *e, rax_tree params, double *loss)
+/* Starts on the batch that is in batch[i]. */
+static bool evaluator_start(evaluator *e, rax_tree params, int i)
 {
-    rax_value args[] = { rax_pass_tree(params), rax_pass_tensor(e->x), rax_pass_tensor(e->y),
+    rax_value args[] = { rax_pass_tree(params), rax_pass_tensor(e->batch[i].x), rax_pass_tensor(e->batch[i].y),
                          rax_pass_record(&e->model, &gpt_model_record) };
-    rax_into results[] = { rax_into_tensor(&e->loss) };
-    if (!rax_call(e->step, args, results))
+    rax_into results[] = { rax_into_tensor(&e->batch[i].loss) };
+    return rax_call(e->step, args, results);
+}
+
+/* A scalar's value: false where the device does not give it. */
+static bool read_number(rax_tensor scalar, double *value)
+{
+    if (!rax_read(scalar))
         return false;
-    *loss = rax_item(e->loss, 0);
+    *value = rax_item(scalar, 0);
     return true;
 }
 
 /* The mean over all parts. False without an error where stop ended it. */
-static bool whole_loss(evaluator *e, rax_tree params, gpt_part *part, void *context, gpt_stop *stop, double *loss)
+static bool evaluator_mean(evaluator *e, rax_tree params, gpt_part *part, void *context, gpt_stop *stop, double *loss)
 {
     double sum = 0, count = 0, mean;
+    size_t before = 0;                /* targets of the part that was started last */
     for (uint64_t k = 0;; k++) {
-        size_t real = part(context, k, rax_data(e->x), rax_data(e->y));
+        int i = (int)(k % 2);
+        int32_t *x = rax_overwrite(e->batch[i].x), *y = rax_overwrite(e->batch[i].y);
+        if (!x || !y)
+            return false;
+        size_t real = part(context, k, x, y);
+        if (real > 0 && (stop() || !evaluator_start(e, params, i)))
+            return false;
+        if (before > 0 && !read_number(e->batch[1 - i].loss, &mean))
+            return false;
+        if (before > 0) {
+            sum += mean * (double)before;
+            count += (double)before;
+        }
         if (real == 0)
             break;
-        if (stop() || !evaluator_run(e, params, &mean))
-            return false;
-        sum += mean * (double)real;
-        count += (double)real;
+        before = real;
     }
     *loss = sum / count;
     return true;
@@ -73,25 +94,33 @@ bool gpt_evaluate(const gpt_config *config, rax_tree params, gpt_part *part, voi
 {
     evaluator e;
     rax_error_clear();
-    bool done = evaluator_open(&e, config) && whole_loss(&e, params, part, context, stop, loss);
+    bool done = evaluator_open(&e, config) && evaluator_mean(&e, params, part, context, stop, loss);
     evaluator_close(&e);
     return done;
 }
 
 /* -- a trainer ---------------------------------------------------------------------------------------------------------- */
 
+/* An iteration whose results nobody has read yet. */
+typedef struct { bool is; int64_t iteration; double ready_ms; } started;
+
 struct gpt_trainer {
     const gpt_config *config;
     gpt_batches batches;
     gpt_model_config model;
     gpt_optimizer_config optimizer;
-    int64_t iteration;                /* the next one: updates made so far */
+    int64_t iteration;                /* the next one: updates started so far */
     int64_t written;                  /* the last checkpoint's iteration; -1: none in this run */
     bool evaluates;
     rax_tree params, moments;
     rax_fn *step;
-    rax_tensor x, y;                  /* i32[A,B,T] */
-    rax_tensor loss, grad_norm, lr;   /* f32[], f32[], f64[] */
+    /* i32[A,B,T] twice, f32[], f32[], f64[]; by turns where results are read late */
+    struct { rax_tensor x, y, loss, grad_norm, lr; } turn[2];
+    /* A device works on its own: it is given the next iteration before the results of the last are read, so that it never waits for the
+     * host. What is printed and written, and in which order, does not depend on it. */
+    bool reads_late;
+    started started;
+    double known_ms;                  /* when the last loss was known */
     evaluator evaluator;
     gpt_metrics *metrics;
 };
@@ -119,8 +148,7 @@ static bool make_weights(gpt_trainer *t)
         return resume(t);
     if (strcmp(config->init_from, "scratch") != 0)
         return gpt_weights_read_folder(t->params, config, config->init_from);
-    gpt_weights_init(t->params, &t->model);
-    return true;
+    return gpt_weights_init(t->params, &t->model);
 }
 
 /* Whether this run evaluates. eval_interval has a default, so only one that was asked for contradicts missing data. */
@@ -145,10 +173,12 @@ static bool trainer_open(gpt_trainer *t)
         return false;
     if (!make_weights(t))
         return false;
-    t->x = rax_tensor_new(RAX_I32, shape);
-    t->y = rax_tensor_new(RAX_I32, shape);
+    t->reads_late = config->device != GPT_DEVICE_CPU;
+    for (int i = 0; i <= t->reads_late; i++)
+        if (!rax_is_tensor(t->turn[i].x = rax_tensor_new(RAX_I32, shape)) || !rax_is_tensor(t->turn[i].y = rax_tensor_new(RAX_I32, shape)))
+            return false;
     t->step = gpt_train_step_new();
-    if (!rax_is_tensor(t->x) || !rax_is_tensor(t->y) || !t->step || (t->evaluates && !evaluator_open(&t->evaluator, config)))
+    if (!t->step || (t->evaluates && !evaluator_open(&t->evaluator, config)))
         return false;
     /* nothing is written before all has been read */
     return gpt_out_dir_prepare(config->out_dir) && (t->metrics = gpt_metrics_open(config->out_dir, t->iteration));
@@ -171,11 +201,13 @@ void gpt_trainer_free(gpt_trainer *trainer)
     gpt_metrics_close(trainer->metrics);
     evaluator_close(&trainer->evaluator);
     rax_function_free(trainer->step);
-    rax_tensor_free(trainer->x);
-    rax_tensor_free(trainer->y);
-    rax_tensor_free(trainer->loss);
-    rax_tensor_free(trainer->grad_norm);
-    rax_tensor_free(trainer->lr);
+    for (int i = 0; i < 2; i++) {
+        rax_tensor_free(trainer->turn[i].x);
+        rax_tensor_free(trainer->turn[i].y);
+        rax_tensor_free(trainer->turn[i].loss);
+        rax_tensor_free(trainer->turn[i].grad_norm);
+        rax_tensor_free(trainer->turn[i].lr);
+    }
     rax_tree_free(trainer->moments);
     rax_tree_free(trainer->params);
     rax_free(trainer);
@@ -187,23 +219,26 @@ rax_fn *gpt_trainer_eval_step(const gpt_trainer *trainer) { return trainer->eval
 
 /* -- the loop ------------------------------------------------------------------------------------------------------------- */
 
-static void fill_batch(gpt_trainer *t)
+static int turn_of(const gpt_trainer *t, int64_t iteration) { return t->reads_late ? (int)(iteration % 2) : 0; }
+
+static bool fill_batch(gpt_trainer *t, int turn)
 {
-    const int64_t A = rax_dim(t->x, 0), row = rax_count(t->x) / A;
-    int32_t *x = rax_data(t->x), *y = rax_data(t->y);
-    for (int64_t j = 0; j < A; j++)
+    const int64_t A = rax_dim(t->turn[turn].x, 0), row = rax_count(t->turn[turn].x) / A;
+    int32_t *x = rax_overwrite(t->turn[turn].x), *y = rax_overwrite(t->turn[turn].y);
+    for (int64_t j = 0; x && y && j < A; j++)
         t->batches.train(t->batches.context, (uint64_t)(t->iteration * A + j), x + j * row, y + j * row);
+    return x && y;
 }
 
-static bool update(gpt_trainer *t)
+static bool update(gpt_trainer *t, int turn)
 {
     rax_value args[] = {
-        rax_pass_tree(t->params), rax_pass_tree(t->moments), rax_pass_tensor(t->x), rax_pass_tensor(t->y),
+        rax_pass_tree(t->params), rax_pass_tree(t->moments), rax_pass_tensor(t->turn[turn].x), rax_pass_tensor(t->turn[turn].y),
         rax_pass_number((double)t->iteration), rax_pass_record(&t->model, &gpt_model_record),
         rax_pass_record(&t->optimizer, &gpt_optimizer_record),
     };
-    rax_into results[] = { rax_into_tree(&t->params), rax_into_tree(&t->moments), rax_into_tensor(&t->loss),
-                           rax_into_tensor(&t->grad_norm), rax_into_tensor(&t->lr) };
+    rax_into results[] = { rax_into_tree(&t->params), rax_into_tree(&t->moments), rax_into_tensor(&t->turn[turn].loss),
+                           rax_into_tensor(&t->turn[turn].grad_norm), rax_into_tensor(&t->turn[turn].lr) };
     return rax_call(t->step, args, results);
 }
 
@@ -212,47 +247,76 @@ static bool is_due(const gpt_trainer *t, int interval)
     return interval > 0 && t->iteration % interval == 0;
 }
 
-static bool iterate(gpt_trainer *t, gpt_progress *progress)
+static bool start(gpt_trainer *t)
 {
-    fill_batch(t);
-    double start = gpt_now_ms();
-    if (!update(t))
+    int turn = turn_of(t, t->iteration);
+    if (!fill_batch(t, turn))
         return false;
-    double loss = rax_item(t->loss, 0), grad_norm = rax_item(t->grad_norm, 0), lr = rax_item(t->lr, 0);
-    double time_ms = gpt_now_ms() - start, tokens_per_s = (double)rax_count(t->x) / time_ms * 1e3;
-
-    gpt_metric row[] = { { "loss", loss }, { "grad_norm", grad_norm }, { "lr", lr },
-                         { "time_ms", time_ms }, { "tokens_per_s", tokens_per_s } };
-    if (is_due(t, t->config->log_interval))
-        gpt_print_iteration(progress, t->iteration, loss, grad_norm, lr, time_ms);
-    gpt_progress_draw(progress, t->iteration, loss, tokens_per_s);
-    if (!gpt_metrics_row(t->metrics, t->iteration, row, sizeof row / sizeof row[0]))
+    t->started = (started){ true, t->iteration, gpt_now_ms() };
+    if (!update(t, turn))
         return false;
-    if (!isfinite(loss) || !isfinite(grad_norm))     /* the weights are now of no use */
-        return rax_fail(RAX_FAILURE, "iter %" PRId64 ": the %s is %g: the run has diverged", t->iteration,
-                        isfinite(loss) ? "gradient norm" : "loss", fabs(isfinite(loss) ? grad_norm : loss));      /* -nan says no more than nan */
     t->iteration++;
     return true;
 }
 
-/* The mean over eval_iters random batches, other ones at each evaluation; 0: over the whole split. */
+/* Reads the results of an iteration and tells of them. Where the one before was under way when its batch was ready, its time begins when that
+ * one's loss was known: times add up to the run. */
+static bool finish(gpt_trainer *t, const started *s, gpt_progress *progress)
+{
+    const int turn = turn_of(t, s->iteration), log_interval = t->config->log_interval;
+    double loss, grad_norm, lr;
+    if (!read_number(t->turn[turn].loss, &loss) || !read_number(t->turn[turn].grad_norm, &grad_norm) || !read_number(t->turn[turn].lr, &lr))
+        return false;
+    double begin = fmax(s->ready_ms, t->known_ms);
+    t->known_ms = gpt_now_ms();
+    double time_ms = t->known_ms - begin, tokens_per_s = (double)rax_count(t->turn[turn].x) / time_ms * 1e3;
+
+    gpt_metric row[] = { { "loss", loss }, { "grad_norm", grad_norm }, { "lr", lr },
+                         { "time_ms", time_ms }, { "tokens_per_s", tokens_per_s } };
+    if (log_interval > 0 && s->iteration % log_interval == 0)
+        gpt_print_iteration(progress, s->iteration, loss, grad_norm, lr, time_ms);
+    gpt_progress_draw(progress, s->iteration, loss, tokens_per_s);
+    if (!gpt_metrics_row(t->metrics, s->iteration, row, sizeof row / sizeof row[0]))
+        return false;
+    if (!isfinite(loss) || !isfinite(grad_norm))     /* the weights are now of no use */
+        return rax_fail(RAX_FAILURE, "iter %" PRId64 ": the %s is %g: the run has diverged", s->iteration,
+                        isfinite(loss) ? "gradient norm" : "loss", fabs(isfinite(loss) ? grad_norm : loss));      /* -nan says no more than nan */
+    return true;
+}
+
+/* Finishes what was started. Before anything but the next iteration. */
+static bool settle(gpt_trainer *t, gpt_progress *progress)
+{
+    started last = t->started;
+    t->started.is = false;
+    return !last.is || finish(t, &last, progress);
+}
+
+static bool iterate(gpt_trainer *t, gpt_progress *progress)
+{
+    started before = t->started;
+    if (!start(t))
+        return false;
+    return t->reads_late ? !before.is || finish(t, &before, progress) : settle(t, progress);
+}
+
+/* Random batches as parts of one target each; other ones at each evaluation. */
+static size_t random_part(void *context, uint64_t k, int32_t *x, int32_t *y)
+{
+    const gpt_trainer *t = context;
+    const uint64_t n = (uint64_t)t->config->eval_iters;
+    if (k == n)
+        return 0;
+    t->batches.val(t->batches.context, (uint64_t)t->iteration * n + k, x, y);
+    return 1;
+}
+
+/* The mean over eval_iters random batches; 0: over the whole split. */
 static bool mean_loss(gpt_trainer *t, gpt_stop *stop, double *loss)
 {
-    evaluator *e = &t->evaluator;
-    const int n = t->config->eval_iters;
-    double sum = 0, mean;
-
-    if (n == 0)
-        return whole_loss(e, t->params, t->batches.val_part, t->batches.context, stop, loss);
-    for (int i = 0; i < n; i++) {
-        uint64_t m = (uint64_t)t->iteration * (uint64_t)n + (uint64_t)i;
-        t->batches.val(t->batches.context, m, rax_data(e->x), rax_data(e->y));
-        if (stop() || !evaluator_run(e, t->params, &mean))
-            return false;
-        sum += mean;
-    }
-    *loss = sum / n;
-    return true;
+    if (t->config->eval_iters == 0)
+        return evaluator_mean(&t->evaluator, t->params, t->batches.val_part, t->batches.context, stop, loss);
+    return evaluator_mean(&t->evaluator, t->params, random_part, t, stop, loss);
 }
 
 /* An evaluation that a signal ends leaves no row: the run that resumes makes it again. */
@@ -271,8 +335,9 @@ static bool write_checkpoint(gpt_trainer *t)
     if (t->written == t->iteration)
         return true;
     gpt_checkpoint_state state = { .iteration = t->iteration, .seed = t->config->seed, .tuned = "", .config = t->config };
-    gpt_arrays model = gpt_arrays_of(t->params, gpt_weights_prefix), moments = gpt_arrays_of(t->moments, "");
-    bool written = gpt_metrics_flush(t->metrics) &&
+    gpt_arrays model, moments;
+    bool read = gpt_arrays_of(t->params, gpt_weights_prefix, &model), all = gpt_arrays_of(t->moments, "", &moments);
+    bool written = read && all && gpt_metrics_flush(t->metrics) &&
                    gpt_checkpoint_write(t->config->out_dir, &state, model.array, model.count, moments.array, moments.count);
     gpt_arrays_free(&model);
     gpt_arrays_free(&moments);
@@ -284,15 +349,17 @@ static bool run_iterations(gpt_trainer *t, gpt_progress *progress, gpt_stop *sto
 {
     const gpt_config *config = t->config;
     while (!stop() && t->iteration < config->max_iters) {
-        if (t->evaluates && is_due(t, config->eval_interval) && !evaluate(t, progress, stop))
+        if (t->evaluates && is_due(t, config->eval_interval) && (!settle(t, progress) || !evaluate(t, progress, stop)))
             return false;
         if (stop())
             break;
         if (!iterate(t, progress))
             return false;
-        if (is_due(t, config->checkpoint_interval) && !write_checkpoint(t))
+        if (is_due(t, config->checkpoint_interval) && (!settle(t, progress) || !write_checkpoint(t)))
             return false;
     }
+    if (!settle(t, progress))
+        return false;
     return stop() || !t->evaluates || evaluate(t, progress, stop);
 }
 

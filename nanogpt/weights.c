@@ -21,12 +21,14 @@ static bool ends_with(const char *text, const char *end)
 
 /* -- from scratch --------------------------------------------------------------------------------------------------- */
 
-void gpt_weights_init(rax_tree params, const gpt_model_config *config)
+bool gpt_weights_init(rax_tree params, const gpt_model_config *config)
 {
     for (int i = 0; i < rax_tree_size(params); i++) {
         const char *name = rax_leaf_name(params, i);
         rax_tensor w = rax_leaf(params, i);
-        float *element = rax_data(w);
+        float *element = rax_overwrite(w);
+        if (!element)
+            return false;
         if (rax_rank(w) >= 2) {
             double deviation = ends_with(name, ".c_proj.weight") ? 0.02 / sqrt(2.0 * config->n_layer) : 0.02;
             gpt_normal((uint64_t)config->seed, GPT_SITE_WEIGHTS + (uint32_t)i, deviation, rax_count(w), element);
@@ -35,6 +37,7 @@ void gpt_weights_init(rax_tree params, const gpt_model_config *config)
                 element[j] = ends_with(name, ".bias") ? 0 : 1;
         }
     }
+    return true;
 }
 
 /* -- from files ----------------------------------------------------------------------------------------------------- */
@@ -64,8 +67,8 @@ static bool read_leaf(rax_tree tree, int leaf, const gpt_safetensors *file, cons
     rax_tensor tensor = rax_leaf(tree, leaf);
     rax_shape shape = rax_shape_of(tensor);
     char *name = gpt_format("%s%s", prefix, rax_leaf_name(tree, leaf));
-    float *element = rax_data(tensor);
-    bool read = gpt_safetensors_read_f32(file, name, shape.rank, shape.dim, element);
+    float *element = rax_overwrite(tensor);
+    bool read = element && gpt_safetensors_read_f32(file, name, shape.rank, shape.dim, element);
     int64_t count = rax_count(tensor), wrong = read ? first_not_finite(element, count) : count;
     if (wrong < count)
         read = rax_fail(RAX_MISTAKE, "%s: %s: element %" PRId64 " is %g", gpt_safetensors_path(file), name, wrong, fabs(element[wrong]));
@@ -185,18 +188,21 @@ bool gpt_weights_read_folder(rax_tree params, const gpt_config *config, const ch
 
 /* -- into files ----------------------------------------------------------------------------------------------------- */
 
-gpt_arrays gpt_arrays_of(rax_tree tree, const char *prefix)
+bool gpt_arrays_of(rax_tree tree, const char *prefix, gpt_arrays *into)
 {
     const int n = rax_tree_size(tree);
     gpt_arrays arrays = { n, rax_alloc(sizeof(gpt_array) * (size_t)n), rax_alloc(sizeof(char *) * (size_t)n),
                           rax_alloc(sizeof(rax_shape) * (size_t)n) };
+    bool whole = true;
     for (int i = 0; i < n; i++) {
         const rax_shape *shape = &arrays.shape[i];
         arrays.name[i] = gpt_format("%s%s", prefix, rax_leaf_name(tree, i));
         arrays.shape[i] = rax_shape_of(rax_leaf(tree, i));
         arrays.array[i] = (gpt_array){ arrays.name[i], GPT_F32, shape->rank, shape->dim, rax_read(rax_leaf(tree, i)) };
+        whole &= arrays.array[i].data != NULL;
     }
-    return arrays;
+    *into = arrays;
+    return whole;
 }
 
 void gpt_arrays_free(gpt_arrays *arrays)

@@ -11,8 +11,8 @@
 
 extern const char gpt_weights_prefix[];                   /* "transformer." */
 
-/* N(0, 0.02); the two projections back into the residual stream N(0, 0.02/√(2·n_layer)); biases 0; LayerNorms 1. */
-void gpt_weights_init(rax_tree params, const gpt_model_config *config);
+/* N(0, 0.02); the two projections back into the residual stream N(0, 0.02/√(2·n_layer)); biases 0; LayerNorms 1. False: rax_error(). */
+bool gpt_weights_init(rax_tree params, const gpt_model_config *config);
 
 /* Fills params from a file. Errors name the file and the tensor: missing, extra, or misshapen. lm_head.weight may be there
  * if it equals wte.weight; attn.bias and attn.masked_bias, which are masks, are ignored. */
@@ -25,9 +25,10 @@ bool gpt_weights_read_folder(rax_tree params, const gpt_config *config, const ch
 /* Fills a tree from the arrays of its names, exactly. */
 bool gpt_tree_read(rax_tree tree, const gpt_safetensors *file);
 
-/* A tree of f32 as arrays for gpt_safetensors_write, named PREFIX and the leaf's name; their data is the tree's. */
+/* A tree of f32 as arrays for gpt_safetensors_write, named PREFIX and the leaf's name; their data is the tree's. To be
+ * freed in any case; false: a device does not give its elements. */
 typedef struct { int count; gpt_array *array; char **name; rax_shape *shape; } gpt_arrays;
-gpt_arrays gpt_arrays_of(rax_tree tree, const char *prefix);
+bool gpt_arrays_of(rax_tree tree, const char *prefix, gpt_arrays *into);
 void gpt_arrays_free(gpt_arrays *arrays);
 
 #endif

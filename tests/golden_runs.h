@@ -52,7 +52,7 @@ static double number(const cJSON *row, const char *key)
     return value->valuedouble;
 }
 
-static void compare_rows(const char *expected_path, const char *got_path)
+__attribute__((unused)) static void compare_rows(const char *expected_path, const char *got_path)
 {
     cJSON *expected = read_rows(expected_path), *got = read_rows(got_path);
     assert_int_equal(cJSON_GetArraySize(got), cJSON_GetArraySize(expected));
@@ -82,7 +82,7 @@ static bool is_noise(const char *name, int rank, int64_t column, const gpt_confi
     return rank == 1 && column >= config->n_embd && column < 2 * config->n_embd;
 }
 
-static void compare_weights(const char *expected_path, const char *got_path, const gpt_config *config)
+__attribute__((unused)) static void compare_weights(const char *expected_path, const char *got_path, const gpt_config *config)
 {
     gpt_safetensors *expected = gpt_safetensors_open(expected_path), *got = gpt_safetensors_open(got_path);
     if (!expected || !got)

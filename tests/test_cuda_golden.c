@@ -1,38 +1,30 @@
 /* Training runs by the CUDA backend, on the stand-in for a GPU, against runs that PyTorch made in float64: the whole step as one graph, every
  * kernel of it executed by the emulator. Those of the first run are also compiled for sm_80 and sm_90 by NVRTC, where it is installed. */
-#include "tests/golden_runs.h"
+#include "tests/cuda_runs.h"
 
-#include "data/data.h"
-#include "nanogpt/train.h"
 #include "tests/cuda_nvrtc.h"
-#include "tests/cuda_standin.h"
 
-static int never(void) { return 0; }
+/* Asked twice before each iteration, which waits for the loss of the one before and for nothing else, and whose batch is there before that one is
+ * over. The first three allocate and capture. */
+static struct { int asked, blocking_waits, stream_waits, copies_ahead; } seen;
 
-static void train_batch(void *context, uint64_t m, int32_t *x, int32_t *y) { data_loader_batch(context, m, x, y); }
-
-/* rax train, without the command line. */
-static void train(const gpt_config *config)
+static int never(void)
 {
-    data_corpus corpus;
-    data_places places = {0};
-    if (!data_corpus_open_files(&corpus, config->train_data, config->val_data, config->vocab_size, &places))
-        fail_msg("%s", rax_error());
-    data_loader *loader = data_loader_new(corpus.train, config->sampling == GPT_SAMPLING_RANDOM ? DATA_RANDOM : DATA_SEQUENTIAL, (uint64_t)config->seed, DATA_STREAM_TRAIN,
-                                          config->batch_size, config->block_size);
-    assert_non_null(loader);
-    gpt_batches batches = { .context = loader, .train = train_batch };
-    gpt_trainer *trainer = gpt_trainer_new(config, &batches);
-    if (!trainer || !gpt_trainer_run(trainer, never))
-        fail_msg("%s", rax_error());
-    gpt_trainer_free(trainer);
-    data_loader_free(loader);
-    data_corpus_close(&corpus);
+    if (seen.asked++ % 2)
+        return 0;
+    if (seen.asked > 7 && !standin_is_device()) {
+        assert_int_equal(standin.blocking_waits - seen.blocking_waits, 1);
+        assert_int_equal(standin.stream_waits, seen.stream_waits);
+        assert_true(!standin.eager_copies || standin.copies_ahead - seen.copies_ahead == 2);
+    }
+    seen.blocking_waits = standin.blocking_waits;
+    seen.stream_waits = standin.stream_waits;
+    seen.copies_ahead = standin.copies_ahead;
+    return 0;
 }
 
-static void test_run(void **state)
+static void check_run(const char *folder)
 {
-    const char *folder = *state;
     char out[] = "/tmp/rax-cuda-golden-XXXXXX";
     gpt_config config;
     if (access(folder, F_OK) != 0) {
@@ -47,18 +39,18 @@ static void test_run(void **state)
 
     int launches = standin.launches, captures = standin.captures;
     cuda_library nvrtc;
-    bool first = launches == 0;
+    bool first = launches == 0 && !standin_is_device();
     standin.nvrtc = first && nvrtc_is_here(&nvrtc) ? &nvrtc : NULL;
-    cuda_library_use(&standin_library);
-    if (!rax_configure(&(rax_settings){ .device = "cuda", .quiet = true, .cache_dir = first ? "" : NULL }))
+    memset(&seen, 0, sizeof seen);
+    if (!run_training(&config, first ? "" : NULL, never, NULL))
         fail_msg("%s", rax_error());
-    train(&config);
+    assert_true(seen.asked > 10);
     assert_true(!standin.nvrtc || standin.compiled_by_nvrtc == 2 * standin.compiled);
     standin.nvrtc = NULL;
-    rax_shutdown();
-    standin_end();
-    assert_int_equal(standin.captures - captures, 1);
-    assert_true(standin.launches - launches > 20 * config.max_iters);
+    if (!standin_is_device()) {
+        assert_int_equal(standin.captures - captures, 2);     /* for two batches by turns */
+        assert_true(standin.launches - launches > 20 * config.max_iters);
+    }
 
     char *expected = gpt_path_join(folder, "expected.jsonl"), *metrics = gpt_path_join(out, "metrics.jsonl");
     char *final = gpt_path_join(folder, "final.safetensors"), *model = gpt_path_join(out, "latest/model.safetensors");
@@ -73,11 +65,21 @@ static void test_run(void **state)
     gpt_config_free(&config);
 }
 
+static void test_run(void **state) { check_run(*state); }
+
+/* Copies that happen as soon as their waits let them. */
+static void test_eager_copies(void **state)
+{
+    standin.eager_copies = true;
+    check_run(*state);
+    standin.eager_copies = false;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(test_run, "tests/fixtures/golden/one-head"), cmocka_unit_test_prestate(test_run, "tests/fixtures/golden/odd-widths"),
-        cmocka_unit_test_prestate(test_run, "../shared/golden/tiny"),
+        cmocka_unit_test_prestate(test_run, "../shared/golden/tiny"), cmocka_unit_test_prestate(test_eager_copies, "tests/fixtures/golden/one-head"),
     };
     return cmocka_run_group_tests_name("golden runs of the CUDA backend", tests, NULL, NULL);
 }

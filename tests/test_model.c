@@ -290,7 +290,7 @@ static weight_file weight_file_new(const gpt_model_config *config, const char *p
 {
     weight_file file = { .folder = "/tmp/rax-model-XXXXXX", .params = random_params(config) };
     assert_non_null(mkdtemp(file.folder));
-    file.own = gpt_arrays_of(file.params, prefix);
+    assert_true(gpt_arrays_of(file.params, prefix, &file.own));
     memcpy(file.array, file.own.array, sizeof *file.array * (size_t)file.own.count);
     file.count = file.own.count;
     return file;
