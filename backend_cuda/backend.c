@@ -29,6 +29,8 @@ static bool configure(const ir_backend_settings *settings)
     if (!process.device)
         return false;
     process.store = cuda_store_new(process.device, settings->cache_dir);
+    int blas_version = cuda_device_library(process.device)->blas_version();
+    cuda_device_use_choices(process.device, cuda_choices_open(cuda_store_folder(process.store), cuda_device_machine(process.device), blas_version, settings->tune));
     return true;
 }
 
@@ -310,6 +312,8 @@ static const ir_profile *profile_of(ir_executable *p)
 
 static bool measure_peak(ir_peak *peak) { return start() && cuda_measure_peak(process.device, peak); }
 
+static const char *tuned(void) { return process.device ? cuda_choices_digest(cuda_device_choices(process.device)) : ""; }
+
 static size_t arena_bytes(const ir_executable *p) { return cuda_execution_bytes(p->execution); }
 
 static bool keep_composite(const ir_node *node)
@@ -336,4 +340,5 @@ const ir_backend cuda_backend = {
     .profile = profile,
     .profile_of = profile_of,
     .measure_peak = measure_peak,
+    .tuned = tuned,
 };

@@ -11,6 +11,7 @@
  *   requests.c       code by its text: from the process, the disk, or NVRTC
  *   execute.c        launches in order, captured as a graph
  *   machine.c        the device: memory, copies, streams
+ *   choices.c        which algorithm a product takes, by heuristic or by table
  *   profile.c        a run timed launch by launch; peak.c: what the device can do
  *   driver.c         the libraries
  *   device/          CUDA C that is no kernel's own: the beginning of all, attention, scatter
@@ -47,6 +48,10 @@ cuda_stream cuda_device_stream(const cuda_device *device);
 cuda_blas cuda_device_blas(const cuda_device *device);
 /* RAX_CUDA_BLOCKING: every launch is waited for, so that one that fails can be named. */
 bool cuda_is_blocking(void);
+/* The table that products look their algorithm up in; NULL: none. The device's to close. */
+typedef struct cuda_choices cuda_choices;
+void cuda_device_use_choices(cuda_device *device, cuda_choices *choices);
+cuda_choices *cuda_device_choices(const cuda_device *device);
 /* False and base_error where the library returned an error; what: "cuLaunchKernel of layer_norm". */
 bool cuda_ok(const cuda_device *device, int error, const char *what);
 
@@ -183,6 +188,27 @@ bool cuda_profile_add_run(cuda_profile *profile);             /* waits for the r
 void cuda_profile_read(const cuda_profile *profile, ir_profile *into);
 
 bool cuda_measure_peak(cuda_device *device, ir_peak *peak);
+/* Numbers in (-1, 1), over and over the same half a megabyte. */
+bool cuda_fill_with_noise(cuda_device *device, ir_dtype dtype, void *memory, size_t bytes);
+
+/* -- choices.c ------------------------------------------------------------------------------------------------------------------- */
+
+/* What cuBLASLt is asked; key: all that an answer depends on but card and version, as text of one line. Its first operand is a. */
+typedef struct {
+    const char *key;
+    cuda_product_desc desc;
+    cuda_layout a, b, d;
+    cuda_preference preference;
+    ir_dtype operands;
+    bool accumulate;
+    size_t a_bytes, b_bytes, d_bytes, bias_bytes, workspace_bytes;       /* from the first element to the last; that it may take */
+} cuda_question;
+/* folder: "" for none. tunes: products are timed, and the table is written. */
+cuda_choices *cuda_choices_open(const char *folder, const cuda_machine *machine, int blas_version, bool tunes);
+void cuda_choices_close(cuda_choices *choices);               /* NULL is fine */
+const char *cuda_choices_digest(const cuda_choices *choices); /* "" for an empty table */
+/* exists: false where cuBLASLt has no such product. When it tunes it changes where the desc's bias points to. False and base_error. */
+bool cuda_choose_algorithm(cuda_device *device, const cuda_question *question, cuda_algorithm *answer, bool *exists);
 
 /* -- backend.c --------------------------------------------------------------------------------------------------------------- */
 

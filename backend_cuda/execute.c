@@ -86,6 +86,29 @@ static uint32_t alignment(const cuda_execution *x, cuda_arg arg, ir_dtype dtype)
     return (uint32_t)MIN(bits & -bits, 256);
 }
 
+/* Bytes from the first element to the last. */
+static size_t span(int64_t rows, int64_t columns, int64_t leading, int64_t batch, int64_t stride, ir_dtype dtype)
+{
+    return (size_t)(((batch - 1) * stride + (rows - 1) * leading + columns) * ir_dtype_bytes(dtype));
+}
+
+static bool choose(const cuda_execution *x, const cuda_product *p, const ready_product *ready, cuda_preference preference, const uint32_t align[3], cuda_algorithm *found, bool *exists)
+{
+    base_text key = {0};
+    const int64_t numbers[] = { p->m, p->n, p->k, p->batch, p->a_leading, p->b_leading, p->d_leading, p->a_batch, p->b_batch, p->d_batch, p->operands, p->result, p->a_transposed,
+                                p->b_transposed, p->accumulate, p->bias.buffer >= 0, align[0], align[1], align[2] };
+    for (size_t i = 0; i < COUNT_OF(numbers); i++)
+        base_text_add(&key, "%s%lld", i ? " " : "", (long long)numbers[i]);
+    cuda_question q = { .key = key.at, .desc = ready->desc, .a = ready->a, .b = ready->b, .d = ready->d, .preference = preference, .operands = p->operands, .accumulate = p->accumulate,
+                        .a_bytes = p->b_transposed ? span(p->n, p->k, p->b_leading, p->batch, p->b_batch, p->operands) : span(p->k, p->n, p->b_leading, p->batch, p->b_batch, p->operands),
+                        .b_bytes = p->a_transposed ? span(p->k, p->m, p->a_leading, p->batch, p->a_batch, p->operands) : span(p->m, p->k, p->a_leading, p->batch, p->a_batch, p->operands),
+                        .d_bytes = span(p->m, p->n, p->d_leading, p->batch, p->d_batch, p->result),
+                        .bias_bytes = p->bias.buffer >= 0 ? (size_t)p->n * 4 : 0, .workspace_bytes = BLAS_WORKSPACE };
+    bool chosen = cuda_choose_algorithm(x->device, &q, found, exists);
+    base_text_free(&key);
+    return chosen;
+}
+
 /* cuBLASLt thinks in columns: d^T = b^T a^T, so that its first operand is b, and its rows are our columns. */
 static bool make_ready(cuda_execution *x, const cuda_product *p, ready_product *ready)
 {
@@ -95,7 +118,7 @@ static bool make_ready(cuda_execution *x, const cuda_product *p, ready_product *
     uint64_t workspace = BLAS_WORKSPACE;
     cuda_preference preference = NULL;
     cuda_algorithm found = {0};
-    int n_found = 0;
+    bool exists;
     if (!cuda_ok(x->device, l->product_new(&ready->desc, f64 ? CUDA_COMPUTE_F64 : CUDA_COMPUTE_F32, f64 ? CUDA_R_F64 : CUDA_R_F32), "cublasLtMatmulDescCreate") ||
         !cuda_ok(x->device, l->product_set(ready->desc, CUDA_PRODUCT_TRANSPOSE_A, &transpose_a, sizeof transpose_a), "a transposed operand") ||
         !cuda_ok(x->device, l->product_set(ready->desc, CUDA_PRODUCT_TRANSPOSE_B, &transpose_b, sizeof transpose_b), "a transposed operand") ||
@@ -111,11 +134,13 @@ static bool make_ready(cuda_execution *x, const cuda_product *p, ready_product *
     l->preference_set(preference, CUDA_PREFERENCE_ALIGN_B, &align_b, sizeof align_b);
     l->preference_set(preference, CUDA_PREFERENCE_ALIGN_C, &align_d, sizeof align_d);
     l->preference_set(preference, CUDA_PREFERENCE_ALIGN_D, &align_d, sizeof align_d);
-    int error = l->product_algorithms(cuda_device_blas(x->device), ready->desc, ready->a, ready->b, ready->d, ready->d, preference, 1, &found, &n_found);
+    bool chosen = choose(x, p, ready, preference, (const uint32_t[3]){ align_a, align_b, align_d }, &found, &exists);
     l->preference_free(preference);
-    if (error != 0 || n_found == 0)
-        return base_fail(BASE_FAILURE, "device cuda: cuBLASLt has no algorithm for %lld x %lld x %lld in %s (error %d)", (long long)p->m, (long long)p->n, (long long)p->k,
-                         ir_dtype_name(p->operands), error);
+    if (!chosen)
+        return false;
+    if (!exists)
+        return base_fail(BASE_FAILURE, "device cuda: cuBLASLt has no algorithm for %lld x %lld x %lld in %s", (long long)p->m, (long long)p->n, (long long)p->k,
+                         ir_dtype_name(p->operands));
     memcpy(ready->algorithm, found.algorithm, sizeof ready->algorithm);
     ready->workspace = found.workspace_bytes;
     x->blas_bytes = MAX(x->blas_bytes, rounded(found.workspace_bytes));

@@ -29,6 +29,7 @@ struct cuda_device {
     cuda_stream stream, copies;
     cuda_event filled;                    /* new memory, for the stream of runs to wait for */
     cuda_blas blas;
+    cuda_choices *choices;
     slot slots[SLOTS];
     int next_slot;
     char *early_memory;
@@ -43,6 +44,8 @@ const cuda_library *cuda_device_library(const cuda_device *d) { return d->librar
 cuda_stream cuda_device_stream(const cuda_device *d) { return d->stream; }
 void cuda_device_enter(cuda_device *d) { d->library->context_set(d->context); }
 cuda_blas cuda_device_blas(const cuda_device *d) { return d->blas; }
+void cuda_device_use_choices(cuda_device *d, cuda_choices *choices) { d->choices = choices; }
+cuda_choices *cuda_device_choices(const cuda_device *d) { return d->choices; }
 
 /* After these the device gives nothing back any more: what lies there is gone with the process. */
 static bool is_fault(int error) { return error == 700 || error == 702 || error == 710 || (error >= 714 && error <= 719); }       /* of a kernel */
@@ -129,6 +132,7 @@ void cuda_device_close(cuda_device *d)
     }
     if (d->filled)
         l->event_free(d->filled);
+    cuda_choices_close(d->choices);
     if (d->early_memory)
         l->host_free(d->early_memory);
     if (d->blas)

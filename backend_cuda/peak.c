@@ -16,29 +16,26 @@ typedef struct { cuda_device *device; cuda_event begin, end; } stopwatch;
 enum { MOST_PARAMS = 2 };
 typedef struct { ir_executable *program; int n_params; bool in_place; void *param[MOST_PARAMS], *result[1]; } peak_program;
 
-/* Memory full of noise in (-1, 1), over and over the same half a megabyte. */
-static void *noise(const stopwatch *w, const ir_type *type)
+bool cuda_fill_with_noise(cuda_device *device, ir_dtype dtype, void *memory, size_t bytes)
 {
     enum { PART = 1 << 19 };
-    bool bf16 = type->dtype == IR_BF16;
-    size_t bytes = (size_t)ir_type_bytes(type);
-    char *memory = cuda_memory_new(w->device, bytes), *part = base_alloc(PART);
+    char *part = base_alloc(PART);
     uint32_t state = 1;
-    for (size_t i = 0; i < PART / (bf16 ? 2 : 4); i++) {
+    for (size_t i = 0; i < PART / (size_t)ir_dtype_bytes(dtype); i++) {
         state = state * 1664525u + 1013904223u;
         float x = (float)(state >> 8) / 8388608 - 1;
-        if (bf16)
+        if (dtype == IR_BF16)
             ((uint16_t *)(void *)part)[i] = ir_f32_to_bf16(x);
+        else if (dtype == IR_F64)
+            ((double *)(void *)part)[i] = x;
         else
             ((float *)(void *)part)[i] = x;
     }
-    bool filled = memory != NULL;
+    bool filled = true;
     for (size_t done = 0; filled && done < bytes; done += PART)
-        filled = cuda_upload(w->device, memory + done, part, MIN(bytes - done, (size_t)PART));
+        filled = cuda_upload(device, (char *)memory + done, part, MIN(bytes - done, (size_t)PART));
     base_free(part);
-    if (!filled)
-        cuda_memory_free(w->device, memory);
-    return filled ? memory : NULL;
+    return filled;
 }
 
 static void peak_close(const stopwatch *w, peak_program *p)
@@ -58,7 +55,8 @@ static bool peak_open(const stopwatch *w, peak_program *p, const char *text, boo
     *p = (peak_program){ .n_params = graph->n_params, .in_place = in_place };
     bool made = true;
     for (int i = 0; made && i < p->n_params; i++)
-        made = (p->param[i] = noise(w, &graph->params[i]->type)) != NULL;
+        made = (p->param[i] = cuda_memory_new(w->device, (size_t)ir_type_bytes(&graph->params[i]->type))) != NULL &&
+               cuda_fill_with_noise(w->device, graph->params[i]->type.dtype, p->param[i], (size_t)ir_type_bytes(&graph->params[i]->type));
     p->result[0] = !made ? NULL : in_place ? p->param[0] : cuda_memory_new(w->device, (size_t)ir_type_bytes(&graph->results[0]->type));
     made = made && p->result[0] && (p->program = cuda_backend.compile(graph, &(ir_compile_options){ .name = "peak" }, &report)) != NULL;
     ir_graph_free(graph);

@@ -8,7 +8,7 @@
 #include "cli/cli.h"
 #include "nanogpt/files.h"
 
-typedef struct { const char *workloads, *dtypes, *compare, *device; bool json; int64_t repeats; double sample_ms; } request;
+typedef struct { const char *workloads, *dtypes, *compare, *device; bool json, tune; int64_t repeats; double sample_ms; } request;
 
 static void show(bench *b, const bench_result *result) { bench_print_row(result, b->context); }
 
@@ -74,6 +74,7 @@ static bool run(const cli_line *line, const request *wanted)
     bench_baseline *baseline = NULL;
     b.settings.quiet = b.settings.verbose == 0;
     b.settings.device = wanted->device;
+    b.settings.tune = wanted->tune;
     bool done = choose_all(&b, wanted, line, groups) && (!wanted->compare || (baseline = bench_baseline_open(wanted->compare))) &&
                 rax_configure(&b.settings) && rax_measure_peak(&b.peak);
     if (done && !wanted->json) {
@@ -101,6 +102,7 @@ int cli_bench(int argc, char **argv)
         { "sample_ms", 0, CLI_REAL, &wanted.sample_ms, 0, 10000, "MS", "a sample is as many calls as take so long, at least one (5)", NULL },
         { "json", 0, CLI_FLAG, &wanted.json, .help = "print JSON, at the end, in place of the table" },
         { "compare", 'c', CLI_TEXT, &wanted.compare, .what = "OLD.json", .help = "show how each case has changed since" },
+        { "tune", 0, CLI_FLAG, &wanted.tune, .help = "time the algorithms for each product and keep the fastest for all later runs (cuda)" },
         CLI_DEVICE(&wanted.device),
         { 0 }
     };

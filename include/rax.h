@@ -68,6 +68,7 @@ typedef struct {
     bool quiet;               /* not even the line a compiled function */
     bool profile;             /* time every kernel: rax_profile_of */
     int trace_runs;           /* with profile: keep the events of so many runs of each program */
+    bool tune;                /* time the algorithms that there are for each product, and keep the fastest in cache_dir for all later runs (cuda) */
 } rax_settings;
 
 /* To be called before the first rax_call; NULL is {0}. Fails on an ISA that is unknown or that the CPU lacks. */
@@ -75,6 +76,9 @@ bool rax_configure(const rax_settings *settings);
 
 /* The machine as rax sees it, for people: CPU, ISA, caches, threads, memory, LLVM, BLAS and its kernel, cache folder. */
 void rax_print_info(FILE *out);
+
+/* A digest of what tuning has chosen, now or before: results depend on it in their last bits. "": nothing. */
+const char *rax_tuned(void);
 
 /* Ends the runtime's threads and frees what the process keeps. Functions, trees and tensors must be freed before. */
 void rax_shutdown(void);

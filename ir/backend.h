@@ -72,6 +72,7 @@ typedef struct {
     int threads;                          /* 0: all that the process may use */
     const char *isa;                      /* NULL: the machine's own */
     const char *cache_dir;                /* of compiled objects; NULL: the default; "": none */
+    bool tune;                            /* where there is a choice, time what there is and keep the fastest */
 } ir_backend_settings;
 
 typedef struct {
@@ -125,6 +126,8 @@ typedef struct {
     const ir_profile *(*profile_of)(ir_executable *program);
     /* Optional. Measures the machine, now. False and base_error. */
     bool (*measure_peak)(ir_peak *peak);
+    /* Optional; with it `tune` is obeyed. A digest of what tuning has chosen; "": nothing. */
+    const char *(*tuned)(void);
 } ir_backend;
 
 #endif

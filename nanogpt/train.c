@@ -334,7 +334,7 @@ static bool write_checkpoint(gpt_trainer *t)
 {
     if (t->written == t->iteration)
         return true;
-    gpt_checkpoint_state state = { .iteration = t->iteration, .seed = t->config->seed, .tuned = "", .config = t->config };
+    gpt_checkpoint_state state = { .iteration = t->iteration, .seed = t->config->seed, .tuned = rax_tuned(), .config = t->config };
     gpt_arrays model, moments;
     bool read = gpt_arrays_of(t->params, gpt_weights_prefix, &model), all = gpt_arrays_of(t->moments, "", &moments);
     bool written = read && all && gpt_metrics_flush(t->metrics) &&

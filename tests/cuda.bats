@@ -67,6 +67,12 @@ lines() { sed -n '/^\(iter\|eval\) /s/, time .*//p' "$1"; }
     [ ! -e none ]
 }
 
+@test "a CPU has nothing to tune" {
+    local status=0
+    "$RAX_BIN" bench peak --tune >out.txt 2>err || status=$?
+    [ "$status" -eq 2 ] && grep -q '^rax: tune: cpu has nothing to choose from$' err
+}
+
 @test "an unknown device is a mistake" {
     local status=0
     "$RAX_BIN" eval out --device=gpu >out.txt 2>err || status=$?

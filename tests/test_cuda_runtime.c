@@ -68,6 +68,59 @@ static void test_peak(void **state)
     standin_end();
 }
 
+/* -- tuning ------------------------------------------------------------------------------------------------------------------------ */
+
+/* The algorithm that a product takes in a process of its own. */
+static int algorithm_of(const char *cache_dir, bool tune, char digest[64])
+{
+    standin_use();
+    if (!cuda_backend.configure(&(ir_backend_settings){ .cache_dir = cache_dir, .tune = tune }))
+        fail_msg("%s", base_error());
+    ir_executable *e = compiled("graph p(%0: f32[8,16], %1: f32[16,24]) { %2: f32[8,24] = matmul %0, %1 return %2 }", 0);
+    if (!e)
+        fail_msg("%s", base_error());
+    void *param[] = { cuda_backend.memory_new(8 * 16 * 4), cuda_backend.memory_new(16 * 24 * 4) }, *result[] = { cuda_backend.memory_new(8 * 24 * 4) };
+    assert_true(cuda_backend.run(e, param, result) && cuda_backend.wait());
+    snprintf(digest, 64, "%s", cuda_backend.tuned());
+    cuda_backend.memory_free(param[0]);
+    cuda_backend.memory_free(param[1]);
+    cuda_backend.memory_free(result[0]);
+    cuda_backend.free(e);
+    standin_end();
+    return standin.algorithm;
+}
+
+/* The one line of the table, with a digit of it changed. */
+static void damage_table(const char *folder)
+{
+    char command[256];
+    snprintf(command, sizeof command, "sed -i 's/\\t0/\\t1/' %s/objects/products-*.table", folder);
+    assert_int_equal(system(command), 0);
+}
+
+static void test_tuning(void **state)
+{
+    char folder[] = "/tmp/rax-tune-XXXXXX", first[64], digest[64], command[64];
+    (void)state;
+    if (standin_is_device())
+        skip();
+    assert_non_null(mkdtemp(folder));
+    standin.fast_second = true;
+    assert_int_equal(algorithm_of(folder, false, digest), 4711);
+    assert_string_equal(digest, "");
+    assert_int_equal(algorithm_of(folder, true, first), 4712);
+    assert_int_equal(strncmp(first, "xxh3:", 5), 0);
+    assert_int_equal(algorithm_of(folder, false, digest), 4712);      /* from now on, whoever asks */
+    assert_string_equal(digest, first);
+    standin.fast_second = false;
+    assert_int_equal(algorithm_of(folder, false, digest), 4712);
+    damage_table(folder);
+    assert_int_equal(algorithm_of(folder, false, digest), 4711);
+    assert_string_equal(digest, "");
+    snprintf(command, sizeof command, "rm -r %s", folder);
+    assert_int_equal(system(command), 0);
+}
+
 /* -- what is wrong --------------------------------------------------------------------------------------------------------------- */
 
 static void check_refused(const char *expected)
@@ -116,6 +169,6 @@ static void test_refused_kernel(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { GRAPH_TEST(test_profile), GRAPH_TEST(test_peak), GRAPH_TEST(test_driver_too_old), GRAPH_TEST(test_refused_kernel) };
+    const struct CMUnitTest tests[] = { GRAPH_TEST(test_profile), GRAPH_TEST(test_peak), GRAPH_TEST(test_tuning), GRAPH_TEST(test_driver_too_old), GRAPH_TEST(test_refused_kernel) };
     return cmocka_run_group_tests_name("the CUDA backend's runtime", tests, NULL, NULL);
 }

@@ -72,7 +72,7 @@ static bool choose_backend(const rax_settings *wanted)
 
 static bool configure_backend(void)
 {
-    ir_backend_settings wanted = { .threads = settings.threads, .isa = settings.isa, .cache_dir = settings.cache_dir };
+    ir_backend_settings wanted = { .threads = settings.threads, .isa = settings.isa, .cache_dir = settings.cache_dir, .tune = settings.tune };
     return settings.no_jit || !compiler->configure || compiler->configure(&wanted);
 }
 
@@ -87,6 +87,8 @@ bool rax_configure(const rax_settings *given)
     fresh.no_jit |= is_set("RAX_NO_JIT");
     if (!choose_backend(&fresh))
         return false;
+    if (fresh.tune && (fresh.no_jit || !compiler->tuned))
+        return rax_fail(RAX_MISTAKE, "tune: %s has nothing to choose from", fresh.no_jit ? "the interpreter" : compiler->name);
     keep(&isa, fresh.isa);
     keep(&cache_dir, fresh.cache_dir);
     keep(&dump_dir, fresh.dump_dir);
@@ -110,6 +112,8 @@ const ir_backend *trace_backend(void)
 }
 
 const ir_backend *trace_memory(void) { return configured && !settings.no_jit && compiler->memory_new ? compiler : NULL; }
+
+const char *rax_tuned(void) { return configured && !settings.no_jit && compiler->tuned ? compiler->tuned() : ""; }
 
 bool rax_wait(void) { return !trace_memory() || !compiler->wait || compiler->wait(); }
 

@@ -1,0 +1,258 @@
+/* Which algorithm of cuBLASLt a product takes, as `rax bench --tune` has found by timing several: a table in the folder of compiled code, one for a
+ * card and a version of cuBLASLt, so that the same product takes the same one every time. A line a product, what it is before a tab:
+ *
+ *     64 768 3072 1 ...      <algorithm, 128 hex digits> <workspace bytes> <digest of what is before>
+ *
+ * A product that is not in the table takes the algorithm that the heuristic names first, which card and version decide. With tuning on, every product
+ * that is asked for is timed once in the process, on operands of noise.
+ *
+ * A line that is damaged is as good as none. The file is written beside the old one and renamed. */
+#include "backend_cuda/backend.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+typedef struct { char *key; cuda_algorithm algorithm; bool fresh; } choice;
+struct cuda_choices {
+    char *path;                              /* NULL: there is no folder */
+    int n, cap;
+    choice *at;
+    bool tunes;
+    char digest[32];
+};
+
+static choice *find(cuda_choices *c, const char *key)
+{
+    for (int i = 0; i < c->n; i++)
+        if (!strcmp(c->at[i].key, key))
+            return &c->at[i];
+    return NULL;
+}
+
+static void set(cuda_choices *c, const char *key, const cuda_algorithm *algorithm, bool fresh)
+{
+    choice *at = find(c, key);
+    if (!at) {
+        if (c->n == c->cap) {
+            int cap = MAX(64, 2 * c->cap);
+            c->at = base_realloc(c->at, sizeof(choice) * (size_t)c->cap, sizeof(choice) * (size_t)cap);
+            c->cap = cap;
+        }
+        at = &c->at[c->n++];
+        at->key = base_strdup(key);
+    }
+    at->algorithm = *algorithm;
+    at->fresh = fresh;
+}
+
+/* -- the file ------------------------------------------------------------------------------------------------------------------ */
+
+static void print_choice(base_text *text, const choice *c)
+{
+    base_text line = {0};
+    base_text_add(&line, "%s\t", c->key);
+    for (int i = 0; i < 8; i++)
+        base_text_add(&line, "%016" PRIx64, c->algorithm.algorithm[i]);
+    base_text_add(&line, " %zu", c->algorithm.workspace_bytes);
+    base_text_add(text, "%s %016llx\n", line.at, (unsigned long long)XXH3_64bits(line.at, line.len));
+    base_text_free(&line);
+}
+
+/* line ends in a zero byte. */
+static void read_choice(cuda_choices *c, char *line)
+{
+    cuda_algorithm a = {0};
+    char *digest = strrchr(line, ' '), *tab = strchr(line, '\t'), *rest;
+    unsigned long long stated;
+    if (!digest || !tab || digest < tab || sscanf(digest, " %16llx", &stated) != 1 || XXH3_64bits(line, (size_t)(digest - line)) != stated)
+        return;
+    rest = tab + 1;
+    for (int i = 0; i < 8; i++, rest += 16)
+        if (sscanf(rest, "%16" SCNx64, &a.algorithm[i]) != 1)
+            return;
+    if (sscanf(rest, " %zu", &a.workspace_bytes) != 1)
+        return;
+    *tab = '\0';
+    set(c, line, &a, false);
+}
+
+static void take_digest(cuda_choices *c)
+{
+    base_text text = {0};
+    for (int i = 0; i < c->n; i++)
+        print_choice(&text, &c->at[i]);
+    snprintf(c->digest, sizeof c->digest, "%s", "");
+    if (text.len)
+        snprintf(c->digest, sizeof c->digest, "xxh3:%016llx", (unsigned long long)XXH3_64bits(text.at, text.len));
+    base_text_free(&text);
+}
+
+cuda_choices *cuda_choices_open(const char *folder, const cuda_machine *machine, int blas_version, bool tunes)
+{
+    cuda_choices *c = base_alloc(sizeof *c);
+    c->tunes = tunes;
+    base_text path = {0};
+    size_t most = (size_t)1 << 24;
+    snprintf(c->digest, sizeof c->digest, "%s", "");
+    if (!*folder)
+        return c;
+    base_text_add(&path, "%s/products-%d-sm_%d%d-%016llx.table", folder, blas_version, machine->major, machine->minor,
+                  (unsigned long long)XXH3_64bits(machine->name, strlen(machine->name)));
+    c->path = base_text_take(&path);
+    FILE *file = fopen(c->path, "r");
+    if (!file)
+        return c;
+    char *text = base_alloc(most);
+    text[fread(text, 1, most - 1, file)] = '\0';
+    fclose(file);
+    for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1) {
+        *end = '\0';
+        read_choice(c, line);
+    }
+    base_free(text);
+    take_digest(c);
+    return c;
+}
+
+void cuda_choices_close(cuda_choices *c)
+{
+    if (!c)
+        return;
+    for (int i = 0; i < c->n; i++)
+        base_free(c->at[i].key);
+    base_free(c->at);
+    base_free(c->path);
+    base_free(c);
+}
+
+static bool write_table(const cuda_choices *c)
+{
+    base_text text = {0}, temporary = {0};
+    for (int i = 0; i < c->n; i++)
+        print_choice(&text, &c->at[i]);
+    base_text_add(&temporary, "%s.%d", c->path, (int)getpid());
+    FILE *file = fopen(temporary.at, "w");
+    bool written = file && fwrite(text.at, 1, text.len, file) == text.len;
+    if (file)
+        written = fclose(file) == 0 && written;
+    written = written && rename(temporary.at, c->path) == 0;
+    if (!written)
+        base_fail(BASE_FAILURE, "%s: cannot be written", c->path);
+    base_text_free(&text);
+    base_text_free(&temporary);
+    return written;
+}
+
+/* -- timing ------------------------------------------------------------------------------------------------------------------------- */
+
+enum { CANDIDATES = 16, SAMPLES = 3, CALLS = 5 };
+
+/* Operands of noise, and room for all that a product touches, in one block. */
+typedef struct { cuda_device *device; const cuda_question *q; char *memory, *a, *b, *d, *bias, *workspace; cuda_event begin, end; } trial;
+
+static size_t rounded(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
+
+static bool trial_open(trial *t)
+{
+    const cuda_question *q = t->q;
+    const cuda_library *l = cuda_device_library(t->device);
+    t->memory = cuda_memory_new(t->device, rounded(q->a_bytes) + rounded(q->b_bytes) + rounded(q->d_bytes) + rounded(q->bias_bytes) + q->workspace_bytes);
+    if (!t->memory)
+        return false;
+    t->a = t->memory;
+    t->b = t->a + rounded(q->a_bytes);
+    t->d = t->b + rounded(q->b_bytes);
+    t->bias = t->d + rounded(q->d_bytes);
+    t->workspace = t->bias + rounded(q->bias_bytes);
+    return cuda_fill_with_noise(t->device, q->operands, t->a, q->a_bytes) && cuda_fill_with_noise(t->device, q->operands, t->b, q->b_bytes) &&
+           (q->bias_bytes == 0 || cuda_ok(t->device, l->product_set(q->desc, CUDA_PRODUCT_BIAS, &t->bias, sizeof t->bias), "a bias")) &&
+           cuda_ok(t->device, l->event_new(&t->begin, CUDA_EVENT_TIMING), "cuEventCreate") && cuda_ok(t->device, l->event_new(&t->end, CUDA_EVENT_TIMING), "cuEventCreate");
+}
+
+static void trial_close(trial *t)
+{
+    const cuda_library *l = cuda_device_library(t->device);
+    if (t->begin)
+        l->event_free(t->begin);
+    if (t->end)
+        l->event_free(t->end);
+    cuda_memory_free(t->device, t->memory);
+}
+
+/* False where the library does not take it after all. */
+static bool multiply(const trial *t, const cuda_algorithm *algorithm)
+{
+    static const float one = 1, zero = 0;
+    static const double one64 = 1, zero64 = 0;
+    const cuda_question *q = t->q;
+    bool f64 = q->operands == IR_F64;
+    const void *alpha = f64 ? (const void *)&one64 : &one, *beta = q->accumulate ? alpha : f64 ? (const void *)&zero64 : &zero;
+    return cuda_device_library(t->device)->product(cuda_device_blas(t->device), q->desc, alpha, t->a, q->a, t->b, q->b, beta, t->d, q->d, t->d, q->d, algorithm->algorithm,
+                                                   t->workspace, algorithm->workspace_bytes, cuda_device_stream(t->device)) == 0;
+}
+
+/* The shortest of a few samples of several products; what was left on the device by the one before is warm by then. */
+static bool trial_time(const trial *t, const cuda_algorithm *algorithm, float *best)
+{
+    const cuda_library *l = cuda_device_library(t->device);
+    cuda_stream stream = cuda_device_stream(t->device);
+    for (int i = 0; i <= SAMPLES; i++) {
+        float ms = 0;
+        bool timed = l->event_record(t->begin, stream) == 0;
+        for (int j = 0; timed && j < CALLS; j++)
+            timed = multiply(t, algorithm);
+        if (!timed || l->event_record(t->end, stream) != 0 || l->event_wait(t->end) != 0 || l->event_elapsed(&ms, t->begin, t->end) != 0)
+            return false;
+        *best = i <= 1 ? ms : MIN(*best, ms);
+    }
+    return true;
+}
+
+/* The fastest, and of two that a hundredth parts the one that the heuristic prefers. */
+static bool fastest(cuda_device *device, const cuda_question *q, const cuda_algorithm *found, int n, cuda_algorithm *answer)
+{
+    trial t = { .device = device, .q = q };
+    float best = 0, ms = 0;
+    int at = -1;
+    bool opened = trial_open(&t);
+    for (int i = 0; opened && i < n; i++)
+        if (found[i].status == 0 && trial_time(&t, &found[i], &ms) && (at < 0 || ms < 0.99f * best))
+            at = i, best = ms;
+    trial_close(&t);
+    if (at >= 0)
+        *answer = found[at];
+    return opened && (at >= 0 || base_fail(BASE_FAILURE, "device cuda: no algorithm of cuBLASLt works for %s", q->key));
+}
+
+/* -- choosing ------------------------------------------------------------------------------------------------------------------------- */
+
+bool cuda_choose_algorithm(cuda_device *device, const cuda_question *q, cuda_algorithm *answer, bool *exists)
+{
+    cuda_choices *c = cuda_device_choices(device);
+    const choice *kept = c ? find(c, q->key) : NULL;
+    bool tunes = c && c->tunes && !(kept && kept->fresh);
+    cuda_algorithm found[CANDIDATES] = {0};
+    int n = 0;
+    *exists = true;
+    if (kept && !tunes) {
+        *answer = kept->algorithm;
+        return true;
+    }
+    int error = cuda_device_library(device)->product_algorithms(cuda_device_blas(device), q->desc, q->a, q->b, q->d, q->d, q->preference, tunes ? CANDIDATES : 1, found, &n);
+    *exists = error == 0 && n > 0;
+    *answer = found[0];
+    if (!tunes || !*exists)
+        return true;
+    if (!c->path)
+        return base_fail(BASE_MISTAKE, "tune: there is no folder to keep the table of choices in");
+    if (!fastest(device, q, found, n, answer))
+        return false;
+    set(c, q->key, answer, true);
+    take_digest(c);
+    return write_table(c);
+}
+
+const char *cuda_choices_digest(const cuda_choices *c) { return c ? c->digest : ""; }
