@@ -13,6 +13,7 @@
 #ifndef BENCH_H
 #define BENCH_H
 
+#include "nanogpt/config.h"
 #include "rax.h"
 
 /* -- workloads.c ------------------------------------------------------------------------------------------------------ */
@@ -40,6 +41,7 @@ typedef struct bench bench;
 struct bench {
     rax_settings settings;               /* what rax was configured with; who configures it anew goes back to it */
     bool workload[BENCH_WORKLOADS], f32, bf16;
+    const gpt_config *config;            /* whose step is measured with the workloads'; NULL: none */
     int repeats;
     double sample_ms;                    /* as many calls as take so long are timed together */
     rax_peak peak;

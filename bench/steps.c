@@ -38,9 +38,9 @@ static void end(void *context)
 }
 
 /* Weights, and a batch of tokens in which each follows from the one before. */
-static bool fill(stepper *s, const bench_workload *w)
+static bool fill(stepper *s, int micro_batches, const bench_workload *w)
 {
-    rax_shape shape = RAX_SHAPE(1, w->batch, w->context);
+    rax_shape shape = RAX_SHAPE(micro_batches, w->batch, w->context);
     s->params = gpt_params_new(&s->model);
     s->moments = rax_is_tree(s->params) ? gpt_moments_new(s->params) : RAX_NO_TREE;
     s->x = rax_tensor_new(RAX_I32, shape);
@@ -82,16 +82,29 @@ static bool call(void *context)
 
 static double planned_mb(const void *context) { return (double)rax_stats(((const stepper *)context)->step).arena_bytes * 1e-6; }
 
-bench_case bench_step_case(bench *b, const bench_workload *w, bool bf16, const char *name)
+static bench_case step_case(stepper *s, const bench_workload *w, int micro_batches, const char *name)
 {
-    stepper *s = stepper_of(b, w, bf16);
-    bench_case c = { .bound = bf16 ? BENCH_BF16 : BENCH_F32, .flops = bench_step_flops(w), .call = call, .planned_mb = planned_mb, .free = end };
-    snprintf(c.name, sizeof c.name, "%s %s", name, bf16 ? "bf16" : "f32");
-    if (fill(s, w))
+    bench_case c = { .bound = s->model.bf16 ? BENCH_BF16 : BENCH_F32, .flops = micro_batches * bench_step_flops(w), .call = call, .planned_mb = planned_mb, .free = end };
+    snprintf(c.name, sizeof c.name, "%s %s", name, s->model.bf16 ? "bf16" : "f32");
+    if (fill(s, micro_batches, w))
         c.context = s;
     else
         end(s);
     return c;
+}
+
+bench_case bench_step_case(bench *b, const bench_workload *w, bool bf16, const char *name) { return step_case(stepper_of(b, w, bf16), w, 1, name); }
+
+/* The step that rax train would run: its dropout, its micro-batches, its dtype. */
+static bool own_step(bench *b)
+{
+    const gpt_config *config = b->config;
+    bench_workload w = { "config", config->n_layer, config->n_head, config->n_embd, config->block_size, config->batch_size, config->vocab_size, config->bias };
+    stepper *s = stepper_of(b, &w, false);
+    s->model = gpt_model_of(config);
+    s->optimizer = gpt_optimizer_of(config);
+    bench_case c = step_case(s, &w, config->gradient_accumulation_steps, "step/config");
+    return bench_measure(b, 1, &c);
 }
 
 static bool one_step(bench *b, int i, bool bf16)
@@ -109,7 +122,7 @@ bool bench_step(bench *b)
         for (int bf16 = 0; done && bf16 < 2; bf16++)
             if (b->workload[i] && (bf16 ? b->bf16 : b->f32) && !b->stop())
                 done = one_step(b, i, bf16);
-    return done;
+    return done && (!b->config || b->stop() || own_step(b));
 }
 
 /* -- compiling ------------------------------------------------------------------------------------------------------------- */
@@ -124,7 +137,7 @@ static bool compile_sample(void *context, double *ms)
     settings.cache_dir = "";
     settings.quiet = true;
     rax_shutdown();
-    bool done = rax_configure(&settings) && fill(s, &w) && call(s);
+    bool done = rax_configure(&settings) && fill(s, 1, &w) && call(s);
     rax_fn_stats stats = done ? rax_stats(s->step) : (rax_fn_stats){0};
     *ms = stats.trace_ms + stats.compile_ms;
     clear(s);

@@ -8,7 +8,9 @@
 #include "cli/cli.h"
 #include "nanogpt/files.h"
 
-typedef struct { const char *workloads, *dtypes, *compare, *device; bool json, tune; int64_t repeats; double sample_ms; } request;
+typedef struct { const char *workloads, *dtypes, *compare, *device, *config; bool json, tune; int64_t repeats; double sample_ms; } request;
+
+static const char every_workload[] = "nano,baby,mini,gpt2,gpt2l";
 
 static void show(bench *b, const bench_result *result) { bench_print_row(result, b->context); }
 
@@ -42,13 +44,15 @@ static bool choose_all(bench *b, const request *wanted, const cli_line *line, bo
         workloads[i] = bench_workloads[i].name;
     for (int i = 0; i < bench_group_count; i++) {
         names[i] = bench_groups[i].name;
-        groups[i] = line->operand_count == 0 && !bench_groups[i].asked;
+        groups[i] = line->operand_count == 0 && !bench_groups[i].asked && !wanted->config;
+        groups[i] |= wanted->config && strcmp(bench_groups[i].name, "step") == 0;
     }
     for (int i = 0; known && i < line->operand_count; i++) {
         bool only_peak = strcmp(line->operands[i], "peak") == 0;      /* which is always measured */
         known = only_peak || choose("NAME", line->operands[i], bench_group_count, names, groups);
     }
-    known = known && choose("--workloads", wanted->workloads, BENCH_WORKLOADS, workloads, b->workload) &&
+    bool of_workloads = wanted->workloads != every_workload || !wanted->config;
+    known = known && choose("--workloads", of_workloads ? wanted->workloads : "", BENCH_WORKLOADS, workloads, b->workload) &&
             choose("--dtypes", wanted->dtypes, 2, dtypes, dtype);
     b->f32 = dtype[0];
     b->bf16 = dtype[1];
@@ -72,10 +76,12 @@ static bool run(const cli_line *line, const request *wanted)
     bench b = { .settings = cli_settings(line), .repeats = (int)wanted->repeats, .sample_ms = wanted->sample_ms, .stop = cli_signal };
     bool *groups = rax_alloc(sizeof *groups * (size_t)bench_group_count);
     bench_baseline *baseline = NULL;
+    gpt_config config = {0};
     b.settings.quiet = b.settings.verbose == 0;
     b.settings.device = wanted->device;
     b.settings.tune = wanted->tune;
-    bool done = choose_all(&b, wanted, line, groups) && (!wanted->compare || (baseline = bench_baseline_open(wanted->compare))) &&
+    b.config = wanted->config ? &config : NULL;
+    bool done = (!wanted->config || gpt_config_load(&config, wanted->config, NULL, 0)) && choose_all(&b, wanted, line, groups) && (!wanted->compare || (baseline = bench_baseline_open(wanted->compare))) &&
                 rax_configure(&b.settings) && rax_measure_peak(&b.peak);
     if (done && !wanted->json) {
         b.show = show;
@@ -87,6 +93,7 @@ static bool run(const cli_line *line, const request *wanted)
     if (done && wanted->json)
         bench_print_json(&b);
     bench_baseline_free(baseline);
+    gpt_config_free(&config);
     rax_free(b.results);
     rax_free(groups);
     return done;
@@ -94,7 +101,7 @@ static bool run(const cli_line *line, const request *wanted)
 
 int cli_bench(int argc, char **argv)
 {
-    request wanted = { .workloads = "nano,baby,mini,gpt2,gpt2l", .dtypes = "f32,bf16", .repeats = 9, .sample_ms = 5 };
+    request wanted = { .workloads = every_workload, .dtypes = "f32,bf16", .repeats = 9, .sample_ms = 5 };
     const cli_option rows[] = {
         { "workloads", 'w', CLI_TEXT, &wanted.workloads, .what = "LIST", .help = "whose shapes (nano,baby,mini,gpt2,gpt2l)" },
         { "dtypes", 'd', CLI_TEXT, &wanted.dtypes, .what = "LIST", .help = "of products, attention and steps (f32,bf16)" },
@@ -102,6 +109,7 @@ int cli_bench(int argc, char **argv)
         { "sample_ms", 0, CLI_REAL, &wanted.sample_ms, 0, 10000, "MS", "a sample is as many calls as take so long, at least one (5)", NULL },
         { "json", 0, CLI_FLAG, &wanted.json, .help = "print JSON, at the end, in place of the table" },
         { "compare", 'c', CLI_TEXT, &wanted.compare, .what = "OLD.json", .help = "show how each case has changed since" },
+        { "config", 0, CLI_TEXT, &wanted.config, .what = "FILE", .help = "measure the step of a configuration, and of named workloads" },
         { "tune", 0, CLI_FLAG, &wanted.tune, .help = "time the algorithms for each product and keep the fastest for all later runs (cuda)" },
         CLI_DEVICE(&wanted.device),
         { 0 }

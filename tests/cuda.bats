@@ -67,6 +67,17 @@ lines() { sed -n '/^\(iter\|eval\) /s/, time .*//p' "$1"; }
     [ ! -e none ]
 }
 
+@test "a configuration's own step is measured, and tuned" {
+    "$ON_STANDIN" bench --config config.json --device=cuda --repeats=1 --sample_ms=0 >out.txt 2>err
+    grep -qE '^step/config f32 +[0-9.]+ ' out.txt
+    [ "$(ls cache/objects | grep -c '\.table$')" -eq 0 ]
+    "$ON_STANDIN" bench --config config.json --device=cuda --repeats=1 --sample_ms=0 --tune >out.txt 2>err
+    [ "$(cat cache/objects/*.table | wc -l)" -gt 5 ]
+    "$ON_STANDIN" train config.json --device=cuda --out_dir=out-tuned --max_iters=2 >tuned.out 2>err
+    grep -q '"tuned":[[:space:]]*"xxh3:' out-tuned/latest/state.json
+    diff <(lines cuda.out | head -3) <(lines tuned.out | head -3)
+}
+
 @test "a CPU has nothing to tune" {
     local status=0
     "$RAX_BIN" bench peak --tune >out.txt 2>err || status=$?

@@ -209,8 +209,8 @@ static void test_late_reading(void **state)
             assert_true(got == 2 * (float)(i - 1));
         }
     }
-    assert_int_equal(standin.early_waits - waits, 7);
-    assert_int_equal(standin.captures - captures, 2);
+    assert_true(standin_is_device() || standin.early_waits - waits == 7);
+    assert_true(standin_is_device() || standin.captures - captures == 2);
     cuda_backend.memory_free(results[0]);
     cuda_backend.memory_free(results[1]);
     cuda_backend.free(e);
