@@ -316,42 +316,10 @@ static base_text key_of(const cpu_loop_code *code)
 
 static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from);
 
-/* The second phase: the partial sums of tasks, added up in order. One loop over what a sum over outer axes has left, one for those of
- * everything. */
+/* The second phase: the partial sums of tasks. */
 static bool plan_finish(cpu_compiler *c, cpu_plan *plan, const kl_loop *loop, kl_output_kind kind, const int64_t *partial_offset, int64_t parts)
 {
-    int inner = kind == KL_SUM_OUTER ? loop->n_axes - loop->n_outer : 0;
-    kl_loop sum = { .n_axes = inner + 1, .n_outer = inner };
-    sum.exprs = ARENA_NEW(c->arena, kl_expr, 3 * loop->n_outputs);
-    sum.outputs = ARENA_NEW(c->arena, kl_output, loop->n_outputs);
-    for (int i = 0; i < inner; i++)
-        sum.extent[i] = loop->extent[loop->n_outer + i];
-    sum.extent[inner] = MAX(parts, 1);
-    for (int i = 0; i < loop->n_outputs; i++) {
-        const kl_output *o = &loop->outputs[i];
-        if (o->kind != kind)
-            continue;
-        ir_dtype dtype = loop->exprs[o->expr].dtype, wide = dtype == IR_BF16 ? IR_F32 : dtype;
-        kl_view from = { .buffer = c->program->n_buffers, .offset = parts ? partial_offset[i] / ir_dtype_bytes(wide) : 0 };
-        kl_view to = { .buffer = o->view.buffer, .offset = o->view.offset, .n_dynamic = 0 };
-        int64_t dense = 1;
-        for (int a = inner - 1; a >= 0; a--) {
-            from.stride[a] = dense;
-            dense *= sum.extent[a];
-            to.stride[a] = o->view.stride[loop->n_outer + a];
-        }
-        from.stride[inner] = dense;
-        CHECK(o->view.n_dynamic == 0, "expected a sum not to go to a dynamic place");
-        int at = sum.n_exprs;
-        sum.exprs[at] = (kl_expr){ .kind = KL_LOAD, .dtype = wide, .view = from };
-        if (parts == 0)                                    /* of nothing: the sum is 0, and not left as it was */
-            sum.exprs[at] = (kl_expr){ .kind = KL_VALUE, .dtype = wide, .view.buffer = -1, .row = true };
-        sum.exprs[at + 1] = (kl_expr){ .kind = KL_REDUCE, .op = OP_reduce_sum, .dtype = wide, .n_args = 1, .args = { at }, .view.buffer = -1, .row = true };
-        sum.n_exprs += 2;
-        if (wide != dtype)
-            sum.exprs[sum.n_exprs++] = (kl_expr){ .kind = KL_OP, .op = OP_cast, .dtype = dtype, .n_args = 1, .args = { at + 1 }, .view.buffer = -1, .row = true };
-        sum.outputs[sum.n_outputs++] = (kl_output){ KL_STORE, sum.n_exprs - 1, to, o->accumulate };
-    }
+    kl_loop sum = kl_finish_sums(c->program, c->arena, loop, kind, partial_offset, parts);
     return sum.n_outputs == 0 || plan_function(c, plan, &sum);
 }
 

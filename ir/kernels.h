@@ -261,6 +261,9 @@ ir_kernel_profile kl_profile_of(const kl_program *program, const kl_kernel *kern
 /* -- loop_shape.c, coalesce.c, accumulate.c, narrow_stores.c, hoist.c -------------------------------------------------- */
 
 void kl_merge_axes(kl_loop *loop);
+/* For backends that make a loop's sums in parts: the loop that adds up, in order, what `parts` parts have left of its outputs of one kind, over outer axes or over everything. By
+ * output, offset bytes into workspace (buffer program->n_buffers), lie the parts side by side, each as long as the sum, in f32 where it is bf16. No outputs: there is none of that kind. */
+kl_loop kl_finish_sums(const kl_program *program, base_arena *arena, const kl_loop *loop, kl_output_kind kind, const int64_t *offset, int64_t parts);
 void kl_coalesce(kl_program *program);
 void kl_accumulate(kl_program *program);
 void kl_narrow_stores(kl_program *program);

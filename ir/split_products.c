@@ -5,7 +5,8 @@
  *     loop          cast(load x) -> t                       kl_split_operand
  *     contraction   a: load t  b: load w  c: product -> u
  *     loop          gelu(load u + load bias) -> y           kl_split_epilogue
- */
+ *
+ * Where the epilogue stores the product itself, that is u. */
 #include "ir/kernels.h"
 
 #include <string.h>
@@ -65,17 +66,39 @@ kl_kernel *kl_split_operand(kl_program *program, kl_kernel *kernel, bool is_b, i
     return copy;
 }
 
+/* The product as it is, in a matrix that somebody wants anyway: no other one has to be made. The epilogue may not read what lies there. */
+static const kl_output *stored_product(const kl_program *program, const kl_contraction *c)
+{
+    const kl_loop *loop = &c->c;
+    for (int i = 0; i < loop->n_outputs; i++) {
+        const kl_output *o = &loop->outputs[i];
+        bool plain = o->kind == KL_STORE && !o->accumulate && loop->exprs[o->expr].kind == KL_PRODUCT && !o->view.n_dynamic &&
+                     (c->n == 1 || o->view.stride[c->n_batch + 1] == 1) && (c->m == 1 || o->view.stride[c->n_batch] >= c->n);
+        for (int j = 0; plain && j < loop->n_exprs; j++)
+            plain = loop->exprs[j].kind != KL_LOAD || kl_memory_of(program, loop->exprs[j].view.buffer) != kl_memory_of(program, o->view.buffer);
+        if (plain)
+            return o;
+    }
+    return NULL;
+}
+
 kl_kernel *kl_split_epilogue(kl_program *program, kl_kernel *kernel)
 {
     base_arena *arena = program->arena;
     kl_contraction *c = &kernel->contraction;
     ir_dtype dtype = c->dtype == IR_F64 ? IR_F64 : IR_F32;
     kl_kernel *rest = new_loop(program, kernel, "epilogue");
-    kl_view matrix = new_matrix(program, kernel, c->m, c->n, dtype);
+    const kl_output *stored = stored_product(program, c);
+    kl_view matrix = stored ? stored->view : new_matrix(program, kernel, c->m, c->n, dtype);
     rest->loop = copy_of(arena, &c->c, 0);
     for (int i = 0; i < rest->loop.n_exprs; i++)
         if (rest->loop.exprs[i].kind == KL_PRODUCT)
             rest->loop.exprs[i] = (kl_expr){ .kind = KL_LOAD, .dtype = dtype, .view = matrix };
+    if (stored) {
+        int at = (int)(stored - c->c.outputs);
+        rest->loop.n_outputs--;
+        memmove(&rest->loop.outputs[at], &rest->loop.outputs[at + 1], sizeof(kl_output) * (size_t)(rest->loop.n_outputs - at));
+    }
     c->c.n_exprs = c->c.n_outputs = 1;
     c->c.exprs = ARENA_NEW(arena, kl_expr, 1);
     c->c.outputs = ARENA_NEW(arena, kl_output, 1);
