@@ -249,7 +249,7 @@ ir_executable *cuda_compile_list(kl_program *list, const ir_compile_options *opt
     ir_executable *p = base_alloc(sizeof *p);
     p->arena = base_arena_new();
     p->list = list;
-    cuda_legalise(list);
+    cuda_legalise(list, process.device);
     end_phase(report, "legalise", &since);
     kl_plan_memory(list, true);
     if (options->verify)

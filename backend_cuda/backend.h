@@ -6,8 +6,9 @@
  *   legalise.c       splits off what cuBLASLt cannot take
  *   loops.c          how a loop is shared out to blocks and threads; loop_emit.c writes the kernel
  *   expressions.c    the text of a kernel's expressions; random.c of random words among them
- *   contraction.c    products: cuBLASLt
+ *   contraction.c    products: what cuBLASLt is asked for, epilogues.c with what epilogue; products.c asks
  *   attention.c, scatter.c
+ *   writer.c         a kernel's text and parameters; lists of loops as one launch
  *   requests.c       code by its text: from the process, the disk, or NVRTC
  *   execute.c        launches in order, captured as a graph
  *   machine.c        the device: memory, copies, streams
@@ -34,6 +35,7 @@ typedef struct {
     int major, minor;             /* compute capability */
     int multiprocessors;
     size_t shared_bytes;          /* that a block may have */
+    size_t params_bytes;          /* that a kernel may take */
     int driver_version;
 } cuda_machine;
 
@@ -80,14 +82,18 @@ typedef struct { int buffer; int64_t value; } cuda_arg;
 
 typedef struct { int code; int64_t grid; int threads; size_t shared_bytes; int n_args; cuda_arg *args; } cuda_launch;
 
-/* d = a b (+ d), row-major with any leading strides; a[m,k], b[k,n], d[m,n]; batches by strides. Strides in elements. */
+/* d = a b (+ d), row-major with any leading strides; a[m,k], b[k,n], d[m,n]; batches by strides. Strides in elements. The epilogue is bits of
+ * CUDA_EPILOGUE_*: x + bias[n], or the sum of the result's rows into bias; gelu (tanh) of that, whose operand goes to aux[m,n]; or the product with gelu's
+ * derivative at aux. bias and aux are of the result's dtype. */
 typedef struct {
     int64_t m, n, k, batch;
     ir_dtype operands, result;
     bool a_transposed, b_transposed;                          /* a is stored [k,m], b [n,k] */
     int64_t a_leading, b_leading, d_leading, a_batch, b_batch, d_batch;
-    bool accumulate;
-    cuda_arg a, b, d, bias;                                   /* bias: f32[n], or buffer -1 */
+    bool accumulate, tf32;
+    int epilogue;
+    int64_t aux_leading;
+    cuda_arg a, b, d, bias, aux;                              /* buffer -1: none */
 } cuda_product;
 
 typedef struct { bool is_product; cuda_launch launch; cuda_product product; } cuda_step;
@@ -109,26 +115,39 @@ typedef struct {
     cuda_request *requests;
 } cuda_compiler;
 
-/* A kernel as it is written: parameters first, then the body. */
+/* -- writer.c -------------------------------------------------------------------------------------------------------------- */
+
+/* A kernel as it is written. */
 typedef struct {
     cuda_compiler *compiler;
-    base_text defines, params, entry, body;    /* defines: what a device/ file is to know */
+    base_text defines, body;      /* defines: what a device/ file is to know */
     int n_args, cap_args;
     cuda_arg *args;
+    const char **types;           /* of its parameters, in C; "float": the bits of one */
+    bool listed;                  /* numbers are parameters too */
 } cuda_writer;
 
-/* Each declares a parameter, "p3", and returns its number; views of one place are one parameter. */
+/* Each declares a parameter, "p3", and returns its number. type: what it points to. */
 int cuda_param_view(cuda_writer *w, const kl_view *view, ir_dtype dtype, bool written);
 int cuda_param_bytes(cuda_writer *w, int buffer, int64_t bytes, const char *type);
 int cuda_param_value(cuda_writer *w, int64_t value);                       /* a rax_i64 */
-/* Makes the text a request and the launch a step. device: names of device/ files that it needs beside common, "attention" or NULL. */
+/* A number as the text has it: "768", or where listed a parameter of this type. */
+const char *cuda_number(cuda_writer *w, int64_t value, const char *type);
+/* Makes the text a request and the launch a step, and frees the writer. device: name of the device/ file that it needs beside common, or NULL. */
 void cuda_launch_add(cuda_writer *w, cuda_plan *plan, const kl_kernel *kernel, const char *device, int64_t grid, int threads, size_t shared_bytes);
+/* n kernels of the same text, with so many blocks each, as one launch (several, where the table is longer than parameters may be). In a body "bx" is the
+ * number of its block. Frees nothing. */
+void cuda_launch_add_list(const cuda_writer *w, int n, const int64_t *blocks, cuda_plan *plan, const kl_kernel *kernel, int threads);
+bool cuda_same_text(const cuda_writer *a, const cuda_writer *b);
+void cuda_writer_free(cuda_writer *w);
 cuda_step *cuda_step_add(cuda_compiler *compiler, cuda_plan *plan);
 /* Room in the kernel's workspace: bytes from its beginning. */
 int64_t cuda_workspace(cuda_plan *plan, int64_t bytes);
 
 /* The text of device/NAME.cu. */
 const char *cuda_device_text(const char *name);
+/* The number of the request for a function of this text, where @ stands for its name. */
+int cuda_request_add(cuda_compiler *compiler, const char *defines, const char *text, const char *device, const char *kernel);
 
 /* -- planners ------------------------------------------------------------------------------------------------------------ */
 
@@ -141,11 +160,22 @@ cuda_planner cuda_plan_scatter;            /* scatter.c */
 
 /* -- legalise.c, contraction.c -------------------------------------------------------------------------------------------- */
 
-void cuda_legalise(kl_program *program);
+void cuda_legalise(kl_program *program, cuda_device *device);         /* which is asked what cuBLASLt has algorithms for */
 bool cuda_blas_takes_operand(const kl_contraction *c, bool is_b);
-bool cuda_blas_takes_epilogue(const kl_contraction *c);
+/* What cuBLASLt is asked for, of several the first; false where it has no such product. */
+bool cuda_product_of(const kl_program *program, const kl_contraction *c, cuda_product *product);
 /* What attention's kernels are written for; the passes decompose the others. */
 bool cuda_attention_takes(ir_dtype dtype, int64_t head_dim);
+
+/* -- products.c ------------------------------------------------------------------------------------------------------------ */
+
+/* A product's descriptors and algorithm. {0} to begin with; freed whether or not it could be made. */
+typedef struct { cuda_product_desc desc; cuda_layout a, b, d; uint64_t algorithm[8]; size_t workspace_bytes; } cuda_ready;
+typedef struct { void *a, *b, *d, *bias, *aux, *workspace; } cuda_places;
+bool cuda_ready_product(cuda_device *device, const kl_program *program, const cuda_product *p, cuda_ready *ready);
+void cuda_ready_free(cuda_device *device, cuda_ready *ready);
+bool cuda_product_exists(cuda_device *device, const kl_program *program, const cuda_product *p);
+bool cuda_multiply(cuda_device *device, const cuda_product *p, const cuda_ready *ready, const cuda_places *at);
 
 /* -- requests.c ------------------------------------------------------------------------------------------------------------ */
 
@@ -201,13 +231,13 @@ typedef struct {
     cuda_preference preference;
     ir_dtype operands;
     bool accumulate;
-    size_t a_bytes, b_bytes, d_bytes, bias_bytes, workspace_bytes;       /* from the first element to the last; that it may take */
+    size_t a_bytes, b_bytes, d_bytes, bias_bytes, aux_bytes, workspace_bytes;       /* from the first element to the last; that it may take */
 } cuda_question;
 /* folder: "" for none. tunes: products are timed, and the table is written. */
 cuda_choices *cuda_choices_open(const char *folder, const cuda_machine *machine, int blas_version, bool tunes);
 void cuda_choices_close(cuda_choices *choices);               /* NULL is fine */
 const char *cuda_choices_digest(const cuda_choices *choices); /* "" for an empty table */
-/* exists: false where cuBLASLt has no such product. When it tunes it changes where the desc's bias points to. False and base_error. */
+/* exists: false where cuBLASLt has no such product. When it tunes it changes where the desc's bias and auxiliary matrix point to. False and base_error. */
 bool cuda_choose_algorithm(cuda_device *device, const cuda_question *question, cuda_algorithm *answer, bool *exists);
 
 /* -- backend.c --------------------------------------------------------------------------------------------------------------- */

@@ -15,7 +15,8 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-typedef struct { char *key; cuda_algorithm algorithm; bool fresh; } choice;
+/* fresh: timed in this process. asked: the heuristic's word, kept in the process alone; or that there is none. */
+typedef struct { char *key; cuda_algorithm algorithm; bool fresh, asked, exists; } choice;
 struct cuda_choices {
     char *path;                              /* NULL: there is no folder */
     int n, cap;
@@ -32,7 +33,7 @@ static choice *find(cuda_choices *c, const char *key)
     return NULL;
 }
 
-static void set(cuda_choices *c, const char *key, const cuda_algorithm *algorithm, bool fresh)
+static choice *set(cuda_choices *c, const char *key, const cuda_algorithm *algorithm, bool fresh)
 {
     choice *at = find(c, key);
     if (!at) {
@@ -46,6 +47,9 @@ static void set(cuda_choices *c, const char *key, const cuda_algorithm *algorith
     }
     at->algorithm = *algorithm;
     at->fresh = fresh;
+    at->asked = false;
+    at->exists = true;
+    return at;
 }
 
 /* -- the file ------------------------------------------------------------------------------------------------------------------ */
@@ -53,6 +57,8 @@ static void set(cuda_choices *c, const char *key, const cuda_algorithm *algorith
 static void print_choice(base_text *text, const choice *c)
 {
     base_text line = {0};
+    if (c->asked)
+        return;
     base_text_add(&line, "%s\t", c->key);
     for (int i = 0; i < 8; i++)
         base_text_add(&line, "%016" PRIx64, c->algorithm.algorithm[i]);
@@ -151,7 +157,7 @@ static bool write_table(const cuda_choices *c)
 enum { CANDIDATES = 16, SAMPLES = 3, CALLS = 5 };
 
 /* Operands of noise, and room for all that a product touches, in one block. */
-typedef struct { cuda_device *device; const cuda_question *q; char *memory, *a, *b, *d, *bias, *workspace; cuda_event begin, end; } trial;
+typedef struct { cuda_device *device; const cuda_question *q; char *memory, *a, *b, *d, *bias, *aux, *workspace; cuda_event begin, end; } trial;
 
 static size_t rounded(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 
@@ -159,16 +165,18 @@ static bool trial_open(trial *t)
 {
     const cuda_question *q = t->q;
     const cuda_library *l = cuda_device_library(t->device);
-    t->memory = cuda_memory_new(t->device, rounded(q->a_bytes) + rounded(q->b_bytes) + rounded(q->d_bytes) + rounded(q->bias_bytes) + q->workspace_bytes);
+    t->memory = cuda_memory_new(t->device, rounded(q->a_bytes) + rounded(q->b_bytes) + rounded(q->d_bytes) + rounded(q->bias_bytes) + rounded(q->aux_bytes) + q->workspace_bytes);
     if (!t->memory)
         return false;
     t->a = t->memory;
     t->b = t->a + rounded(q->a_bytes);
     t->d = t->b + rounded(q->b_bytes);
     t->bias = t->d + rounded(q->d_bytes);
-    t->workspace = t->bias + rounded(q->bias_bytes);
+    t->aux = t->bias + rounded(q->bias_bytes);
+    t->workspace = t->aux + rounded(q->aux_bytes);
     return cuda_fill_with_noise(t->device, q->operands, t->a, q->a_bytes) && cuda_fill_with_noise(t->device, q->operands, t->b, q->b_bytes) &&
            (q->bias_bytes == 0 || cuda_ok(t->device, l->product_set(q->desc, CUDA_PRODUCT_BIAS, &t->bias, sizeof t->bias), "a bias")) &&
+           (q->aux_bytes == 0 || cuda_ok(t->device, l->product_set(q->desc, CUDA_PRODUCT_AUX, &t->aux, sizeof t->aux), "gelu's operand")) &&
            cuda_ok(t->device, l->event_new(&t->begin, CUDA_EVENT_TIMING), "cuEventCreate") && cuda_ok(t->device, l->event_new(&t->end, CUDA_EVENT_TIMING), "cuEventCreate");
 }
 
@@ -239,11 +247,17 @@ bool cuda_choose_algorithm(cuda_device *device, const cuda_question *q, cuda_alg
     *exists = true;
     if (kept && !tunes) {
         *answer = kept->algorithm;
+        *exists = kept->exists;
         return true;
     }
     int error = cuda_device_library(device)->product_algorithms(cuda_device_blas(device), q->desc, q->a, q->b, q->d, q->d, q->preference, tunes ? CANDIDATES : 1, found, &n);
     *exists = error == 0 && n > 0;
     *answer = found[0];
+    if (!tunes && c) {
+        choice *asked = set(c, q->key, answer, false);
+        asked->asked = true;
+        asked->exists = *exists;
+    }
     if (!tunes || !*exists)
         return true;
     if (!c->path)

@@ -1,9 +1,10 @@
 /* Products: which of them cuBLASLt takes as they are, and what it is asked for.
  *
- * Operands are strided matrices, one of whose last two strides is 1. The epilogue is the product, its conversion to bf16, the addition of a
- * row vector, and += in f32. Batch axes that do not merge into one stride are products of their own. */
-#include "backend_cuda/backend.h"
+ * Operands are strided matrices, one of whose last two strides is 1; the epilogue is one of epilogues.c, or += in f32. Batch axes that do not merge into one stride
+ * are products of their own. */
+#include "backend_cuda/epilogues.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 enum { MOST_PRODUCTS = 1024 };
@@ -32,42 +33,6 @@ bool cuda_blas_takes_operand(const kl_contraction *c, bool is_b)
     return e->kind == KL_LOAD && e->dtype == c->dtype && outer_products(c) &&
            is_matrix(&e->view, c->n_batch, is_b ? c->k : c->m, is_b ? c->n : c->k);
 }
-
-/* The row vector that is added to the product: its load, or NULL. */
-static const kl_expr *bias_of(const kl_contraction *c, const kl_expr *sum)
-{
-    for (int i = 0; i < 2; i++) {
-        const kl_expr *e = &c->c.exprs[sum->args[i]], *other = &c->c.exprs[sum->args[1 - i]];
-        bool vector = other->kind == KL_PRODUCT && e->kind == KL_LOAD && e->dtype == IR_F32 && !e->view.n_dynamic && (c->n == 1 || e->view.stride[c->n_batch + 1] == 1);
-        for (int a = 0; a <= c->n_batch; a++)
-            vector &= c->c.extent[a] == 1 || e->view.stride[a] == 0;
-        if (vector)
-            return e;
-    }
-    return NULL;
-}
-
-typedef struct { bool fits; const kl_expr *bias; } epilogue;
-
-static epilogue epilogue_of(const kl_contraction *c)
-{
-    const kl_output *o = &c->c.outputs[0];
-    const kl_expr *e = &c->c.exprs[o->expr];
-    int64_t down = o->view.stride[c->n_batch], along = o->view.stride[c->n_batch + 1];
-    if (c->c.n_outputs != 1 || o->kind != KL_STORE || o->view.n_dynamic || o->view.buffer < 0 || !outer_products(c) || !(c->n == 1 || along == 1) || !(c->m == 1 || down >= c->n))
-        return (epilogue){0};
-    if (e->kind == KL_PRODUCT)
-        return (epilogue){ true, NULL };
-    if (e->kind == KL_OP && e->op == OP_cast && e->dtype == IR_BF16 && c->dtype == IR_BF16 && !o->accumulate)
-        return (epilogue){ c->c.exprs[e->args[0]].kind == KL_PRODUCT, NULL };
-    if (e->kind == KL_OP && e->op == OP_add && e->dtype == IR_F32 && c->dtype != IR_F64) {
-        const kl_expr *bias = bias_of(c, e);
-        return (epilogue){ bias != NULL, bias };
-    }
-    return (epilogue){0};
-}
-
-bool cuda_blas_takes_epilogue(const kl_contraction *c) { return epilogue_of(c).fits; }
 
 /* -- planning ---------------------------------------------------------------------------------------------------------------- */
 
@@ -99,40 +64,71 @@ static batches merged(const kl_contraction *c, const kl_view *const view[3])
     return b;
 }
 
+/* RAX_TF32=1: f32 operands are rounded to TF32's ten bits, for tensor cores. */
+static bool wants_tf32(void)
+{
+    const char *wanted = getenv("RAX_TF32");
+    return wanted && *wanted && strcmp(wanted, "0");
+}
+
+/* The product, or the first of those that its batch axes make; b: the axes. */
+static bool first_product(const kl_contraction *c, const cuda_epilogue *e, cuda_product *p, batches *b)
+{
+    const kl_expr *a_load = &c->a.exprs[c->a.outputs[0].expr], *b_load = &c->b.exprs[c->b.outputs[0].expr];
+    if (!e->fits || !outer_products(c) || !cuda_blas_takes_operand(c, false) || !cuda_blas_takes_operand(c, true))
+        return false;
+    const kl_view *view[3] = { &a_load->view, &b_load->view, &e->d->view };
+    *p = (cuda_product){ .m = c->m, .n = c->n, .k = c->k, .batch = 1, .operands = c->dtype, .result = e->result, .accumulate = e->d->accumulate, .epilogue = e->bits,
+                         .tf32 = c->dtype == IR_F32 && wants_tf32(), .bias.buffer = -1, .aux.buffer = -1 };
+    set_operand(view[0], c->n_batch, c->m, c->k, &p->a_transposed, &p->a_leading);
+    set_operand(view[1], c->n_batch, c->k, c->n, &p->b_transposed, &p->b_leading);
+    p->d_leading = c->m == 1 ? c->n : e->d->view.stride[c->n_batch];
+    *b = merged(c, view);
+    if (b->n > 0) {
+        p->batch = b->extent[b->n - 1];
+        p->a_batch = b->stride[0][b->n - 1], p->b_batch = b->stride[1][b->n - 1], p->d_batch = b->stride[2][b->n - 1];
+    }
+    int64_t operand = ir_dtype_bytes(c->dtype), result = ir_dtype_bytes(e->result);
+    p->a = (cuda_arg){ view[0]->buffer, view[0]->offset * operand };
+    p->b = (cuda_arg){ view[1]->buffer, view[1]->offset * operand };
+    p->d = (cuda_arg){ view[2]->buffer, view[2]->offset * result };
+    if (e->bias)
+        p->bias = (cuda_arg){ e->bias->buffer, e->bias->offset * result };
+    if (e->aux)
+        p->aux = (cuda_arg){ e->aux->buffer, e->aux->offset * result }, p->aux_leading = e->aux->stride[c->n_batch];
+    return true;
+}
+
+bool cuda_product_of(const kl_program *program, const kl_contraction *c, cuda_product *product)
+{
+    cuda_epilogue e = cuda_epilogue_of(program, c);
+    batches b;
+    return first_product(c, &e, product, &b);
+}
+
 bool cuda_plan_contraction(cuda_compiler *compiler, const kl_kernel *kernel, cuda_plan *plan)
 {
     const kl_contraction *c = &kernel->contraction;
-    const kl_output *out = &c->c.outputs[0];
-    const kl_view *view[3] = { &c->a.exprs[c->a.outputs[0].expr].view, &c->b.exprs[c->b.outputs[0].expr].view, &out->view };
-    epilogue e = epilogue_of(c);
-    CHECK(e.fits && cuda_blas_takes_operand(c, false) && cuda_blas_takes_operand(c, true), "k%d: expected a product that is legal", kernel->id);
-    ir_dtype result = c->c.exprs[out->expr].dtype, dtype[3] = { c->dtype, c->dtype, result };
-    cuda_product p = { .m = c->m, .n = c->n, .k = c->k, .batch = 1, .operands = c->dtype, .result = result, .accumulate = out->accumulate, .bias.buffer = -1 };
-    set_operand(view[0], c->n_batch, c->m, c->k, &p.a_transposed, &p.a_leading);
-    set_operand(view[1], c->n_batch, c->k, c->n, &p.b_transposed, &p.b_leading);
-    p.d_leading = c->m == 1 ? c->n : out->view.stride[c->n_batch];
-    batches b = merged(c, view);
-    int64_t outer = 1;
-    if (b.n > 0) {
-        p.batch = b.extent[b.n - 1];
-        p.a_batch = b.stride[0][b.n - 1], p.b_batch = b.stride[1][b.n - 1], p.d_batch = b.stride[2][b.n - 1];
-    }
+    cuda_epilogue e = cuda_epilogue_of(compiler->program, c);
+    cuda_product first;
+    batches b;
+    bool legal = first_product(c, &e, &first, &b);
+    CHECK(legal, "k%d: expected a product that is legal", kernel->id);
+    int64_t outer = 1, size[3] = { ir_dtype_bytes(c->dtype), ir_dtype_bytes(c->dtype), ir_dtype_bytes(e.result) };
     for (int i = 0; i + 1 < b.n; i++)
         outer *= b.extent[i];
-    if (e.bias)
-        p.bias = (cuda_arg){ e.bias->view.buffer, e.bias->view.offset * 4 };
-    for (int64_t i = 0; i < outer && c->m * c->n * p.batch > 0; i++) {
-        int64_t offset[3] = { view[0]->offset, view[1]->offset, view[2]->offset }, rest = i;
+    for (int64_t i = 0; i < outer && c->m * c->n * first.batch > 0; i++) {
+        cuda_product p = first;
+        int64_t rest = i, offset[3] = {0};
         for (int axis = b.n - 2; axis >= 0; axis--) {
             for (int v = 0; v < 3; v++)
-                offset[v] += rest % b.extent[axis] * b.stride[v][axis];
+                offset[v] += rest % b.extent[axis] * b.stride[v][axis] * size[v];
             rest /= b.extent[axis];
         }
-        p.a = (cuda_arg){ view[0]->buffer, offset[0] * ir_dtype_bytes(dtype[0]) };
-        p.b = (cuda_arg){ view[1]->buffer, offset[1] * ir_dtype_bytes(dtype[1]) };
-        p.d = (cuda_arg){ view[2]->buffer, offset[2] * ir_dtype_bytes(dtype[2]) };
+        p.a.value += offset[0], p.b.value += offset[1], p.d.value += offset[2];
         *cuda_step_add(compiler, plan) = (cuda_step){ .is_product = true, .product = p };
     }
-    plan->how = e.bias ? "cublaslt, bias" : "cublaslt";
+    plan->how = base_arena_text(compiler->arena, "cublaslt%s%s%s%s%s", first.tf32 ? ", tf32" : "", e.bits & CUDA_EPILOGUE_BIAS ? ", bias" : "", e.bits & CUDA_EPILOGUE_GELU ? ", gelu" : "",
+                                e.bits & CUDA_EPILOGUE_GELU_GRADIENT ? ", gelu gradient" : "", e.bits & CUDA_EPILOGUE_BIAS_GRADIENT ? ", bias gradient" : "");
     return true;
 }

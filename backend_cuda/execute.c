@@ -8,10 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GRAPHS = 4, BLAS_WORKSPACE = 32 << 20 };
+enum { GRAPHS = 4 };
 
-/* A product made ready: descriptors, and the algorithm that cuBLASLt's heuristic names first, asked for once. */
-typedef struct { cuda_product_desc desc; cuda_layout a, b, d; uint64_t algorithm[8]; size_t workspace; } ready_product;
 typedef struct { cuda_graph_exec exec; void **addresses; int64_t used; } graph;
 
 struct cuda_execution {
@@ -22,7 +20,7 @@ struct cuda_execution {
     const cuda_fetched *fetched;
     base_arena *arena;
     int host_params;
-    ready_product **products;              /* by kernel id, by step */
+    cuda_ready **products;                 /* by kernel id, by step */
     size_t arena_bytes, workspace_bytes, blas_bytes, const_bytes, total_bytes;
     char *memory;                          /* arena, workspace, cuBLASLt's, constants, host parameters */
     char **fixed;                          /* of constants, by buffer */
@@ -63,112 +61,11 @@ static char *address(const cuda_execution *x, int buffer)
 
 static char *place(const cuda_execution *x, cuda_arg arg) { return address(x, arg.buffer) + arg.value; }
 
-/* -- products ------------------------------------------------------------------------------------------------------------- */
-
-static int blas_type(ir_dtype dtype) { return dtype == IR_F64 ? CUDA_R_F64 : dtype == IR_BF16 ? CUDA_R_BF16 : CUDA_R_F32; }
-
-static bool layout(const cuda_execution *x, cuda_layout *to, ir_dtype dtype, int64_t rows, int64_t columns, int64_t leading, int64_t batch, int64_t stride)
-{
-    const cuda_library *l = cuda_device_library(x->device);
-    int32_t count = (int32_t)batch;
-    return cuda_ok(x->device, l->layout_new(to, blas_type(dtype), (uint64_t)rows, (uint64_t)columns, leading), "cublasLtMatrixLayoutCreate") &&
-           cuda_ok(x->device, l->layout_set(*to, CUDA_LAYOUT_BATCH, &count, sizeof count), "the batch of a product") &&
-           cuda_ok(x->device, l->layout_set(*to, CUDA_LAYOUT_BATCH_STRIDE, &stride, sizeof stride), "the batch of a product");
-}
-
-/* Bytes that an address is surely a multiple of, up to 16: a choice of algorithm must hold in every iteration of a repeat. */
-static uint32_t alignment(const cuda_execution *x, cuda_arg arg, ir_dtype dtype)
-{
-    const kl_program *p = x->program;
-    int64_t bits = 256 | arg.value, size = ir_dtype_bytes(dtype);
-    for (int b = arg.buffer; b < p->n_buffers && p->buffers[b].kind == KL_MOVING; b = p->buffers[b].base)
-        bits |= p->buffers[b].offset * size | p->buffers[b].step * size;
-    return (uint32_t)MIN(bits & -bits, 256);
-}
-
-/* Bytes from the first element to the last. */
-static size_t span(int64_t rows, int64_t columns, int64_t leading, int64_t batch, int64_t stride, ir_dtype dtype)
-{
-    return (size_t)(((batch - 1) * stride + (rows - 1) * leading + columns) * ir_dtype_bytes(dtype));
-}
-
-static bool choose(const cuda_execution *x, const cuda_product *p, const ready_product *ready, cuda_preference preference, const uint32_t align[3], cuda_algorithm *found, bool *exists)
-{
-    base_text key = {0};
-    const int64_t numbers[] = { p->m, p->n, p->k, p->batch, p->a_leading, p->b_leading, p->d_leading, p->a_batch, p->b_batch, p->d_batch, p->operands, p->result, p->a_transposed,
-                                p->b_transposed, p->accumulate, p->bias.buffer >= 0, align[0], align[1], align[2] };
-    for (size_t i = 0; i < COUNT_OF(numbers); i++)
-        base_text_add(&key, "%s%lld", i ? " " : "", (long long)numbers[i]);
-    cuda_question q = { .key = key.at, .desc = ready->desc, .a = ready->a, .b = ready->b, .d = ready->d, .preference = preference, .operands = p->operands, .accumulate = p->accumulate,
-                        .a_bytes = p->b_transposed ? span(p->n, p->k, p->b_leading, p->batch, p->b_batch, p->operands) : span(p->k, p->n, p->b_leading, p->batch, p->b_batch, p->operands),
-                        .b_bytes = p->a_transposed ? span(p->k, p->m, p->a_leading, p->batch, p->a_batch, p->operands) : span(p->m, p->k, p->a_leading, p->batch, p->a_batch, p->operands),
-                        .d_bytes = span(p->m, p->n, p->d_leading, p->batch, p->d_batch, p->result),
-                        .bias_bytes = p->bias.buffer >= 0 ? (size_t)p->n * 4 : 0, .workspace_bytes = BLAS_WORKSPACE };
-    bool chosen = cuda_choose_algorithm(x->device, &q, found, exists);
-    base_text_free(&key);
-    return chosen;
-}
-
-/* cuBLASLt thinks in columns: d^T = b^T a^T, so that its first operand is b, and its rows are our columns. */
-static bool make_ready(cuda_execution *x, const cuda_product *p, ready_product *ready)
-{
-    const cuda_library *l = cuda_device_library(x->device);
-    bool f64 = p->operands == IR_F64;
-    int32_t transpose_a = p->b_transposed, transpose_b = p->a_transposed, epilogue = p->bias.buffer >= 0 ? CUDA_EPILOGUE_BIAS : CUDA_EPILOGUE_NONE;
-    uint64_t workspace = BLAS_WORKSPACE;
-    cuda_preference preference = NULL;
-    cuda_algorithm found = {0};
-    bool exists;
-    if (!cuda_ok(x->device, l->product_new(&ready->desc, f64 ? CUDA_COMPUTE_F64 : CUDA_COMPUTE_F32, f64 ? CUDA_R_F64 : CUDA_R_F32), "cublasLtMatmulDescCreate") ||
-        !cuda_ok(x->device, l->product_set(ready->desc, CUDA_PRODUCT_TRANSPOSE_A, &transpose_a, sizeof transpose_a), "a transposed operand") ||
-        !cuda_ok(x->device, l->product_set(ready->desc, CUDA_PRODUCT_TRANSPOSE_B, &transpose_b, sizeof transpose_b), "a transposed operand") ||
-        !cuda_ok(x->device, l->product_set(ready->desc, CUDA_PRODUCT_EPILOGUE, &epilogue, sizeof epilogue), "an epilogue") ||
-        !layout(x, &ready->a, p->operands, p->b_transposed ? p->k : p->n, p->b_transposed ? p->n : p->k, p->b_leading, p->batch, p->b_batch) ||
-        !layout(x, &ready->b, p->operands, p->a_transposed ? p->m : p->k, p->a_transposed ? p->k : p->m, p->a_leading, p->batch, p->a_batch) ||
-        !layout(x, &ready->d, p->result, p->n, p->m, p->d_leading, p->batch, p->d_batch) ||
-        !cuda_ok(x->device, l->preference_new(&preference), "cublasLtMatmulPreferenceCreate"))
-        return false;
-    uint32_t align_a = alignment(x, p->b, p->operands), align_b = alignment(x, p->a, p->operands), align_d = alignment(x, p->d, p->result);
-    l->preference_set(preference, CUDA_PREFERENCE_WORKSPACE, &workspace, sizeof workspace);
-    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_A, &align_a, sizeof align_a);
-    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_B, &align_b, sizeof align_b);
-    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_C, &align_d, sizeof align_d);
-    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_D, &align_d, sizeof align_d);
-    bool chosen = choose(x, p, ready, preference, (const uint32_t[3]){ align_a, align_b, align_d }, &found, &exists);
-    l->preference_free(preference);
-    if (!chosen)
-        return false;
-    if (!exists)
-        return base_fail(BASE_FAILURE, "device cuda: cuBLASLt has no algorithm for %lld x %lld x %lld in %s", (long long)p->m, (long long)p->n, (long long)p->k,
-                         ir_dtype_name(p->operands));
-    memcpy(ready->algorithm, found.algorithm, sizeof ready->algorithm);
-    ready->workspace = found.workspace_bytes;
-    x->blas_bytes = MAX(x->blas_bytes, rounded(found.workspace_bytes));
-    return true;
-}
-
-static bool multiply(const cuda_execution *x, const cuda_product *p, const ready_product *ready)
-{
-    const cuda_library *l = cuda_device_library(x->device);
-    static const float one = 1, zero = 0;
-    static const double one64 = 1, zero64 = 0;
-    bool f64 = p->operands == IR_F64;
-    const void *alpha = f64 ? (const void *)&one64 : &one, *beta = p->accumulate ? alpha : f64 ? (const void *)&zero64 : &zero;
-    if (p->bias.buffer >= 0) {
-        const void *bias = place(x, p->bias);
-        if (!cuda_ok(x->device, l->product_set(ready->desc, CUDA_PRODUCT_BIAS, &bias, sizeof bias), "a bias"))
-            return false;
-    }
-    char *d = place(x, p->d);
-    return cuda_ok(x->device, l->product(cuda_device_blas(x->device), ready->desc, alpha, place(x, p->b), ready->a, place(x, p->a), ready->b, beta, d, ready->d, d, ready->d,
-                                         ready->algorithm, x->memory + x->arena_bytes + x->workspace_bytes, ready->workspace, cuda_device_stream(x->device)), "cublasLtMatmul");
-}
-
 /* -- launches --------------------------------------------------------------------------------------------------------------- */
 
 static bool launch(cuda_execution *x, const cuda_launch *l, const char *kernel)
 {
-    enum { MOST_ARGS = 512 };
+    enum { MOST_ARGS = 4096 };
     int64_t args[MOST_ARGS];
     size_t size = sizeof *args * (size_t)l->n_args;
     void *extra[] = { CUDA_LAUNCH_POINTER, args, CUDA_LAUNCH_SIZE, &size, CUDA_LAUNCH_END };
@@ -177,6 +74,14 @@ static bool launch(cuda_execution *x, const cuda_launch *l, const char *kernel)
         args[i] = l->args[i].buffer < 0 ? l->args[i].value : (int64_t)(intptr_t)place(x, l->args[i]);
     return cuda_ok(x->device, cuda_device_library(x->device)->launch(x->fetched->function[l->code], (unsigned)l->grid, 1, 1, (unsigned)l->threads, 1, 1, (unsigned)l->shared_bytes,
                                                                      cuda_device_stream(x->device), NULL, extra), kernel);
+}
+
+static bool multiply(cuda_execution *x, const cuda_product *p, const cuda_ready *ready)
+{
+    bool bias = p->epilogue & CUDA_EPILOGUE_ANY_BIAS, aux = p->epilogue & CUDA_EPILOGUE_AUX;
+    cuda_places at = { .a = place(x, p->a), .b = place(x, p->b), .d = place(x, p->d), .bias = bias ? place(x, p->bias) : NULL, .aux = aux ? place(x, p->aux) : NULL,
+                       .workspace = x->memory + x->arena_bytes + x->workspace_bytes };
+    return cuda_multiply(x->device, p, ready, &at);
 }
 
 typedef bool visit_step(cuda_execution *x, const kl_kernel *kernel, int step);
@@ -220,10 +125,14 @@ static bool prepare(cuda_execution *x, const kl_kernel *kernel, int step)
     const cuda_plan *plan = &x->plans[kernel->id];
     const cuda_step *s = &plan->steps[step];
     if (!x->products[kernel->id])
-        x->products[kernel->id] = ARENA_NEW(x->arena, ready_product, plan->n_steps);
+        x->products[kernel->id] = ARENA_NEW(x->arena, cuda_ready, plan->n_steps);
     x->workspace_bytes = MAX(x->workspace_bytes, rounded(plan->workspace_bytes));
-    if (s->is_product)
-        return make_ready(x, &s->product, &x->products[kernel->id][step]);
+    if (s->is_product) {
+        cuda_ready *ready = &x->products[kernel->id][step];
+        bool found = cuda_ready_product(x->device, x->program, &s->product, ready);
+        x->blas_bytes = MAX(x->blas_bytes, rounded(ready->workspace_bytes));
+        return found;
+    }
     return s->launch.shared_bytes <= 48 << 10 ||
            cuda_ok(x->device, cuda_device_library(x->device)->function_set(x->fetched->function[s->launch.code], CUDA_FUNCTION_DYNAMIC_SHARED, (int)s->launch.shared_bytes),
                    "shared memory of a block");
@@ -234,7 +143,7 @@ cuda_execution *cuda_execution_new(cuda_device *device, const cuda_compiler *com
     const kl_program *program = compiler->program;
     cuda_execution *x = base_alloc(sizeof *x);
     *x = (cuda_execution){ .device = device, .program = program, .compiler = compiler, .plans = plans, .fetched = fetched, .host_params = host_params, .arena = base_arena_new() };
-    x->products = ARENA_NEW(x->arena, ready_product *, MAX(program->n_ids, 1));
+    x->products = ARENA_NEW(x->arena, cuda_ready *, MAX(program->n_ids, 1));
     x->iteration = ARENA_NEW(x->arena, int64_t, MAX(program->n_repeats, 1));
     x->fixed = ARENA_NEW(x->arena, char *, program->n_buffers + 1);
     x->scalars = ARENA_NEW(x->arena, uint64_t, host_params + 1);
@@ -283,22 +192,12 @@ void cuda_execution_free(cuda_execution *x)
 {
     if (!x)
         return;
-    const cuda_library *l = cuda_device_library(x->device);
     cuda_memory_free(x->device, x->memory);
     drop_graphs(x);
     cuda_profile_free(x->profile);
     for (int i = 0; i < x->program->n_ids; i++)
-        for (int s = 0; x->products[i] && s < x->plans[i].n_steps; s++) {
-            ready_product *p = &x->products[i][s];
-            if (p->desc)
-                l->product_free(p->desc);
-            if (p->a)
-                l->layout_free(p->a);
-            if (p->b)
-                l->layout_free(p->b);
-            if (p->d)
-                l->layout_free(p->d);
-        }
+        for (int s = 0; x->products[i] && s < x->plans[i].n_steps; s++)
+            cuda_ready_free(x->device, &x->products[i][s]);
     base_arena_free(x->arena);
     base_free(x);
 }

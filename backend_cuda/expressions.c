@@ -26,10 +26,16 @@ const char *cuda_suffix(ir_dtype dtype) { return types[dtype].suffix; }
 
 /* -- planning --------------------------------------------------------------------------------------------------------------- */
 
-static bool inner_strides_are_zero(const kl_loop *loop, int n_outer, const kl_view *view)
+/* Whether the place depends on the index along an axis. In a list another loop's axis may be longer than 1. */
+static bool steps_along(const cuda_expressions *x, const kl_view *view, int axis)
 {
-    for (int i = n_outer; i < loop->n_axes; i++)
-        if (loop->extent[i] > 1 && view->stride[i] != 0)
+    return view->stride[axis] != 0 && (x->loop->extent[axis] > 1 || x->writer->listed);
+}
+
+static bool inner_strides_are_zero(const cuda_expressions *x, const kl_view *view)
+{
+    for (int i = x->n_outer; i < x->loop->n_axes; i++)
+        if (steps_along(x, view, i))
             return false;
     return true;
 }
@@ -45,8 +51,7 @@ static bool fits_int(const cuda_expressions *x, const kl_view *view)
     return reach < 2e9;
 }
 
-/* Multiple of `of` elements from the beginning of its memory, in all iterations. */
-static bool is_aligned(const kl_program *p, int buffer, int64_t offset, int of)
+bool cuda_is_aligned(const kl_program *p, int buffer, int64_t offset, int of)
 {
     for (; buffer < p->n_buffers && p->buffers[buffer].kind == KL_MOVING; buffer = p->buffers[buffer].base)
         if (p->buffers[buffer].offset % of || p->buffers[buffer].step % of)
@@ -57,7 +62,7 @@ static bool is_aligned(const kl_program *p, int buffer, int64_t offset, int of)
 bool cuda_view_is_vector(const kl_program *program, const kl_loop *loop, const kl_view *view, int V)
 {
     int last = loop->n_axes - 1;
-    bool fits = V > 1 && view->stride[last] == 1 && is_aligned(program, view->buffer, view->offset, V);
+    bool fits = V > 1 && view->stride[last] == 1 && cuda_is_aligned(program, view->buffer, view->offset, V);
     for (int i = 0; i < last; i++)
         fits &= loop->extent[i] == 1 || view->stride[i] % V == 0;
     for (int i = 0; i < view->n_dynamic; i++)
@@ -70,8 +75,8 @@ static void classify(cuda_expressions *x, int i)
     const kl_expr *e = &x->loop->exprs[i];
     bool has_view = e->kind == KL_LOAD || e->kind == KL_INDEX || e->kind == KL_RANDOM;
     int last = x->loop->n_axes - 1;
-    x->uniform[i] = !has_view || inner_strides_are_zero(x->loop, x->n_outer, &e->view);
-    x->lanes[i] = has_view && x->loop->extent[last] > 1 && e->view.stride[last] != 0 && last >= x->n_outer;
+    x->uniform[i] = !has_view || inner_strides_are_zero(x, &e->view);
+    x->lanes[i] = has_view && steps_along(x, &e->view, last) && last >= x->n_outer;
     for (int a = 0; a < e->n_args && e->kind != KL_REDUCE; a++) {
         x->uniform[i] &= x->uniform[e->args[a]];
         x->lanes[i] |= x->lanes[e->args[a]];
@@ -162,17 +167,21 @@ void cuda_write_place(const cuda_expressions *x, base_text *text, const kl_view 
     const char *plus = "";
     int last = x->loop->n_axes - 1;
     for (int i = 0; i < x->loop->n_axes; i++)
-        if (x->loop->extent[i] > 1 && view->stride[i] != 0) {
-            base_text_add(text, view->stride[i] == 1 ? "%s(%s)x%d" : "%s(%s)x%d * %lld", plus, type, i, (long long)view->stride[i]);
+        if (steps_along(x, view, i)) {
+            base_text_add(text, "%s(%s)x%d", plus, type, i);
+            if (view->stride[i] != 1)
+                base_text_add(text, " * %s", cuda_number(x->writer, view->stride[i], type));
             plus = " + ";
         }
-    if (j && x->loop->extent[last] > 1 && view->stride[last] != 0) {
-        base_text_add(text, view->stride[last] == 1 ? "%sj" : "%sj * (%s)%lld", plus, type, (long long)view->stride[last]);
+    if (j && steps_along(x, view, last)) {
+        base_text_add(text, "%sj", plus);
+        if (view->stride[last] != 1)
+            base_text_add(text, " * (%s)%s", type, cuda_number(x->writer, view->stride[last], type));
         plus = " + ";
     }
     for (int d = 0; d < view->n_dynamic; d++) {
-        base_text_add(text, "%s(%s)rax_clamp(%s, %lld) * %lld", plus, type, cuda_operand(x, view->dynamic[d].expr), (long long)view->dynamic[d].limit,
-                      (long long)view->dynamic[d].stride);
+        base_text_add(text, "%s(%s)rax_clamp(%s, %s) * ", plus, type, cuda_operand(x, view->dynamic[d].expr), cuda_number(x->writer, view->dynamic[d].limit, "rax_i64"));
+        base_text_add(text, "%s", cuda_number(x->writer, view->dynamic[d].stride, type));
         plus = " + ";
     }
     if (!*plus)
@@ -273,18 +282,25 @@ static void write_op(const cuda_expressions *x, base_text *text, const kl_expr *
 }
 
 /* To the last bit: nine digits tell every float, seventeen every double. */
-static void write_value(base_text *text, ir_dtype dtype, double value)
+static void write_value(const cuda_expressions *x, base_text *text, ir_dtype dtype, double value)
 {
     char digits[64];
     if (dtype == IR_BOOL || dtype == IR_I32) {
         int32_t whole = dtype == IR_BOOL ? value != 0 : value != value ? 0 : value >= 2147483647.0 ? INT32_MAX : value <= -2147483648.0 ? INT32_MIN : (int32_t)value;
-        base_text_add(text, whole == INT32_MIN ? "-2147483647 - 1" : "%d", whole);
+        base_text_add(text, whole == INT32_MIN ? "-2147483647 - 1" : "%s", cuda_number(x->writer, whole, "int"));
         return;
     }
     if (dtype == IR_BF16)
         value = ir_bf16_to_f32(ir_f32_to_bf16((float)value));
     if (dtype == IR_F32)
         value = (float)value;
+    if (x->writer->listed && dtype != IR_F64) {
+        float single = (float)value;
+        uint32_t bits;
+        memcpy(&bits, &single, sizeof bits);
+        base_text_add(text, "%s", cuda_number(x->writer, bits, "float"));
+        return;
+    }
     if (isnan(value) || isinf(value)) {
         base_text_add(text, isnan(value) ? "RAX_NAN" : value > 0 ? "RAX_INFINITY" : "-RAX_INFINITY");
         return;
@@ -336,7 +352,7 @@ void cuda_write_expression(cuda_expressions *x, base_text *text, const char *ind
     else
         base_text_add(text, "%sconst %s e%d = ", indent, cuda_register_type(e->dtype), i);
     if (e->kind == KL_VALUE) {
-        write_value(text, e->dtype, e->value);
+        write_value(x, text, e->dtype, e->value);
     } else if (e->kind == KL_INDEX) {
         base_text_add(text, "(int)(p%d + ", x->param[i]);
         cuda_write_place(x, text, &e->view, x->lanes[i], "rax_i64");

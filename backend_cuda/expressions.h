@@ -23,6 +23,8 @@ typedef struct {
 
 /* loop's axes: the first n_outer are fixed for a row. Declares the parameters. */
 cuda_expressions *cuda_expressions_plan(cuda_writer *w, const kl_loop *loop, int n_outer, int V);
+/* Whether the place is a multiple of so many elements from the beginning of its memory, in all iterations. */
+bool cuda_is_aligned(const kl_program *program, int buffer, int64_t offset, int of);
 /* Whether V neighbours of the view are one aligned access. */
 bool cuda_view_is_vector(const kl_program *program, const kl_loop *loop, const kl_view *view, int V);
 /* Writes what expr needs and is not written down yet, and expr itself, at this indentation. */

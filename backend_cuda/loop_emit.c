@@ -9,19 +9,22 @@
  *     }
  *     sums of the groups, added in order, to workspace
  *
+ * In a list the same text serves loops of any extents: bx is the number of the block in its own loop.
  * A level computes anew what it needs of the levels before: memory is read again, from the cache. */
 #include "backend_cuda/loops.h"
 
+static const char *number(const cuda_loop *l, int64_t value) { return cuda_number(l->x->writer, value, l->x->index_type); }
+
 /* x2, x1, x0 from a number that counts through axes from..to, the last fastest. */
-static void write_indices(const cuda_loop *l, base_text *text, const char *indent, const char *number, int from, int to)
+static void write_indices(const cuda_loop *l, base_text *text, const char *indent, const char *counter, int from, int to)
 {
     int64_t stride = 1;
     for (int i = to - 1; i >= from; i--) {
-        base_text_add(text, "%sconst %s x%d = %s", indent, l->x->index_type, i, number);
-        if (stride > 1)
-            base_text_add(text, " / %lld", (long long)stride);
+        base_text_add(text, "%sconst %s x%d = %s", indent, l->x->index_type, i, counter);
+        if (i < to - 1)
+            base_text_add(text, " / %s", number(l, stride));
         if (i > from)
-            base_text_add(text, " %% %lld", (long long)l->loop.extent[i]);
+            base_text_add(text, " %% %s", number(l, l->loop.extent[i]));
         base_text_add(text, ";\n");
         stride *= MAX(l->loop.extent[i], 1);
     }
@@ -30,7 +33,8 @@ static void write_indices(const cuda_loop *l, base_text *text, const char *inden
 static void begin_columns(cuda_loop *l, base_text *text, bool unroll)
 {
     const char *type = l->x->index_type;
-    base_text_add(text, "%s        for (int it = 0; it < ITERATIONS; it++) {\n", unroll || l->iterations <= 8 ? "        RAX_UNROLL\n" : "");
+    base_text_add(text, "%s        for (int it = 0; it < ITERATIONS; it++) {\n",
+                  !l->iterations_are_code ? "        RAX_UNROLL_4\n" : unroll || l->iterations <= 8 ? "        RAX_UNROLL\n" : "");
     base_text_add(text, "            const %s column = first_column + ((%s)it * GROUP + lane) * V;\n            if (column < end_column) {\n", type, type);
     write_indices(l, text, "                ", "column", l->loop.n_outer, l->loop.n_axes);
     cuda_forget_place(l->x);
@@ -144,8 +148,8 @@ static void write_outputs(cuda_loop *l, base_text *text)
             else if (l->in_registers)
                 base_text_add(text, "%sEACH s%d[it][j] = rax_sum_%s(s%d[it][j], %s);\n", indent, i, sum_of(l, i), i, value);
             else
-                base_text_add(text, "%sEACH { %s *to = p%d + ((%s)block * %lld + column + j); *to = row == first_row ? %s : rax_sum_%s(*to, %s); }\n", indent,
-                              cuda_register_type(loop->exprs[o->expr].dtype), l->partial[i], type, (long long)l->columns, value, sum_of(l, i), value);
+                base_text_add(text, "%sEACH { %s *to = p%d + ((%s)block * %s + column + j); *to = row == first_row ? %s : rax_sum_%s(*to, %s); }\n", indent,
+                              cuda_register_type(loop->exprs[o->expr].dtype), l->partial[i], type, number(l, l->columns), value, sum_of(l, i), value);
         }
         end_columns(l, text);
     }
@@ -192,14 +196,14 @@ static void write_outer_sum(cuda_loop *l, base_text *text, int i)
         base_text_add(text, "        rax_block_wait();\n        ((%s *)groups)[threadIdx.x] = sum;\n        rax_block_wait();\n", type);
         base_text_add(text, "        if (group == 0)\n            for (int g = 1; g < GROUPS; g++) sum = rax_sum_%s(sum, ((%s *)groups)[g * GROUP + lane]);\n", suffix, type);
     }
-    base_text_add(text, "        if (group == 0 && column < end_column) p%d[(%s)block * %lld + column] = sum;\n    }\n", l->partial[i], l->x->index_type, (long long)l->columns);
+    base_text_add(text, "        if (group == 0 && column < end_column) p%d[(%s)block * %s + column] = sum;\n    }\n", l->partial[i], l->x->index_type, number(l, l->columns));
 }
 
 static void write_sums(cuda_loop *l, base_text *text)
 {
     for (int i = 0; i < l->loop.n_outputs; i++)
         if (l->loop.outputs[i].kind == KL_SUM_ALL)
-            base_text_add(text, "    s%d = rax_block_sum_%s(s%d, scratch);\n    if (threadIdx.x == 0) p%d[blockIdx.x] = s%d;\n", i, sum_of(l, i), i, l->partial[i], i);
+            base_text_add(text, "    s%d = rax_block_sum_%s(s%d, scratch);\n    if (threadIdx.x == 0) p%d[bx] = s%d;\n", i, sum_of(l, i), i, l->partial[i], i);
         else if (is_outer_sum(l, i) && l->in_registers)
             write_outer_sum(l, text, i);
 }
@@ -217,17 +221,23 @@ void cuda_write_loop(cuda_loop *l, base_text *text)
         groups |= is_outer_sum(l, i) && l->group > 1 && l->group < l->threads;
         wide |= l->loop.exprs[l->loop.outputs[i].expr].dtype == IR_F64;
     }
-    base_text_add(text, "    enum { V = %d, GROUP = %d, GROUPS = %d, ITERATIONS = %lld };\n", l->V, l->group, l->threads / l->group, (long long)MAX(l->iterations, 1));
+    if (!l->x->writer->listed)
+        base_text_add(text, "    const unsigned bx = blockIdx.x;\n");
+    base_text_add(text, "    enum { V = %d, GROUP = %d, GROUPS = %d };\n", l->V, l->group, l->threads / l->group);
+    if (l->iterations_are_code)
+        base_text_add(text, "    enum { ITERATIONS = %lld };\n", (long long)MAX(l->iterations, 1));
+    else
+        base_text_add(text, "    const int ITERATIONS = %s;\n", cuda_number(l->x->writer, MAX(l->iterations, 1), "int"));
     if (shared)
         base_text_add(text, "    RAX_SHARED double scratch[64];\n");
     if (groups)
         base_text_add(text, "    RAX_SHARED %s groups[%d];\n", wide ? "double" : "float", l->threads);
     base_text_add(text, "    const int lane = threadIdx.x %% GROUP, group = threadIdx.x / GROUP;\n");
-    base_text_add(text, "    const %s segment = blockIdx.x %% %lldu, block = blockIdx.x / %lldu;\n", type, (long long)MAX(l->segments, 1), (long long)MAX(l->segments, 1));
-    base_text_add(text, "    const %s first_column = segment * %lld, end_column = first_column + %lld < %lld ? first_column + %lld : %lld;\n", type, (long long)l->segment,
-                  (long long)l->segment, (long long)l->columns, (long long)l->segment, (long long)l->columns);
-    base_text_add(text, "    const %s first_row = block * %lld, end_row = first_row + %lld < %lld ? first_row + %lld : %lld;\n", type, (long long)l->rows_per_block,
-                  (long long)l->rows_per_block, (long long)l->rows, (long long)l->rows_per_block, (long long)l->rows);
+    const char *segments = cuda_number(l->x->writer, MAX(l->segments, 1), "unsigned"), *segment = number(l, l->segment), *columns = number(l, l->columns);
+    base_text_add(text, "    const %s segment = bx %% %s, block = bx / %s;\n", type, segments, segments);
+    base_text_add(text, "    const %s first_column = segment * %s, end_column = first_column + %s < %s ? first_column + %s : %s;\n", type, segment, segment, columns, segment, columns);
+    const char *rows = number(l, l->rows), *rows_per_block = number(l, l->rows_per_block);
+    base_text_add(text, "    const %s first_row = block * %s, end_row = first_row + %s < %s ? first_row + %s : %s;\n", type, rows_per_block, rows_per_block, rows, rows_per_block, rows);
     declare_sums(l, text);
     base_text_add(text, "    for (%s row = first_row + group; row < end_row; row += GROUPS) {\n", type);
     write_indices(l, text, "        ", "row", 0, l->loop.n_outer);

@@ -10,7 +10,7 @@
 
 #include <string.h>
 
-enum { THREADS = 256, WARP = 32, MOST_ROW_BLOCKS = 128, BLOCKS = 512, MOST_SEGMENTS = 1024, SUM_REGISTERS = 64, MOST_ALONE = 32 };
+enum { MOST_VECTOR = 8, THREADS = 256, LISTED_ITERATIONS = 4, WARP = 32, MOST_ROW_BLOCKS = 128, BLOCKS = 512, MOST_SEGMENTS = 1024, SUM_REGISTERS = 64, MOST_ALONE = 32 };
 
 static int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -50,13 +50,16 @@ static int count_outputs(const kl_loop *loop, kl_output_kind kind)
     return n;
 }
 
+/* More than one column, or another loop of the list may have. */
+static bool has_columns(const kl_loop *loop, bool listed) { return listed || product(loop->extent, loop->n_outer, loop->n_axes) != 1; }
+
 /* A row value whose place is the same all along the row. */
-static bool is_once_a_row(const kl_loop *loop, const kl_output *o)
+static bool is_once_a_row(const kl_loop *loop, const kl_output *o, bool listed)
 {
     bool once = o->kind == KL_STORE && loop->exprs[o->expr].row;
     for (int i = loop->n_outer; i < loop->n_axes; i++)
         once &= loop->extent[i] <= 1 || o->view.stride[i] == 0;
-    return once && loop->n_outer < loop->n_axes && product(loop->extent, loop->n_outer, loop->n_axes) != 1;
+    return once && loop->n_outer < loop->n_axes && has_columns(loop, listed);
 }
 
 /* -- levels ----------------------------------------------------------------------------------------------------------------- */
@@ -120,7 +123,7 @@ static bool lies_across(const kl_loop *loop)
 static int choose_vector(const kl_loop *loop)
 {
     int64_t last = loop->extent[loop->n_axes - 1];
-    int bytes = 1, V = 8;
+    int bytes = 1, V = MOST_VECTOR;
     for (int i = 0; i < loop->n_exprs; i++)
         if (loop->exprs[i].kind == KL_LOAD)
             bytes = MAX(bytes, ir_dtype_bytes(loop->exprs[i].dtype));
@@ -143,7 +146,7 @@ static void choose_shape(cuda_loop *l)
     }
     l->rows = product(loop->extent, 0, loop->n_outer);
     l->columns = product(loop->extent, loop->n_outer, loop->n_axes);
-    l->V = choose_vector(loop);
+    l->V = MIN(choose_vector(loop), l->widest);
     l->threads = THREADS;
     bool across = lies_across(loop);
     if (loop->n_outer == 0)
@@ -164,7 +167,7 @@ static void choose_shape(cuda_loop *l)
     if (!whole && l->group == WARP)
         l->segment = width;
     if (!whole && l->group >= THREADS)
-        l->segment = width * (all || sums ? MAX(1, divided_up(l->columns, width * MOST_SEGMENTS)) : 1);
+        l->segment = width * MAX(l->listed ? LISTED_ITERATIONS : 1, all || sums ? divided_up(l->columns, width * MOST_SEGMENTS) : 1);
     l->iterations = divided_up(l->segment, width);
     l->in_registers = l->iterations * l->V * n_sums <= SUM_REGISTERS;
     if (sums && !l->in_registers && l->group != l->threads) {      /* one group a block: no two add to one place */
@@ -172,6 +175,7 @@ static void choose_shape(cuda_loop *l)
         l->iterations = divided_up(l->segment, (int64_t)l->group * l->V);
         l->in_registers = l->iterations * l->V * n_sums <= SUM_REGISTERS;
     }
+    l->iterations_are_code = !l->listed || (sums && l->in_registers) || (!whole && !sums && !all);
     l->segments = l->columns == 0 ? 0 : divided_up(l->columns, l->segment);
     int64_t groups = l->threads / l->group;
     l->rows_per_block = groups;
@@ -182,93 +186,127 @@ static void choose_shape(cuda_loop *l)
 
 /* -- the launches ------------------------------------------------------------------------------------------------------------ */
 
-static bool plan_loop(cuda_compiler *c, const kl_kernel *kernel, const kl_loop *from, cuda_plan *plan);
+static void plan_loops(cuda_compiler *c, const kl_kernel *kernel, const kl_loop *loops, int n, int widest, cuda_plan *plan);
 
-/* The second launch: what blocks have left, added up in order. One loop over what a sum over rows has left, one for those of everything. */
-static bool plan_finish(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan, const kl_loop *loop, kl_output_kind kind, const int64_t *offset, int64_t parts)
+static cuda_loop shaped(cuda_compiler *c, const kl_loop *from, bool listed, int widest)
 {
-    int inner = kind == KL_SUM_OUTER ? loop->n_axes - loop->n_outer : 0;
-    kl_loop sum = { .n_axes = inner + 1, .n_outer = inner };
-    sum.exprs = ARENA_NEW(c->arena, kl_expr, 3 * loop->n_outputs);
-    sum.outputs = ARENA_NEW(c->arena, kl_output, loop->n_outputs);
-    for (int i = 0; i < inner; i++)
-        sum.extent[i] = loop->extent[loop->n_outer + i];
-    sum.extent[inner] = MAX(parts, 1);                     /* where there was no row: the sum of one 0 */
-    for (int i = 0; i < loop->n_outputs; i++) {
-        const kl_output *o = &loop->outputs[i];
-        if (o->kind != kind)
-            continue;
-        ir_dtype dtype = loop->exprs[o->expr].dtype, wide = dtype == IR_BF16 ? IR_F32 : dtype;
-        kl_view from = { .buffer = c->program->n_buffers, .offset = offset[i] / ir_dtype_bytes(wide) }, to = { .buffer = o->view.buffer, .offset = o->view.offset };
-        int64_t dense = 1;
-        for (int a = inner - 1; a >= 0; a--) {
-            from.stride[a] = dense;
-            dense *= sum.extent[a];
-            to.stride[a] = o->view.stride[loop->n_outer + a];
-        }
-        from.stride[inner] = dense;
-        CHECK(o->view.n_dynamic == 0, "expected a sum not to go to a dynamic place");
-        int at = sum.n_exprs;
-        sum.exprs[at] = parts ? (kl_expr){ .kind = KL_LOAD, .dtype = wide, .view = from } : (kl_expr){ .kind = KL_VALUE, .dtype = wide, .view.buffer = -1, .row = true };
-        sum.exprs[at + 1] = (kl_expr){ .kind = KL_REDUCE, .op = OP_reduce_sum, .dtype = wide, .n_args = 1, .args = { at }, .view.buffer = -1, .row = true };
-        sum.n_exprs += 2;
-        if (wide != dtype)
-            sum.exprs[sum.n_exprs++] = (kl_expr){ .kind = KL_OP, .op = OP_cast, .dtype = dtype, .n_args = 1, .args = { at + 1 }, .view.buffer = -1, .row = true };
-        sum.outputs[sum.n_outputs++] = (kl_output){ KL_STORE, sum.n_exprs - 1, to, o->accumulate };
-    }
-    return sum.n_outputs == 0 || plan_loop(c, kernel, &sum, plan);
-}
-
-static bool plan_loop(cuda_compiler *c, const kl_kernel *kernel, const kl_loop *from, cuda_plan *plan)
-{
-    cuda_loop *l = ARENA_NEW(c->arena, cuda_loop, 1);
-    l->loop = copy_of(c->arena, from);
-    kl_loop *loop = &l->loop;
+    cuda_loop l = { .loop = copy_of(c->arena, from), .listed = listed, .widest = widest };
+    kl_loop *loop = &l.loop;
     kl_merge_axes(loop);
     if (loop->n_axes == loop->n_outer) {                     /* a row has something inside */
         CHECK(loop->n_axes < KL_MAX_AXES, "expected a loop of fewer axes than %d", loop->n_axes);
         loop->extent[loop->n_axes++] = 1;
     }
-    l->once = ARENA_NEW(c->arena, bool, loop->n_outputs);
-    l->by_row = ARENA_NEW(c->arena, bool, loop->n_outputs);
+    l.once = ARENA_NEW(c->arena, bool, loop->n_outputs);
+    l.by_row = ARENA_NEW(c->arena, bool, loop->n_outputs);
     for (int i = 0; i < loop->n_outputs; i++) {
         if (loop->outputs[i].kind == KL_SUM_OUTER && product(loop->extent, loop->n_outer, loop->n_axes) == 1)
             loop->outputs[i].kind = KL_SUM_ALL;
-        l->once[i] = is_once_a_row(loop, &loop->outputs[i]);
-        l->by_row[i] = l->once[i] || (loop->outputs[i].kind == KL_SUM_ALL && loop->exprs[loop->outputs[i].expr].row &&
-                                      product(loop->extent, loop->n_outer, loop->n_axes) != 1);
+        l.once[i] = is_once_a_row(loop, &loop->outputs[i], listed);
+        l.by_row[i] = l.once[i] || (loop->outputs[i].kind == KL_SUM_ALL && loop->exprs[loop->outputs[i].expr].row && has_columns(loop, listed));
     }
-    plan_levels(c->arena, l);
-    choose_shape(l);
-
-    cuda_writer w = { .compiler = c };
-    l->x = cuda_expressions_plan(&w, loop, loop->n_outer, l->V);
-    l->partial = ARENA_NEW(c->arena, int, loop->n_outputs);
-    int64_t *offset = ARENA_NEW(c->arena, int64_t, loop->n_outputs), blocks = l->row_blocks * l->segments;
-    for (int i = 0; i < loop->n_outputs; i++) {
-        const kl_output *o = &loop->outputs[i];
-        if (o->kind == KL_STORE)
-            continue;
-        ir_dtype dtype = loop->exprs[o->expr].dtype;
-        int64_t size = dtype == IR_F64 ? 8 : 4, n = o->kind == KL_SUM_OUTER ? l->row_blocks * l->columns : blocks;
-        offset[i] = cuda_workspace(plan, size * n);
-        l->partial[i] = cuda_param_bytes(&w, c->program->n_buffers, offset[i], cuda_register_type(dtype));
-    }
-    base_text body = {0};
-    cuda_write_loop(l, &body);
-    base_text_bytes(&w.body, body.at, body.len);
-    base_text_free(&body);
-    cuda_launch_add(&w, plan, kernel, NULL, blocks, l->threads, 0);
-    return plan_finish(c, kernel, plan, loop, KL_SUM_OUTER, offset, l->row_blocks) && plan_finish(c, kernel, plan, loop, KL_SUM_ALL, offset, blocks);
+    plan_levels(c->arena, &l);
+    choose_shape(&l);
+    l.blocks = l.row_blocks * l.segments;
+    return l;
 }
 
-bool cuda_plan_loop(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan) { return plan_loop(c, kernel, &kernel->loop, plan); }
+/* Room for what the blocks leave. */
+static void plan_sums(cuda_compiler *c, cuda_loop *l, cuda_plan *plan)
+{
+    l->offset = ARENA_NEW(c->arena, int64_t, l->loop.n_outputs);
+    for (int i = 0; i < l->loop.n_outputs; i++) {
+        const kl_output *o = &l->loop.outputs[i];
+        int64_t size = l->loop.exprs[o->expr].dtype == IR_F64 ? 8 : 4;
+        if (o->kind != KL_STORE)
+            l->offset[i] = cuda_workspace(plan, size * (o->kind == KL_SUM_OUTER ? l->row_blocks * l->columns : l->blocks));
+    }
+}
 
-/* Each for itself: launches of a graph cost about a microsecond. */
+static void write_loop(cuda_compiler *c, cuda_loop *l, cuda_writer *w, bool listed)
+{
+    kl_loop *loop = &l->loop;
+    *w = (cuda_writer){ .compiler = c, .listed = listed };
+    l->x = cuda_expressions_plan(w, loop, loop->n_outer, l->V);
+    l->partial = ARENA_NEW(c->arena, int, loop->n_outputs);
+    for (int i = 0; i < loop->n_outputs; i++)
+        if (loop->outputs[i].kind != KL_STORE)
+            l->partial[i] = cuda_param_bytes(w, c->program->n_buffers, l->offset[i], cuda_register_type(loop->exprs[loop->outputs[i].expr].dtype));
+    cuda_write_loop(l, &w->body);
+}
+
+static void launch_alone(cuda_compiler *c, const kl_kernel *kernel, cuda_loop *l, cuda_plan *plan)
+{
+    cuda_writer w;
+    write_loop(c, l, &w, false);
+    cuda_launch_add(&w, plan, kernel, NULL, l->blocks, l->threads, 0);
+}
+
+/* One launch for the first and all after it that have its text. */
+static void launch_first(cuda_compiler *c, const kl_kernel *kernel, cuda_loop *l, const cuda_writer *w, int n, cuda_plan *plan)
+{
+    cuda_writer *same = ARENA_NEW(c->arena, cuda_writer, n);
+    int64_t *blocks = ARENA_NEW(c->arena, int64_t, n);
+    int n_same = 0;
+    for (int i = 0; i < n; i++)
+        if (!l[i].launched && l[i].threads == l->threads && cuda_same_text(&w[i], w)) {
+            l[i].launched = true;
+            same[n_same] = w[i];
+            blocks[n_same++] = l[i].blocks;
+        }
+    if (n_same > 1)
+        cuda_launch_add_list(same, n_same, blocks, plan, kernel, l->threads);
+    else
+        launch_alone(c, kernel, l, plan);
+}
+
+static void launch_list(cuda_compiler *c, const kl_kernel *kernel, cuda_loop *l, int n, cuda_plan *plan)
+{
+    cuda_writer *w = ARENA_NEW(c->arena, cuda_writer, n);
+    for (int i = 0; i < n; i++) {
+        write_loop(c, &l[i], &w[i], true);
+        l[i].launched = l[i].blocks == 0;
+    }
+    for (int i = 0; i < n; i++)
+        if (!l[i].launched)
+            launch_first(c, kernel, &l[i], &w[i], n - i, plan);
+    for (int i = 0; i < n; i++)
+        cuda_writer_free(&w[i]);
+}
+
+/* Loops none of which touches what another writes. */
+static void plan_loops(cuda_compiler *c, const kl_kernel *kernel, const kl_loop *loops, int n, int widest, cuda_plan *plan)
+{
+    cuda_loop *l = ARENA_NEW(c->arena, cuda_loop, n);
+    for (int i = 0; i < n; i++) {
+        l[i] = shaped(c, &loops[i], n > 1, widest);
+        plan_sums(c, &l[i], plan);
+    }
+    if (n > 1)
+        launch_list(c, kernel, l, n, plan);
+    else
+        launch_alone(c, kernel, l, plan);
+    for (kl_output_kind kind = KL_SUM_OUTER; kind <= KL_SUM_ALL; kind++) {
+        kl_loop *rest = ARENA_NEW(c->arena, kl_loop, n);
+        int n_rest = 0;
+        for (int i = 0; i < n; i++)
+            if (count_outputs(&l[i].loop, kind) > 0)
+                rest[n_rest++] = kl_finish_sums(c->program, c->arena, &l[i].loop, kind, l[i].offset, l[i].row_blocks * (kind == KL_SUM_OUTER ? 1 : l[i].segments));
+        if (n_rest > 0)
+            plan_loops(c, kernel, rest, n_rest, n_rest > 1 ? 1 : widest, plan);      /* short rows of any length, which one text serves */
+    }
+}
+
+bool cuda_plan_loop(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan)
+{
+    plan_loops(c, kernel, &kernel->loop, 1, MOST_VECTOR, plan);
+    return true;
+}
+
 bool cuda_plan_list(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan)
 {
-    bool planned = true;
-    for (int i = 0; planned && i < kernel->list.n; i++)
-        planned = plan_loop(c, kernel, &kernel->list.loops[i], plan);
-    return planned;
+    plan_loops(c, kernel, kernel->list.loops, kernel->list.n, MOST_VECTOR, plan);
+    if (kernel->list.n > 1)
+        plan->how = base_arena_text(c->arena, "%d loops at once", kernel->list.n);
+    return true;
 }

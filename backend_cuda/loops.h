@@ -16,17 +16,22 @@
 typedef struct {
     kl_loop loop;
     cuda_expressions *x;
+    bool listed;                           /* one of many: see writer.c */
+    bool launched;
+    int widest;                            /* of V */
     int threads, group, V;
     int64_t rows, columns;
     int64_t segment, segments;             /* columns of a block; blocks side by side along a row */
     int64_t rows_per_block, row_blocks;
-    int64_t iterations;
+    int64_t iterations, blocks;
+    bool iterations_are_code;              /* in the text: the extent of an array, or the same for loops of any extents */
     int n_levels;
     int *level;                            /* by expression: how many reductions deep; -1: nobody needs it */
     bool *once;                            /* by output: stored once a row */
     bool *by_row;                          /* by output: stored or summed once a row, so that rows stay whole */
     bool in_registers;                     /* sums over rows; else in their place in workspace */
     int *partial;                          /* by output: the parameter where a block's sum goes */
+    int64_t *offset;                       /* by output: where that is in workspace */
 } cuda_loop;
 
 void cuda_write_loop(cuda_loop *l, base_text *body);        /* loop_emit.c */

@@ -91,6 +91,7 @@ static bool open_device(cuda_device *d)
     m->shared_bytes = (size_t)shared;
     int compiler = 0, minor = 0;
     l->compiler_version(&compiler, &minor);
+    m->params_bytes = 10 * compiler + minor >= 121 ? 32764 : 4096;
     if (m->driver_version / 1000 < compiler)
         return base_fail(BASE_FAILURE, "device cuda: the driver is of CUDA %d.%d and too old for NVRTC of CUDA %d.%d", m->driver_version / 1000, m->driver_version % 1000 / 10, compiler, minor);
     return driver_ok(l, l->context_retain(&d->context, d->ordinal), "cuDevicePrimaryCtxRetain") && driver_ok(l, l->context_set(d->context), "cuCtxSetCurrent") &&

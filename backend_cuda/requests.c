@@ -29,65 +29,9 @@ const char *cuda_device_text(const char *name)
     return NULL;
 }
 
-/* -- writing a kernel ---------------------------------------------------------------------------------------------------------- */
+/* -- requests ------------------------------------------------------------------------------------------------------------------ */
 
-static int add_arg(cuda_writer *w, cuda_arg arg)
-{
-    if (w->n_args == w->cap_args) {
-        w->cap_args = MAX(16, 2 * w->cap_args);
-        cuda_arg *more = ARENA_NEW(w->compiler->arena, cuda_arg, w->cap_args);
-        if (w->n_args)
-            memcpy(more, w->args, sizeof *more * (size_t)w->n_args);
-        w->args = more;
-    }
-    w->args[w->n_args] = arg;
-    return w->n_args++;
-}
-
-int cuda_param_bytes(cuda_writer *w, int buffer, int64_t bytes, const char *type)
-{
-    int n = add_arg(w, (cuda_arg){ buffer, bytes });
-    base_text_add(&w->params, "%s%s *p%d", n ? ", " : "", type, n);
-    base_text_add(&w->entry, ", (%s *)p[%d]", type, n);
-    return n;
-}
-
-int cuda_param_value(cuda_writer *w, int64_t value)
-{
-    int n = add_arg(w, (cuda_arg){ -1, value });
-    base_text_add(&w->params, "%srax_i64 p%d", n ? ", " : "", n);
-    base_text_add(&w->entry, ", p[%d]", n);
-    return n;
-}
-
-int cuda_param_view(cuda_writer *w, const kl_view *view, ir_dtype dtype, bool written)
-{
-    static const char *const type[2][IR_DTYPES] = {
-        { [IR_F32] = "const float", [IR_F64] = "const double", [IR_BF16] = "const rax_u16", [IR_I32] = "const int", [IR_BOOL] = "const unsigned char" },
-        { [IR_F32] = "float", [IR_F64] = "double", [IR_BF16] = "rax_u16", [IR_I32] = "int", [IR_BOOL] = "unsigned char" } };
-    return cuda_param_bytes(w, view->buffer, view->offset * ir_dtype_bytes(dtype), type[written][dtype]);
-}
-
-int64_t cuda_workspace(cuda_plan *plan, int64_t bytes)
-{
-    size_t at = plan->workspace_bytes;
-    plan->workspace_bytes += ((size_t)bytes + 255) & ~(size_t)255;
-    return (int64_t)at;
-}
-
-cuda_step *cuda_step_add(cuda_compiler *c, cuda_plan *plan)
-{
-    if (plan->n_steps == plan->cap_steps) {
-        plan->cap_steps = MAX(4, 2 * plan->cap_steps);
-        cuda_step *more = ARENA_NEW(c->arena, cuda_step, plan->cap_steps);
-        if (plan->n_steps)
-            memcpy(more, plan->steps, sizeof *more * (size_t)plan->n_steps);
-        plan->steps = more;
-    }
-    return &plan->steps[plan->n_steps++];
-}
-
-static int request(cuda_compiler *c, const char *defines, const char *text, const char *device, const char *kernel)
+int cuda_request_add(cuda_compiler *c, const char *defines, const char *text, const char *device, const char *kernel)
 {
     base_text whole = {0};
     base_text_add(&whole, "%s\n%s\n%s", defines, device ? device : "", text);
@@ -115,23 +59,6 @@ static int request(cuda_compiler *c, const char *defines, const char *text, cons
     c->requests[c->n_requests] = (cuda_request){ .name = base_arena_text(c->arena, "%s", name), .kernel = kernel, .text = base_arena_text(c->arena, "%s", named.at) };
     base_text_free(&named);
     return c->n_requests++;
-}
-
-void cuda_launch_add(cuda_writer *w, cuda_plan *plan, const kl_kernel *kernel, const char *device, int64_t grid, int threads, size_t shared_bytes)
-{
-    base_text text = {0};
-    base_text_add(&text, "RAX_KERNEL(%d) @(%s)\n{\n%s}\n#ifdef RAX_EMULATED\nRAX_ENTRY(@%s)\n#endif\n", threads, w->params.at ? w->params.at : "void",
-                  w->body.at ? w->body.at : "", w->entry.at ? w->entry.at : "");
-    cuda_launch launch = { .code = -1, .grid = grid, .threads = threads, .shared_bytes = shared_bytes, .n_args = w->n_args, .args = w->args };
-    if (grid > 0) {
-        launch.code = request(w->compiler, w->defines.at ? w->defines.at : "", text.at, device, kernel->name ? kernel->name : "");
-        *cuda_step_add(w->compiler, plan) = (cuda_step){ .launch = launch };
-    }
-    base_text_free(&text);
-    base_text_free(&w->defines);
-    base_text_free(&w->params);
-    base_text_free(&w->entry);
-    base_text_free(&w->body);
 }
 
 char *cuda_request_source(const cuda_request *r)

@@ -17,10 +17,12 @@
 
 #define RAX_KERNEL(threads) static void
 #define RAX_DEVICE static inline
+#define RAX_CONSTANT const
 #define RAX_SHARED static
 #define RAX_DYNAMIC_SHARED(name) unsigned char *name = rax_dynamic_shared
 #define RAX_ALIGN(bytes) __attribute__((aligned(bytes), may_alias))
 #define RAX_UNROLL
+#define RAX_UNROLL_4
 /* A kernel's entry for the launcher: its parameters lie side by side, 8 bytes each. */
 #define RAX_ENTRY(name, ...) void name##_entry(const int64_t *p) { name(__VA_ARGS__); }
 
@@ -134,6 +136,16 @@ static void __attribute__((noinline)) rax_warp_wait(void)
     }
 }
 
+static int rax_n_copies[RAX_MOST_THREADS];                      /* of asynchronous copies under way */
+
+static void rax_aligned(const void *at, const char *what)
+{
+    if ((uintptr_t)at % 16) {
+        fprintf(stderr, "cuda emulator: %s is not aligned to 16 bytes\n", what);
+        abort();
+    }
+}
+
 /* Runs one block. A thread that ends leaves the next to go on. */
 static void __attribute__((noinline)) rax_run_block(void)
 {
@@ -142,6 +154,7 @@ static void __attribute__((noinline)) rax_run_block(void)
     rax_block_arrived = 0;
     memset(rax_warp_arrived, 0, sizeof rax_warp_arrived);
     memset(rax_warp_alive, 0, sizeof rax_warp_alive);
+    memset(rax_n_copies, 0, sizeof rax_n_copies);
     for (int i = 0; i < n; i++) {
         rax_fibers[i].done = 0;
         rax_warp_alive[i / 32]++;
@@ -217,6 +230,46 @@ static void __attribute__((noinline)) rax_mma(float *c, const uint32_t *a, uint3
         c[e] = (float)sum;
     }
     rax_warp_wait();
+}
+
+/* ldmatrix.x4: lane 8 i + r brings the address of row r of matrix i. */
+static const uint16_t *rax_matrix_rows[RAX_MOST_THREADS];
+static void __attribute__((noinline)) rax_ldmatrix(uint32_t *to, const uint16_t *row, int transposed)
+{
+    int self = rax_current, first = self & ~31, g = (self & 31) >> 2, t = self & 3;
+    rax_aligned(row, "a row of a matrix");
+    rax_matrix_rows[self] = row;
+    rax_warp_wait();
+    for (int i = 0; i < 4; i++) {
+        const uint16_t **rows = &rax_matrix_rows[first + 8 * i];
+        to[i] = transposed ? rows[2 * t][g] | (uint32_t)rows[2 * t + 1][g] << 16 : rows[g][2 * t] | (uint32_t)rows[g][2 * t + 1] << 16;
+    }
+    rax_warp_wait();
+}
+static void rax_matrices(uint32_t *to, const uint16_t *row) { rax_ldmatrix(to, row, 0); }
+static void rax_matrices_transposed(uint32_t *to, const uint16_t *row) { rax_ldmatrix(to, row, 1); }
+
+/* cp.async: until its thread has waited there is NaN in the copy's place, and what is copied is what lies there then. */
+enum { RAX_MOST_COPIES = 256 };
+static struct { void *to; const void *from; } rax_copies[RAX_MOST_THREADS][RAX_MOST_COPIES];
+static void rax_copy_16(void *to, const void *from, int is_there)
+{
+    rax_aligned(to, "the target of a copy");
+    rax_aligned(from, "the source of a copy");
+    if (rax_n_copies[rax_current] == RAX_MOST_COPIES) {
+        fprintf(stderr, "cuda emulator: more than %d copies of a thread under way\n", RAX_MOST_COPIES);
+        abort();
+    }
+    memset(to, 0xff, 16);
+    rax_copies[rax_current][rax_n_copies[rax_current]].to = to;
+    rax_copies[rax_current][rax_n_copies[rax_current]++].from = is_there ? from : NULL;
+}
+static void rax_copies_wait(void)
+{
+    static const char zeros[16];
+    for (int i = 0; i < rax_n_copies[rax_current]; i++)
+        memcpy(rax_copies[rax_current][i].to, rax_copies[rax_current][i].from ? rax_copies[rax_current][i].from : zeros, 16);
+    rax_n_copies[rax_current] = 0;
 }
 
 static inline uint32_t rax_bits_of_f32(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }

@@ -33,12 +33,14 @@ enum { BLOCK_GUARD = 512, SHARED_OPTIN = 232448 };
 
 /* -- memory -------------------------------------------------------------------------------------------------------------- */
 
+enum { LARGE = 16 << 20 };                    /* a block that is zero until it is written: memory that nobody touches costs nothing */
 typedef struct block { struct block *next; char *at; size_t bytes; bool pinned; } block;
 static struct {
     block *blocks;
     size_t device_bytes, most_bytes;          /* most: what the device has */
-    int arch_major, arch_minor;
-    int launches, products, graph_launches, captures, early_waits, compiled, compiled_by_nvrtc;
+    int arch_major, arch_minor, nvrtc_version;
+    int refused_epilogue;                     /* bits of one that there is no algorithm for */
+    int launches, products, tf32_products, epilogues, questions, asked_epilogues, graph_launches, captures, early_waits, compiled, compiled_by_nvrtc;
     int blocking_waits, stream_waits;         /* of the host: for an event that was not there yet; for a whole stream */
     int copies_ahead;                         /* into memory, while the first stream had a graph before it */
     bool eager_copies;
@@ -48,7 +50,8 @@ static struct {
     bool fast_second;                         /* of the algorithms of a product the second is faster than the others */
     int algorithm;                            /* that the last product took */
     const cuda_library *nvrtc;                /* not NULL: what is compiled for the stand-in is compiled for sm_80 and sm_90, too */
-} standin = { .most_bytes = (size_t)8 << 30, .arch_major = 9 };
+    bool only_nvrtc;                          /* and only by it, for the stand-in's own architecture: kernels cannot be launched */
+} standin = { .most_bytes = (size_t)8 << 30, .arch_major = 9, .nvrtc_version = 130 };
 
 static block *block_of(const void *at, size_t bytes, bool pinned)
 {
@@ -67,10 +70,13 @@ static void check_block_guards(const block *b)
 static void *new_block(size_t bytes, bool pinned)
 {
     block *b = malloc(sizeof *b);
-    char *memory = aligned_alloc(512, (bytes + 2 * BLOCK_GUARD + 511) & ~(size_t)511);
+    size_t room = (bytes + 2 * BLOCK_GUARD + 511) & ~(size_t)511;
+    char *memory = bytes >= LARGE ? mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) : aligned_alloc(512, room);
+    STANDIN_CHECK(memory && memory != MAP_FAILED, "no memory for %zu bytes", bytes);
     *b = (block){ standin.blocks, memory + BLOCK_GUARD, bytes, pinned };
     memset(memory, 0xa5, BLOCK_GUARD);
-    memset(b->at, 0xff, bytes);
+    if (bytes < LARGE)
+        memset(b->at, 0xff, bytes);
     memset(b->at + bytes, 0xa5, BLOCK_GUARD);
     standin.blocks = b;
     standin.device_bytes += pinned ? 0 : bytes;
@@ -85,7 +91,10 @@ static void free_block(void *at, bool pinned)
             check_block_guards(dead);
             *b = dead->next;
             standin.device_bytes -= pinned ? 0 : dead->bytes;
-            free(dead->at - BLOCK_GUARD);
+            if (dead->bytes >= LARGE)
+                munmap(dead->at - BLOCK_GUARD, (dead->bytes + 2 * BLOCK_GUARD + 511) & ~(size_t)511);
+            else
+                free(dead->at - BLOCK_GUARD);
             free(dead);
             return;
         }
@@ -97,7 +106,7 @@ static void free_block(void *at, bool pinned)
 struct cuda_function_opaque { void (*entry)(const int64_t *); void (*emulate)(void (*)(const int64_t *), const unsigned[3], unsigned, unsigned, const int64_t *); int shared_bytes; };
 struct cuda_module_opaque { void *handle; int fd; struct cuda_function_opaque function; };
 struct cuda_event_opaque { bool recorded; int64_t ticket; cuda_stream stream; struct timespec time; };
-struct cuda_product_desc_opaque { int compute, transpose_a, transpose_b, epilogue; void *bias; };
+struct cuda_product_desc_opaque { int compute, transpose_a, transpose_b, epilogue; char *bias, *aux; int64_t aux_leading; };
 struct cuda_layout_opaque { int type; uint64_t rows, columns; int64_t leading, stride; int32_t batch; };
 
 typedef enum { DO_COPY_IN, DO_COPY_OUT, DO_FILL, DO_LAUNCH, DO_PRODUCT, DO_GRAPH, DO_WAIT, DO_EVENT } op_kind;
@@ -173,37 +182,68 @@ static void check_matrix(const char *at, const struct cuda_layout_opaque *l, con
     STANDIN_CHECK(block_of(at, (size_t)last * type_bytes(l->type), false), "%s of a product lies outside of memory", what);
 }
 
+static double tanh_gelu(double x) { return 0.5 * x * (1 + tanh(0.79788456080286536 * (x + 0.044715 * x * x * x))); }
+static double tanh_gelu_slope(double x)
+{
+    double t = tanh(0.79788456080286536 * (x + 0.044715 * x * x * x));
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.79788456080286536 * (1 + 0.134145 * x * x);
+}
+
+/* An element of an operand: to ten bits where the product is in TF32. */
+static double operand_at(const stream_op *op, const char *at, int type, int64_t i)
+{
+    float x = (float)number_at(at, type, i);
+    uint32_t bits;
+    if (op->desc.compute != CUDA_COMPUTE_TF32)
+        return number_at(at, type, i);
+    memcpy(&bits, &x, 4);
+    bits = (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
 /* Column by column, as cuBLASLt has it. */
 static void do_product(const stream_op *op)
 {
     int64_t m = (int64_t)op->d.rows, n = (int64_t)op->d.columns, k = (int64_t)(op->desc.transpose_a ? op->a.rows : op->a.columns);
     STANDIN_CHECK((int64_t)(op->desc.transpose_a ? op->a.columns : op->a.rows) == m && (int64_t)(op->desc.transpose_b ? op->b.rows : op->b.columns) == n &&
                   (int64_t)(op->desc.transpose_b ? op->b.columns : op->b.rows) == k, "the operands of a product do not fit");
-    double *a = malloc(sizeof(double) * (size_t)(m * k)), *sum = malloc(sizeof(double) * (size_t)m);
+    double *a = malloc(sizeof(double) * (size_t)(m * k)), *sum = malloc(sizeof(double) * (size_t)m), *bias_sum = calloc((size_t)m, sizeof(double));
+    int type = op->d.type, epilogue = op->desc.epilogue & ~CUDA_EPILOGUE_NONE;
     for (int64_t batch = 0; batch < op->d.batch; batch++) {
         for (int64_t j = 0; j < k; j++)
             for (int64_t i = 0; i < m; i++)
-                a[j * m + i] = number_at(op->pa, op->a.type, batch * op->a.stride + (op->desc.transpose_a ? i * op->a.leading + j : j * op->a.leading + i));
+                a[j * m + i] = operand_at(op, op->pa, op->a.type, batch * op->a.stride + (op->desc.transpose_a ? i * op->a.leading + j : j * op->a.leading + i));
         for (int64_t j = 0; j < n; j++) {
             memset(sum, 0, sizeof(double) * (size_t)m);
             for (int64_t p = 0; p < k; p++) {
-                double b = number_at(op->pb, op->b.type, batch * op->b.stride + (op->desc.transpose_b ? p * op->b.leading + j : j * op->b.leading + p));
+                double b = operand_at(op, op->pb, op->b.type, batch * op->b.stride + (op->desc.transpose_b ? p * op->b.leading + j : j * op->b.leading + p));
                 for (int64_t i = 0; i < m; i++)
                     sum[i] += a[p * m + i] * b;
             }
             for (int64_t i = 0; i < m; i++) {
-                int64_t at = batch * op->d.stride + j * op->d.leading + i;
+                int64_t at = batch * op->d.stride + j * op->d.leading + i, aux_at = j * op->desc.aux_leading + i;
                 double x = op->alpha * sum[i];
-                if (op->desc.epilogue & CUDA_EPILOGUE_BIAS)
-                    x += number_at(op->desc.bias, op->d.type, i);
+                if (epilogue & CUDA_EPILOGUE_BIAS)
+                    x += number_at(op->desc.bias, type, i);
+                if ((epilogue & CUDA_EPILOGUE_AUX) && (epilogue & CUDA_EPILOGUE_GELU))
+                    put_number(op->desc.aux, type, aux_at, x);
+                if (epilogue & CUDA_EPILOGUE_GELU)
+                    x = tanh_gelu(x);
+                if (epilogue & CUDA_EPILOGUE_GELU_GRADIENT)
+                    x *= tanh_gelu_slope(number_at(op->desc.aux, type, aux_at));
+                bias_sum[i] += x;
                 if (op->beta != 0)
-                    x += op->beta * number_at(op->to, op->d.type, at);
-                put_number(op->to, op->d.type, at, x);
+                    x += op->beta * number_at(op->to, type, at);
+                put_number(op->to, type, at, x);
             }
         }
     }
+    for (int64_t i = 0; i < m && (epilogue & CUDA_EPILOGUE_BIAS_GRADIENT); i++)
+        put_number(op->desc.bias, type, i, bias_sum[i]);
     free(a);
     free(sum);
+    free(bias_sum);
 }
 
 static bool run_until(cuda_stream stream, int64_t ticket);
@@ -226,7 +266,8 @@ static void do_op(const stream_op *op)
         memcpy(op->to, op->from, op->bytes);
         break;
     case DO_FILL:
-        memset(op->to, 0, op->bytes);
+        if (op->bytes < LARGE)
+            memset(op->to, 0, op->bytes);
         break;
     case DO_LAUNCH:
         standin.launches++;
@@ -238,6 +279,7 @@ static void do_op(const stream_op *op)
         break;
     case DO_PRODUCT:
         standin.products++;
+        standin.tf32_products += op->desc.compute == CUDA_COMPUTE_TF32;
         standin.algorithm = op->algorithm;
         if (standin.fast_second && op->algorithm != 4712)
             usleep(2000);
@@ -441,18 +483,27 @@ static int si_module_load(cuda_module *module, const void *image)
     size_t bytes;
     char path[64];
     memcpy(&bytes, image, sizeof bytes);
-    cuda_module m = calloc(1, sizeof *m);
+    cuda_module m = *module = calloc(1, sizeof *m);
+    if (bytes == 0)
+        return 0;
     m->fd = memfd_create("kernel", MFD_CLOEXEC);
     STANDIN_CHECK(write(m->fd, (const char *)image + sizeof bytes, bytes) == (ssize_t)bytes, "no room for a kernel");
     snprintf(path, sizeof path, "/proc/self/fd/%d", m->fd);
     m->handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     STANDIN_CHECK(m->handle, "%s", dlerror());
-    return *module = m, 0;
+    return 0;
 }
-static int si_module_free(cuda_module module) { return dlclose(module->handle), close(module->fd), free(module), 0; }
+static int si_module_free(cuda_module module)
+{
+    if (module->handle)
+        dlclose(module->handle), close(module->fd);
+    return free(module), 0;
+}
 static int si_module_function(cuda_function *function, cuda_module module, const char *name)
 {
     char entry[80];
+    if (!module->handle)
+        return *function = &module->function, 0;
     snprintf(entry, sizeof entry, "%s_entry", name);
     void *at = dlsym(module->handle, entry), *emulate = dlsym(module->handle, "rax_emulate");
     memcpy(&module->function.entry, &at, sizeof at);
@@ -470,6 +521,7 @@ static int si_launch(cuda_function function, unsigned gx, unsigned gy, unsigned 
     STANDIN_CHECK(gx && gy && gz && bx && bx <= 1024 && by == 1 && bz == 1 && gy <= 65535 && gz <= 65535, "a launch of %u x %u x %u blocks of %u", gx, gy, gz, bx);
     STANDIN_CHECK(shared <= 48 << 10 || (int)shared <= function->shared_bytes, "%u bytes of shared memory that were not asked for", shared);
     size_t size = *(const size_t *)extra[3];
+    STANDIN_CHECK(size <= (standin.nvrtc_version >= 121 ? 32764 : 4096), "a launch with %zu bytes of parameters", size);
     stream_op *op = queue(DO_LAUNCH, stream);
     op->function = function, op->threads = bx, op->shared_bytes = shared;
     op->grid[0] = gx, op->grid[1] = gy, op->grid[2] = gz;
@@ -483,7 +535,7 @@ static int si_launch(cuda_function function, unsigned gx, unsigned gy, unsigned 
 /* -- NVRTC ----------------------------------------------------------------------------------------------------------------------- */
 
 struct cuda_source_opaque { char *text, *name, *log; char *image; size_t bytes; };
-static int si_compiler_version(int *major, int *minor) { return *major = 13, *minor = 0, 0; }
+static int si_compiler_version(int *major, int *minor) { return *major = standin.nvrtc_version / 10, *minor = standin.nvrtc_version % 10, 0; }
 static int si_source_new(cuda_source *source, const char *text, const char *name, int n, const char *const *headers, const char *const *names)
 {
     (void)n, (void)headers, (void)names;
@@ -501,6 +553,8 @@ static bool compile_for_cards(cuda_source s)
 {
     for (int architecture = 80; standin.nvrtc && architecture <= 90; architecture += 10) {
         base_bytes cubin = {0};
+        if (standin.only_nvrtc && architecture != 10 * standin.arch_major + standin.arch_minor)
+            continue;
         if (!cuda_compile_source(standin.nvrtc, s->text, s->name, architecture, &cubin)) {
             fprintf(stderr, "stand-in: sm_%d: %s\n", architecture, base_error());
             return false;
@@ -516,6 +570,12 @@ static int si_source_compile(cuda_source s, int n_options, const char *const *op
     char folder[] = "/tmp/rax-standin-XXXXXX", path[96], command[1024];
     const char *compiler = getenv("CC"), *source = getenv("RAX_TEST_SOURCE");         /* the project's folder, where it is not the working folder */
     (void)n_options, (void)options;
+    if (standin.only_nvrtc) {
+        __atomic_add_fetch(&standin.compiled, 1, __ATOMIC_RELAXED);
+        s->bytes = sizeof(size_t);
+        s->image = calloc(1, sizeof(size_t) + 1);
+        return !compile_for_cards(s);
+    }
     if (!mkdtemp(folder))
         return 1;
     snprintf(path, sizeof path, "%s/k.c", folder);
@@ -551,7 +611,7 @@ static int si_blas_new(cuda_blas *blas) { return *blas = (cuda_blas)&standin, 0;
 static int si_blas_free(cuda_blas blas) { return blas ? 0 : 1; }
 static int si_product_new(cuda_product_desc *desc, int compute, int scale)
 {
-    STANDIN_CHECK((compute == CUDA_COMPUTE_F32 && scale == CUDA_R_F32) || (compute == CUDA_COMPUTE_F64 && scale == CUDA_R_F64), "a product in type %d, scaled in %d", compute, scale);
+    STANDIN_CHECK(((compute == CUDA_COMPUTE_F32 || compute == CUDA_COMPUTE_TF32) && scale == CUDA_R_F32) || (compute == CUDA_COMPUTE_F64 && scale == CUDA_R_F64), "a product in type %d, scaled in %d", compute, scale);
     *desc = calloc(1, sizeof **desc);
     (*desc)->compute = compute, (*desc)->epilogue = CUDA_EPILOGUE_NONE;
     return 0;
@@ -559,9 +619,14 @@ static int si_product_new(cuda_product_desc *desc, int compute, int scale)
 static int si_product_free(cuda_product_desc desc) { return free(desc), 0; }
 static int si_product_set(cuda_product_desc desc, int attribute, const void *value, size_t bytes)
 {
-    void *to = attribute == CUDA_PRODUCT_TRANSPOSE_A ? (void *)&desc->transpose_a : attribute == CUDA_PRODUCT_TRANSPOSE_B ? (void *)&desc->transpose_b :
-               attribute == CUDA_PRODUCT_EPILOGUE ? (void *)&desc->epilogue : attribute == CUDA_PRODUCT_BIAS ? (void *)&desc->bias : NULL;
-    STANDIN_CHECK(to && bytes == (attribute == CUDA_PRODUCT_BIAS ? 8u : 4u), "attribute %d of a product", attribute);
+    const struct { int attribute; void *to; size_t bytes; } known[] = {
+        { CUDA_PRODUCT_TRANSPOSE_A, &desc->transpose_a, 4 }, { CUDA_PRODUCT_TRANSPOSE_B, &desc->transpose_b, 4 }, { CUDA_PRODUCT_EPILOGUE, &desc->epilogue, 4 },
+        { CUDA_PRODUCT_BIAS, &desc->bias, 8 }, { CUDA_PRODUCT_AUX, &desc->aux, 8 }, { CUDA_PRODUCT_AUX_LEADING, &desc->aux_leading, 8 } };
+    void *to = NULL;
+    for (size_t i = 0; i < COUNT_OF(known); i++)
+        if (known[i].attribute == attribute && known[i].bytes == bytes)
+            to = known[i].to;
+    STANDIN_CHECK(to, "attribute %d of a product in %zu bytes", attribute, bytes);
     return memcpy(to, value, bytes), 0;
 }
 static int si_layout_new(cuda_layout *layout, int type, uint64_t rows, uint64_t columns, int64_t leading)
@@ -587,6 +652,16 @@ static int si_product_algorithms(cuda_blas blas, cuda_product_desc desc, cuda_la
                                  cuda_algorithm *found, int *n_found)
 {
     STANDIN_CHECK(blas && desc && a && b && c && d && preference && wanted >= 1, "a question for algorithms without all that it needs");
+    int epilogue = desc->epilogue, gradient = CUDA_EPILOGUE_AUX | CUDA_EPILOGUE_GELU_GRADIENT;
+    STANDIN_CHECK(epilogue == CUDA_EPILOGUE_NONE || epilogue == gradient || epilogue == (gradient | CUDA_EPILOGUE_BIAS_GRADIENT) ||
+                  (epilogue & ~(CUDA_EPILOGUE_BIAS | CUDA_EPILOGUE_GELU | CUDA_EPILOGUE_AUX)) == 0, "epilogue %d", epilogue);
+    STANDIN_CHECK(!(epilogue & CUDA_EPILOGUE_ANY_BIAS) || desc->bias, "an epilogue whose vector is aligned somehow");
+    STANDIN_CHECK(!(epilogue & CUDA_EPILOGUE_AUX) || (desc->aux && desc->aux_leading % 8 == 0 && desc->aux_leading >= (int64_t)d->rows && d->batch == 1), "an auxiliary matrix of %lld",
+                  (long long)desc->aux_leading);
+    standin.questions++;
+    standin.asked_epilogues |= epilogue;
+    if (epilogue & standin.refused_epilogue)
+        return *n_found = 0, 15;
     *n_found = MIN(wanted, 3);
     for (int i = 0; i < *n_found; i++)
         found[i] = (cuda_algorithm){ .algorithm = { 4711 + (uint64_t)i }, .workspace_bytes = 1000 };
@@ -600,7 +675,11 @@ static int si_product(cuda_blas blas, cuda_product_desc desc, const void *alpha,
     check_matrix(a, a_layout, "the first operand");
     check_matrix(b, b_layout, "the second operand");
     check_matrix(d, d_layout, "the result");
-    STANDIN_CHECK(!(desc->epilogue & CUDA_EPILOGUE_BIAS) || block_of(desc->bias, d_layout->rows * type_bytes(d_layout->type), false), "the bias of a product lies outside of memory");
+    int epilogue = desc->epilogue;
+    STANDIN_CHECK(!(epilogue & CUDA_EPILOGUE_ANY_BIAS) || block_of(desc->bias, d_layout->rows * type_bytes(d_layout->type), false), "the bias of a product lies outside of memory");
+    STANDIN_CHECK(!(epilogue & CUDA_EPILOGUE_AUX) || ((uintptr_t)desc->aux % 16 == 0 &&
+                  block_of(desc->aux, ((d_layout->columns - 1) * (uint64_t)desc->aux_leading + d_layout->rows) * type_bytes(d_layout->type), false)), "the auxiliary matrix of a product");
+    standin.epilogues |= epilogue;
     stream_op *op = queue(DO_PRODUCT, stream);
     op->algorithm = (int)*(const uint64_t *)algorithm;
     bool f64 = desc->compute == CUDA_COMPUTE_F64;

@@ -33,26 +33,60 @@ static void draw_space(writer *w)
     }
 }
 
-static kl_program *random_program(uint64_t seed)
+static kl_program *new_program(int kernels)
 {
     base_arena *arena = base_arena_new();
     kl_program *p = ARENA_NEW(arena, kl_program, 1);
     p->arena = arena;
     p->name = "random";
-    p->kernels = ARENA_NEW(arena, kl_kernel *, LOOPS);
+    p->kernels = ARENA_NEW(arena, kl_kernel *, kernels);
+    return p;
+}
+
+static kl_loop *new_loop(kl_program *p)
+{
+    kl_kernel *kernel = p->kernels[p->n_kernels++] = ARENA_NEW(p->arena, kl_kernel, 1);
+    kernel->kind = KL_LOOP;
+    kernel->name = "random";
+    kernel->loop.exprs = ARENA_NEW(p->arena, kl_expr, MOST_EXPRS);
+    kernel->loop.outputs = ARENA_NEW(p->arena, kl_output, 4);
+    return &kernel->loop;
+}
+
+static void draw_content(writer *w)
+{
+    for (int n = 2 + draw(w, 4); n > 0 && w->loop->n_exprs < MOST_EXPRS - 32; n--)
+        add_something(w);
+    for (int n = 1 + draw(w, 3); n > 0; n--)
+        add_output(w, w->loop->n_exprs - 1 - draw(w, MIN(w->loop->n_exprs, 6)));
+}
+
+static kl_program *random_program(uint64_t seed)
+{
+    kl_program *p = new_program(LOOPS);
     writer w = { .dice = { seed }, .program = p };
     for (int i = 0; i < LOOPS; i++) {
-        kl_kernel *kernel = p->kernels[p->n_kernels++] = ARENA_NEW(arena, kl_kernel, 1);
-        kernel->kind = KL_LOOP;
-        kernel->name = "random";
-        w.loop = &kernel->loop;
-        w.loop->exprs = ARENA_NEW(arena, kl_expr, MOST_EXPRS);
-        w.loop->outputs = ARENA_NEW(arena, kl_output, 4);
+        w.loop = new_loop(p);
         draw_space(&w);
-        for (int n = 2 + draw(&w, 4); n > 0 && w.loop->n_exprs < MOST_EXPRS - 32; n--)
-            add_something(&w);
-        for (int n = 1 + draw(&w, 3); n > 0; n--)
-            add_output(&w, w.loop->n_exprs - 1 - draw(&w, MIN(w.loop->n_exprs, 6)));
+        draw_content(&w);
+    }
+    kl_renumber(p);
+    return p;
+}
+
+/* One loop over and over, with other extents: most of them have one form. */
+MAYBE_UNUSED static kl_program *random_lists(uint64_t seed)
+{
+    kl_program *p = new_program(LOOPS);
+    writer extents = { .dice = { seed + 1000 }, .program = p };
+    int n_axes = 1 + draw(&extents, 3), n_outer = draw(&extents, n_axes);
+    for (int i = 0; i < LOOPS; i++) {
+        writer w = { .dice = { seed }, .program = p, .loop = new_loop(p) };
+        w.loop->n_axes = n_axes;
+        w.loop->n_outer = n_outer;
+        for (int j = 0; j < n_axes; j++)
+            w.loop->extent[j] = draw(&extents, 4) ? 2 + draw(&extents, n_axes == 1 ? 3000 : 20) : draw_extent(&extents);
+        draw_content(&w);
     }
     kl_renumber(p);
     return p;

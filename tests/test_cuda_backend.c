@@ -18,7 +18,7 @@ static void *on_device(const ir_array *x)
 /* Through the passes and the backend, twice from the same parameters: the second run must give the same bits. */
 static ir_array *run_cuda(const ir_graph *graph, const ir_array *params, const cuda_library *nvrtc)
 {
-    static const int architectures[] = { 75, 80, 90 };
+    static const int architectures[] = { 80, 90 }, old[] = { 75 };
     ir_graph *copy = ir_graph_clone(graph);
     ir_pass_options passes = { .verify = true, .keep_composite = cuda_backend.keep_composite };
     ir_run_passes(copy, &passes);
@@ -30,7 +30,7 @@ static ir_array *run_cuda(const ir_graph *graph, const ir_array *params, const c
     if (!e)
         fail_msg("%s: %s", graph->name, base_error());
     if (nvrtc)
-        compile_with_nvrtc(nvrtc, cuda_last_compiler(e), architectures, (int)COUNT_OF(architectures));
+        compile_with_nvrtc(nvrtc, cuda_last_compiler(e), standin.arch_major < 8 ? old : architectures, standin.arch_major < 8 ? 1 : 2);
     ir_array *first = NULL;
     for (int run = 0; run < 2; run++) {
         void **param = room(sizeof *param * (size_t)(graph->n_params + 1)), **result = room(sizeof *result * (size_t)(graph->n_results + 1));
@@ -63,10 +63,17 @@ static void forget(int blocks)
         base_free(made.block[--made.n]);
 }
 
-static void check_graph_text(const char *text, double tolerance, const cuda_library *nvrtc)
+static double largest(const ir_array *x)
 {
-    int blocks = made.n;
-    ir_graph *graph = graph_of(text);
+    double most = 0;
+    for (int64_t i = 0; i < ir_type_count(&x->type); i++)
+        most = fmax(most, fabs(get(x, i)));
+    return most;
+}
+
+/* rounds: the program computes in bf16, so that errors go by the largest element. */
+static void check_program(ir_graph *graph, double tolerance, bool rounds, const cuda_library *nvrtc)
+{
     dice d = { 11 };
     ir_array *params = arrays_for_params(graph);
     for (int i = 0; i < graph->n_params; i++)
@@ -75,8 +82,14 @@ static void check_graph_text(const char *text, double tolerance, const cuda_libr
     for (int i = 0; i < graph->n_results; i++) {
         ir_dtype dtype = expected[i].type.dtype;
         double t = dtype == IR_F64 ? 1e-10 : dtype == IR_F32 ? tolerance : dtype == IR_BF16 ? MAX(tolerance, 0.02) : 0;
-        compare(graph, i, &got[i], &expected[i], t, t);
+        compare(graph, i, &got[i], &expected[i], t, rounds ? t * largest(&expected[i]) : t);
     }
+}
+
+static void check_graph_text(const char *text, double tolerance, const cuda_library *nvrtc)
+{
+    int blocks = made.n;
+    check_program(graph_of(text), tolerance, false, nvrtc);
     forget(blocks);
 }
 
@@ -154,20 +167,82 @@ static char *attention_text(ir_dtype dtype, int batch, int heads, int rows, int 
 
 static void test_attention(void **state)
 {
-    static const struct { ir_dtype dtype; int batch, heads, rows, keys, size; bool causal; double dropout; } cases[] = {
-        { IR_F32, 2, 3, 37, 45, 20, true, 0.3 }, { IR_F32, 1, 2, 64, 64, 64, true, 0 }, { IR_F32, 1, 1, 5, 70, 128, false, 0 }, { IR_F32, 2, 1, 1, 1, 1, true, 0 },
-        { IR_BF16, 2, 3, 37, 45, 20, true, 0.3 }, { IR_BF16, 1, 2, 130, 130, 64, true, 0 }, { IR_BF16, 1, 1, 65, 33, 128, false, 0.1 }, { IR_BF16, 1, 2, 16, 97, 7, true, 0 },
+    static const struct { ir_dtype dtype; int batch, heads, rows, keys, size; bool causal; double dropout; int major; bool compile; } cases[] = {
+        { IR_F32, 2, 3, 37, 45, 20, true, 0.3, 9, true }, { IR_F32, 1, 2, 64, 64, 64, true, 0, 9, true }, { IR_F32, 1, 1, 5, 70, 128, false, 0, 9, false }, { IR_F32, 2, 1, 1, 1, 1, true, 0, 9, false },
+        { IR_BF16, 2, 3, 37, 45, 20, true, 0.3, 9, false }, { IR_BF16, 1, 2, 130, 130, 64, true, 0, 9, true }, { IR_BF16, 1, 1, 65, 34, 128, false, 0.1, 9, true },
+        { IR_BF16, 1, 1, 140, 160, 128, true, 0.1, 9, true }, { IR_BF16, 1, 2, 16, 97, 7, true, 0, 9, false }, { IR_BF16, 1, 1, 40, 70, 64, true, 0.1, 7, true }, { IR_F32, 1, 1, 40, 50, 64, true, 0, 7, true },
     };
     cuda_library nvrtc;
     bool compiles = nvrtc_is_here(&nvrtc);
     (void)state;
-    standin_begin(NULL);
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        standin.arch_major = cases[i].major;
+        standin_begin(NULL);
         assert_true(cuda_attention_takes(cases[i].dtype, cases[i].size));
         check_graph_text(attention_text(cases[i].dtype, cases[i].batch, cases[i].heads, cases[i].rows, cases[i].keys, cases[i].size, cases[i].causal, cases[i].dropout),
-                         cases[i].dtype == IR_BF16 ? 0.03 : 2e-5, compiles && i % 4 < 2 ? &nvrtc : NULL);
+                         cases[i].dtype == IR_BF16 ? 0.03 : 2e-5, compiles && cases[i].compile ? &nvrtc : NULL);
+        standin_end();
     }
+    standin.arch_major = 9;
+}
+
+/* A layer with gelu, and its gradients by all operands. */
+static ir_graph *gelu_layer(bool bf16, bool bias)
+{
+    ir_graph *graph = graph_of(text_of("graph layer(%%0: f32[24,16], %%1: f32[16,40], %%2: f32[40], %%3: f32[40,16], %%4: f32[24,16]) {\n"
+                                       " %%5: %s[24,16] = cast %%0\n %%6: %s[16,40] = cast %%1\n %%7: %s[40,16] = cast %%3\n %%8: f32[24,40] = matmul %%5, %%6\n"
+                                       " %%9: f32[24,40] = broadcast %%2 {axes=[1]}\n %%10: f32[24,40] = add %%8, %%9\n %%11: f32[24,40] = gelu %s\n %%12: %s[24,40] = cast %%11\n"
+                                       " %%13: f32[24,16] = matmul %%12, %%7\n %%14: f32[24,16] = mul %%13, %%4\n %%15: f32[24,16] = mul %%14, %%13\n %%16: f32[] = reduce_sum %%15 {axes=[0,1]}\n"
+                                       " return %%16\n}\n",
+                                       bf16 ? "bf16" : "f32", bf16 ? "bf16" : "f32", bf16 ? "bf16" : "f32", bias ? "%10" : "%8", bf16 ? "bf16" : "f32"));
+    ir_node *results[5] = { graph->results[0] };
+    ir_gradient(graph, results[0], 4, (ir_node *[]){ graph->params[0], graph->params[1], graph->params[2], graph->params[3] }, results + 1);
+    ir_set_results(graph, 5, results, NULL);
+    return graph;
+}
+
+/* Where cuBLASLt has an epilogue for it the product ends in it, and where it has not, or the card is none for it, a loop does the same. */
+static void test_epilogues(void **state)
+{
+    enum { FORWARD = CUDA_EPILOGUE_GELU | CUDA_EPILOGUE_AUX, BACKWARD = CUDA_EPILOGUE_GELU_GRADIENT | CUDA_EPILOGUE_AUX };
+    static const struct { bool bf16, bias; int major, refused, used; } cases[] = {
+        { false, true, 9, 0, FORWARD | CUDA_EPILOGUE_BIAS | BACKWARD | CUDA_EPILOGUE_BIAS_GRADIENT }, { false, false, 9, 0, FORWARD | BACKWARD },
+        { true, true, 9, 0, FORWARD | CUDA_EPILOGUE_BIAS | BACKWARD }, { true, false, 9, 0, FORWARD | BACKWARD },
+        { false, true, 8, 0, 0 }, { true, true, 8, 0, 0 },
+        { false, true, 9, CUDA_EPILOGUE_GELU, 0 }, { true, true, 9, CUDA_EPILOGUE_GELU, 0 },
+        { false, true, 9, CUDA_EPILOGUE_GELU_GRADIENT, FORWARD | CUDA_EPILOGUE_BIAS }, { true, true, 9, CUDA_EPILOGUE_GELU_GRADIENT, FORWARD | CUDA_EPILOGUE_BIAS },
+    };
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        int blocks = made.n;
+        standin.arch_major = cases[i].major;
+        standin.refused_epilogue = cases[i].refused;
+        standin.epilogues = 0;
+        standin_begin(NULL);
+        check_program(gelu_layer(cases[i].bf16, cases[i].bias), cases[i].bf16 ? 0.02 : 2e-5, cases[i].bf16, NULL);
+        standin_end();
+        assert_int_equal(standin.epilogues & ~CUDA_EPILOGUE_NONE, cases[i].used);
+        forget(blocks);
+    }
+    standin.arch_major = 9;
+    standin.refused_epilogue = 0;
+}
+
+/* TF32 where it is asked for: results differ from f32 by its ten bits, and only so. cuBLASLt is asked once a shape. */
+static void test_tf32(void **state)
+{
+    const char *text = "graph f(%0: f32[20,30], %1: f32[30,30], %2: f32[30,30]) { %3: f32[20,30] = matmul %0, %1 %4: f32[20,30] = matmul %3, %2 return %4 }";
+    (void)state;
+    int questions = standin.questions, tf32 = standin.tf32_products;
+    standin_begin(NULL);
+    check_graph_text(text, 1e-5, NULL);
+    assert_int_equal(standin.questions - questions, 1);
+    setenv("RAX_TF32", "1", 1);
+    check_graph_text(text, 2e-2, NULL);
+    assert_int_equal(standin.questions - questions, 2);
+    unsetenv("RAX_TF32");
     standin_end();
+    assert_int_equal(standin.tf32_products - tf32, 4);
 }
 
 /* What a user is told: a device that is too small, and how much of what is missing. */
@@ -220,6 +295,9 @@ static void test_late_reading(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_too_large), GRAPH_TEST(test_late_reading) };
+    const struct CMUnitTest tests[] = {
+        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
+        GRAPH_TEST(test_late_reading),
+    };
     return cmocka_run_group_tests_name("the CUDA backend", tests, NULL, NULL);
 }

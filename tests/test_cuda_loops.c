@@ -4,7 +4,7 @@
 #include "tests/cuda_nvrtc.h"
 #include "tests/cuda_standin.h"
 
-enum { PROGRAMS = 10, COMPILED = 2 };
+enum { PROGRAMS = 10, LISTS = 6, COMPILED = 1 };
 
 static char *on_device(const char *guarded, size_t bytes)
 {
@@ -60,23 +60,93 @@ static void check_cuda(program_maker *make, uint64_t seed, const cuda_library *n
     forget(blocks);
 }
 
-static void test_random(void **state)
+/* Launches that it took. */
+static int check_programs(program_maker *make, int programs)
 {
-    (void)state;
     const char *seed = getenv("SEED"), *count = getenv("PROGRAMS");
-    uint64_t first = seed ? strtoull(seed, NULL, 10) : 1, n = seed ? 1 : count ? strtoull(count, NULL, 10) : PROGRAMS;
+    uint64_t first = seed ? strtoull(seed, NULL, 10) : 1, n = seed ? 1 : count ? strtoull(count, NULL, 10) : (uint64_t)programs;
     cuda_library nvrtc;
     bool compiles = nvrtc_is_here(&nvrtc);
     standin_begin("");
     int launches = standin.launches;
     for (uint64_t i = first; i < first + n; i++)
-        check_cuda(random_program, i, compiles && i - first < COMPILED ? &nvrtc : NULL);
-    assert_true(standin.launches >= launches + LOOPS * (int)n);
+        check_cuda(make, i, compiles && i - first < COMPILED ? &nvrtc : NULL);
     standin_end();
+    return standin.launches - launches;
+}
+
+static void test_random(void **state)
+{
+    (void)state;
+    assert_true(check_programs(random_program, PROGRAMS) > 0);
+}
+
+static void test_random_lists(void **state)
+{
+    (void)state;
+    assert_true(check_programs(random_lists, LISTS) > 0);
+}
+
+/* -- the update of many parameters ------------------------------------------------------------------------------------------ */
+
+typedef struct { int n; const int64_t *sizes; int n_sizes; } many;
+static const many *updated;
+
+static int load_of(writer *w, int buffer)
+{
+    return add_expr(w, (kl_expr){ .kind = KL_LOAD, .dtype = IR_F32, .view = { .buffer = buffer, .stride = { 1 } } });
+}
+
+/* Of each parameter w: sum(g g), then w = w - g in place, and m = m + g. */
+static kl_program *update(uint64_t seed)
+{
+    kl_program *p = new_program(2 * updated->n);
+    (void)seed;
+    for (int i = 0; i < updated->n; i++) {
+        int64_t size = updated->sizes[i % updated->n_sizes];
+        writer w = { .program = p, .loop = new_loop(p) };
+        *w.loop = (kl_loop){ .n_axes = 1, .extent = { size }, .exprs = w.loop->exprs, .outputs = w.loop->outputs };
+        int weight = add_buffer(&w, KL_PARAM, IR_F32, size), moment = add_buffer(&w, KL_PARAM, IR_F32, size), gradient = add_buffer(&w, KL_PARAM, IR_F32, size);
+        int norm = add_buffer(&w, KL_RESULT, IR_F32, 1), next[2] = { add_buffer(&w, KL_RESULT, IR_F32, size), add_buffer(&w, KL_RESULT, IR_F32, size) };
+        p->buffers[next[0]].donated = p->buffers[weight].index;
+        p->buffers[next[1]].donated = p->buffers[moment].index;
+        int g = load_of(&w, gradient);
+        w.loop->outputs[w.loop->n_outputs++] = (kl_output){ .kind = KL_SUM_ALL, .expr = add_op(&w, OP_mul, IR_F32, 2, g, g, 0), .view.buffer = norm };
+        w.loop = new_loop(p);
+        *w.loop = (kl_loop){ .n_axes = 1, .extent = { size }, .exprs = w.loop->exprs, .outputs = w.loop->outputs };
+        g = load_of(&w, gradient);
+        int values[2] = { add_op(&w, OP_sub, IR_F32, 2, load_of(&w, weight), g, 0), add_op(&w, OP_add, IR_F32, 2, load_of(&w, moment), g, 0) };
+        for (int j = 0; j < 2; j++)
+            w.loop->outputs[w.loop->n_outputs++] = (kl_output){ .kind = KL_STORE, .expr = values[j], .view = { .buffer = next[j], .stride = { 1 } } };
+    }
+    kl_renumber(p);
+    return p;
+}
+
+/* One launch for all squares, one for their sums and one for all updates, where every size takes 128-bit accesses. Sizes that do not are launches of their own, by
+ * the width that they take; and a table that is longer than a kernel's parameters may be is cut. */
+static void test_many_parameters(void **state)
+{
+    static const int64_t wide[] = { 768, 4, 2304, 12288, 1000, 8 }, odd[] = { 4, 7, 1, 768, 13, 4099, 2, 127, 66, 9001 };
+    const struct { many m; int version, launches; } cases[] = {
+        { { 2, wide, 6 }, 130, 3 }, { { 3, wide, 6 }, 130, 3 }, { { 31, wide, 6 }, 130, 3 }, { { 149, wide, 6 }, 130, 3 }, { { 400, wide, 6 }, 130, 3 },
+        { { 149, wide, 6 }, 120, 6 }, { { 149, odd, 10 }, 130, 7 }, { { 1, odd, 10 }, 130, 3 }, { { 4, odd, 10 }, 130, 5 } };
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        standin.nvrtc_version = cases[i].version;
+        standin_begin(NULL);
+        int launches = standin.launches;
+        updated = &cases[i].m;
+        check_cuda(update, 7, NULL);
+        if (standin.launches - launches != cases[i].launches)
+            fail_msg("%d parameters, case %zu: expected %d launches, got %d", cases[i].m.n, i, cases[i].launches, standin.launches - launches);
+        standin_end();
+    }
+    standin.nvrtc_version = 130;
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { GRAPH_TEST(test_random) };
+    const struct CMUnitTest tests[] = { GRAPH_TEST(test_random), GRAPH_TEST(test_random_lists), GRAPH_TEST(test_many_parameters) };
     return run_random_group("loops of the CUDA backend", tests);
 }

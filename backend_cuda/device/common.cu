@@ -6,10 +6,12 @@
 #ifndef RAX_EMULATED
 #define RAX_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 #define RAX_DEVICE static __device__ __forceinline__
+#define RAX_CONSTANT const __grid_constant__
 #define RAX_SHARED __shared__
 #define RAX_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define RAX_ALIGN(bytes) __align__(bytes)
 #define RAX_UNROLL _Pragma("unroll")
+#define RAX_UNROLL_4 _Pragma("unroll 4")
 #define rax_block_wait() __syncthreads()
 #define rax_warp_wait() __syncwarp()
 #define rax_shuffle_f32(value, mask) __shfl_xor_sync(0xffffffffu, value, mask)

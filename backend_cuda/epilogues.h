@@ -1,0 +1,25 @@
+/* Epilogues of products: what cuBLASLt has of them. Between contraction.c, legalise.c and epilogues.c. */
+#ifndef CUDA_EPILOGUES_H
+#define CUDA_EPILOGUES_H
+
+#include "backend_cuda/backend.h"
+
+/* bits: of CUDA_EPILOGUE_*. */
+typedef struct {
+    bool fits;
+    int bits;
+    ir_dtype result;
+    const kl_output *d;
+    const kl_view *bias, *aux;             /* or NULL; bias: what is added, or where the bias gradient goes */
+} cuda_epilogue;
+
+cuda_epilogue cuda_epilogue_of(const kl_program *program, const kl_contraction *c);
+
+/* Where the product stores gelu(u) and another function of u that only loops read: it stores u in its place, and they compute the function, if `takes` takes the product
+ * so. Returns a loop that is to stand before the product, or NULL. */
+typedef bool cuda_taker(void *context, const kl_program *program, const kl_contraction *c);
+kl_kernel *cuda_store_operand(kl_program *program, kl_kernel *kernel, cuda_taker *takes, void *context, bool *changed);
+/* Of a product whose result is bf16: the sum of its rows leaves it, and is made of the result. Returns the loop that is to stand after it, or NULL. */
+kl_kernel *cuda_split_sum(kl_program *program, kl_kernel *kernel);
+
+#endif

@@ -1,0 +1,148 @@
+/* Products by cuBLASLt: descriptors, what is asked of choices.c, and the call.
+ *
+ * cuBLASLt thinks in columns: d^T = b^T a^T, so that its first operand is b, and its rows are our columns. */
+#include "backend_cuda/backend.h"
+
+#include <string.h>
+
+enum { BLAS_WORKSPACE = 32 << 20 };
+
+/* Bytes that an address is surely a multiple of, up to 256: a choice of algorithm must hold in every iteration of a repeat. */
+static uint32_t alignment(const kl_program *p, cuda_arg arg, ir_dtype dtype)
+{
+    int64_t bits = 256 | arg.value, size = ir_dtype_bytes(dtype);
+    for (int b = arg.buffer; b >= 0 && b < p->n_buffers && p->buffers[b].kind == KL_MOVING; b = p->buffers[b].base)
+        bits |= p->buffers[b].offset * size | p->buffers[b].step * size;
+    return (uint32_t)MIN(bits & -bits, 256);
+}
+
+/* -- descriptors ----------------------------------------------------------------------------------------------------------- */
+
+static int blas_type(ir_dtype dtype) { return dtype == IR_F64 ? CUDA_R_F64 : dtype == IR_BF16 ? CUDA_R_BF16 : CUDA_R_F32; }
+
+static bool layout(const cuda_device *device, cuda_layout *to, ir_dtype dtype, int64_t rows, int64_t columns, int64_t leading, int64_t batch, int64_t stride)
+{
+    const cuda_library *l = cuda_device_library(device);
+    int32_t count = (int32_t)batch;
+    return cuda_ok(device, l->layout_new(to, blas_type(dtype), (uint64_t)rows, (uint64_t)columns, leading), "cublasLtMatrixLayoutCreate") &&
+           cuda_ok(device, l->layout_set(*to, CUDA_LAYOUT_BATCH, &count, sizeof count), "the batch of a product") &&
+           cuda_ok(device, l->layout_set(*to, CUDA_LAYOUT_BATCH_STRIDE, &stride, sizeof stride), "the batch of a product");
+}
+
+static bool set(const cuda_device *device, cuda_product_desc desc, int attribute, const void *value, size_t bytes, const char *what)
+{
+    return cuda_ok(device, cuda_device_library(device)->product_set(desc, attribute, value, bytes), what);
+}
+
+static bool set_places(const cuda_device *device, const cuda_product *p, cuda_product_desc desc, const void *bias, const void *aux)
+{
+    return ((p->epilogue & CUDA_EPILOGUE_ANY_BIAS) == 0 || set(device, desc, CUDA_PRODUCT_BIAS, &bias, sizeof bias, "a bias")) &&
+           ((p->epilogue & CUDA_EPILOGUE_AUX) == 0 || set(device, desc, CUDA_PRODUCT_AUX, &aux, sizeof aux, "gelu's operand"));
+}
+
+static bool describe(const cuda_device *device, const cuda_product *p, cuda_ready *ready)
+{
+    const cuda_library *l = cuda_device_library(device);
+    bool f64 = p->operands == IR_F64;
+    int32_t transpose_a = p->b_transposed, transpose_b = p->a_transposed, epilogue = p->epilogue;
+    return cuda_ok(device, l->product_new(&ready->desc, f64 ? CUDA_COMPUTE_F64 : p->tf32 ? CUDA_COMPUTE_TF32 : CUDA_COMPUTE_F32, f64 ? CUDA_R_F64 : CUDA_R_F32), "cublasLtMatmulDescCreate") &&
+           set(device, ready->desc, CUDA_PRODUCT_TRANSPOSE_A, &transpose_a, sizeof transpose_a, "a transposed operand") &&
+           set(device, ready->desc, CUDA_PRODUCT_TRANSPOSE_B, &transpose_b, sizeof transpose_b, "a transposed operand") &&
+           set(device, ready->desc, CUDA_PRODUCT_EPILOGUE, &epilogue, sizeof epilogue, "an epilogue") &&
+           ((p->epilogue & CUDA_EPILOGUE_AUX) == 0 || set(device, ready->desc, CUDA_PRODUCT_AUX_LEADING, &p->aux_leading, sizeof p->aux_leading, "gelu's operand")) &&
+           layout(device, &ready->a, p->operands, p->b_transposed ? p->k : p->n, p->b_transposed ? p->n : p->k, p->b_leading, p->batch, p->b_batch) &&
+           layout(device, &ready->b, p->operands, p->a_transposed ? p->m : p->k, p->a_transposed ? p->k : p->m, p->a_leading, p->batch, p->a_batch) &&
+           layout(device, &ready->d, p->result, p->n, p->m, p->d_leading, p->batch, p->d_batch);
+}
+
+/* -- algorithms ----------------------------------------------------------------------------------------------------------- */
+
+/* Bytes from the first element to the last. */
+static size_t span(int64_t rows, int64_t columns, int64_t leading, int64_t batch, int64_t stride, ir_dtype dtype)
+{
+    return (size_t)(((batch - 1) * stride + (rows - 1) * leading + columns) * ir_dtype_bytes(dtype));
+}
+
+/* The addresses of the vector and of the auxiliary matrix are not known yet: the heuristic looks at how they are aligned. */
+static bool choose(cuda_device *device, const kl_program *program, const cuda_product *p, const cuda_ready *ready, cuda_algorithm *found, bool *exists)
+{
+    const cuda_library *l = cuda_device_library(device);
+    uint64_t workspace = BLAS_WORKSPACE;
+    uint32_t a = alignment(program, p->a, p->operands), b = alignment(program, p->b, p->operands), d = alignment(program, p->d, p->result);
+    uint32_t bias = alignment(program, p->bias, p->result), aux = alignment(program, p->aux, p->result);
+    cuda_preference preference = NULL;
+    base_text key = {0};
+    const int64_t numbers[] = { p->m, p->n, p->k, p->batch, p->a_leading, p->b_leading, p->d_leading, p->a_batch, p->b_batch, p->d_batch, p->operands, p->result, p->a_transposed,
+                                p->b_transposed, p->accumulate, p->tf32, p->epilogue, p->aux_leading, b, a, d, bias, aux };
+    if (!set_places(device, p, ready->desc, (void *)(uintptr_t)bias, (void *)(uintptr_t)aux) || !cuda_ok(device, l->preference_new(&preference), "cublasLtMatmulPreferenceCreate"))
+        return false;
+    l->preference_set(preference, CUDA_PREFERENCE_WORKSPACE, &workspace, sizeof workspace);
+    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_A, &b, sizeof b);
+    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_B, &a, sizeof a);
+    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_C, &d, sizeof d);
+    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_D, &d, sizeof d);
+    for (size_t i = 0; i < COUNT_OF(numbers); i++)
+        base_text_add(&key, "%s%lld", i ? " " : "", (long long)numbers[i]);
+    cuda_question q = { .key = key.at, .desc = ready->desc, .a = ready->a, .b = ready->b, .d = ready->d, .preference = preference, .operands = p->operands, .accumulate = p->accumulate,
+                        .a_bytes = p->b_transposed ? span(p->n, p->k, p->b_leading, p->batch, p->b_batch, p->operands) : span(p->k, p->n, p->b_leading, p->batch, p->b_batch, p->operands),
+                        .b_bytes = p->a_transposed ? span(p->k, p->m, p->a_leading, p->batch, p->a_batch, p->operands) : span(p->m, p->k, p->a_leading, p->batch, p->a_batch, p->operands),
+                        .d_bytes = span(p->m, p->n, p->d_leading, p->batch, p->d_batch, p->result),
+                        .bias_bytes = p->epilogue & CUDA_EPILOGUE_ANY_BIAS ? span(1, p->n, 0, 1, 0, p->result) : 0,
+                        .aux_bytes = p->epilogue & CUDA_EPILOGUE_AUX ? span(p->m, p->n, p->aux_leading, 1, 0, p->result) : 0, .workspace_bytes = BLAS_WORKSPACE };
+    bool chosen = cuda_choose_algorithm(device, &q, found, exists);
+    l->preference_free(preference);
+    base_text_free(&key);
+    return chosen;
+}
+
+/* -- products ---------------------------------------------------------------------------------------------------------------- */
+
+bool cuda_ready_product(cuda_device *device, const kl_program *program, const cuda_product *p, cuda_ready *ready)
+{
+    if (!describe(device, p, ready))
+        return false;
+    cuda_algorithm found = {0};
+    bool exists;
+    if (!choose(device, program, p, ready, &found, &exists))
+        return false;
+    if (!exists)
+        return base_fail(BASE_FAILURE, "device cuda: cuBLASLt has no algorithm for %lld x %lld x %lld in %s, epilogue %d", (long long)p->m, (long long)p->n, (long long)p->k,
+                         ir_dtype_name(p->operands), p->epilogue);
+    memcpy(ready->algorithm, found.algorithm, sizeof ready->algorithm);
+    ready->workspace_bytes = found.workspace_bytes;
+    return true;
+}
+
+void cuda_ready_free(cuda_device *device, cuda_ready *ready)
+{
+    const cuda_library *l = cuda_device_library(device);
+    if (ready->desc)
+        l->product_free(ready->desc);
+    if (ready->a)
+        l->layout_free(ready->a);
+    if (ready->b)
+        l->layout_free(ready->b);
+    if (ready->d)
+        l->layout_free(ready->d);
+    *ready = (cuda_ready){0};
+}
+
+bool cuda_product_exists(cuda_device *device, const kl_program *program, const cuda_product *p)
+{
+    cuda_ready ready = {0};
+    bool exists = cuda_ready_product(device, program, p, &ready);
+    cuda_ready_free(device, &ready);
+    base_error_clear();
+    return exists;
+}
+
+bool cuda_multiply(cuda_device *device, const cuda_product *p, const cuda_ready *ready, const cuda_places *at)
+{
+    static const float one = 1, zero = 0;
+    static const double one64 = 1, zero64 = 0;
+    bool f64 = p->operands == IR_F64;
+    const void *alpha = f64 ? (const void *)&one64 : &one, *beta = p->accumulate ? alpha : f64 ? (const void *)&zero64 : &zero;
+    return set_places(device, p, ready->desc, at->bias, at->aux) &&
+           cuda_ok(device, cuda_device_library(device)->product(cuda_device_blas(device), ready->desc, alpha, at->b, ready->a, at->a, ready->b, beta, at->d, ready->d, at->d, ready->d,
+                                                                ready->algorithm, at->workspace, ready->workspace_bytes, cuda_device_stream(device)), "cublasLtMatmul");
+}
