@@ -1,6 +1,6 @@
 /* Attention: the launches of device/attention.cu. Forward is one; the gradient is three: a number a row, then dq by rows, then dk and dv by keys. No
  * two blocks write to one place, so that nothing depends on their order. Sizes and strides are in the text. */
-#include "backend_cuda/backend.h"
+#include "backend_cuda/expressions.h"
 
 #include <math.h>
 
@@ -8,39 +8,76 @@ enum { MOST_HEAD_DIM = 128 };
 
 bool cuda_attention_takes(ir_dtype dtype, int64_t head_dim) { return (dtype == IR_F32 || dtype == IR_BF16) && head_dim >= 1 && head_dim <= MOST_HEAD_DIM; }
 
-typedef struct { int warps, columns, padded, element_bytes; size_t forward_bytes, rows_bytes, keys_bytes; } shape;
+/* How a kernel is shared out: 16 rows a warp, so many keys (or queries) at a time, in one place or two in shared memory. */
+typedef enum { FORWARD, BY_ROWS, BY_KEYS } part;
+typedef struct { part part; bool mma, async; int warps, columns, stages, padded; size_t bytes; } shape;
 
-/* 16 rows a warp; as many keys at a time as keep shared memory below 64 KB, which every card has. */
-static shape shape_of(const kl_attention *a)
+static size_t bytes_of(const kl_attention *a, const shape *s)
+{
+    bool bf16 = a->dtype == IR_BF16;
+    size_t rows = 16 * (size_t)s->warps, columns = (size_t)s->columns, stages = (size_t)s->stages, pad = bf16 ? 8 : 4, leading = (size_t)s->padded + pad;
+    size_t elements = ((s->part == FORWARD ? 1 : 2) * rows + 2 * stages * columns) * leading + (s->mma ? 0 : rows * (columns + pad));
+    return elements * (bf16 ? 2 : 4) + (s->part == BY_KEYS ? 8 * columns * stages : 0);
+}
+
+/* With tensor cores eight warps, which load a tile once for 128 rows, where there are that many and two blocks have room in a multiprocessor. */
+static shape shape_of(const cuda_machine *m, const kl_attention *a, part part)
 {
     bool bf16 = a->dtype == IR_BF16;
     int padded = (int)(a->head_dim + 15) / 16 * 16;
-    shape s = { .warps = bf16 ? 4 : 2, .columns = !bf16 ? 16 : padded <= 64 ? 64 : 32, .padded = padded, .element_bytes = bf16 ? 2 : 4 };
-    size_t leading = (size_t)padded + (bf16 ? 8 : 4), weights = 16 * (size_t)s.warps * ((size_t)s.columns + (bf16 ? 8 : 4)), rows = 16 * (size_t)s.warps, columns = (size_t)s.columns;
-    s.forward_bytes = (size_t)s.element_bytes * ((rows + 2 * columns) * leading + weights);
-    s.rows_bytes = (size_t)s.element_bytes * ((2 * rows + 2 * columns) * leading + weights);
-    s.keys_bytes = s.rows_bytes + 8 * columns;
-    return s;
+    shape s = { .part = part, .mma = bf16 && m->major >= 8, .async = m->major >= 8, .warps = bf16 ? 4 : 2, .columns = !bf16 ? 16 : padded <= 64 ? 64 : 32, .padded = padded };
+    s.stages = s.async ? 2 : 1;
+    s.bytes = bytes_of(a, &s);
+    if (s.bytes > m->shared_bytes) {
+        s.stages = 1;
+        s.bytes = bytes_of(a, &s);
+    }
+    shape wide = s;
+    wide.warps = 8;
+    wide.bytes = bytes_of(a, &wide);
+    return s.mma && (part == BY_KEYS ? a->keys : a->rows) >= 128 && 2 * wide.bytes <= m->shared_bytes ? wide : s;
 }
 
-static void define_view(base_text *text, const char *name, const kl_view *view)
+/* Rows of every head begin at a multiple of 16 bytes, and are one. */
+static bool is_wide(const kl_program *p, const kl_attention *a, const kl_view *view, ir_dtype dtype)
 {
-    base_text_add(text, "#define A_%s_ROW %lld\n#define A_%s_COLUMN %lld\n", name, (long long)view->stride[2], name, (long long)view->stride[3]);
+    int of = 16 / (int)ir_dtype_bytes(dtype);
+    return (view->stride[3] == 1 || a->head_dim == 1) && a->head_dim % of == 0 && cuda_is_aligned(p, view->buffer, view->offset, of) && view->stride[2] % of == 0 &&
+           (a->heads == 1 || view->stride[1] % of == 0) && (a->batch == 1 || view->stride[0] % of == 0);
+}
+
+static void define_view(base_text *text, const char *name, const kl_view *view, bool wide)
+{
+    base_text_add(text, "#define A_%s_ROW %lld\n#define A_%s_COLUMN %lld\n#define A_%s_WIDE %d\n", name, (long long)view->stride[2], name, (long long)view->stride[3], name, wide);
+}
+
+/* So many lanes have a row of 16-byte pieces. */
+static int delta_lanes(const kl_program *p, const kl_attention *a)
+{
+    int64_t pieces = a->head_dim * ir_dtype_bytes(a->dtype) / 16;
+    int lanes = 1;
+    while (lanes < pieces && lanes < 32)
+        lanes *= 2;
+    return is_wide(p, a, &a->out, a->dtype) && is_wide(p, a, &a->dout, a->dtype) ? lanes : 32;
 }
 
 static void define(cuda_writer *w, const kl_attention *a, const shape *s)
 {
     static const kl_view none;
+    const kl_program *p = w->compiler->program;
     base_text *text = &w->defines;
-    base_text_add(text, "#define A_BF16 %d\n#define A_GRAD_BF16 %d\n#define A_D %lld\n#define A_DP %d\n#define A_WARPS %d\n#define A_BN %d\n", a->dtype == IR_BF16,
-                  a->backward && a->grad_dtype == IR_BF16, (long long)a->head_dim, s->padded, s->warps, s->columns);
-    base_text_add(text, "#define A_ROWS %lld\n#define A_KEYS %lld\n#define A_HEADS %lld\n#define A_CAUSAL %d\n#define A_SCALE %.9ef\n", (long long)a->rows, (long long)a->keys,
-                  (long long)a->heads, a->causal, a->scale);
-    base_text_add(text, "#define A_DROPS %d\n#define A_THRESHOLD %.0fu\n#define A_KEEP %.9ef\n", a->dropout > 0, floor(a->dropout * 0x1p32), 1 / (1 - a->dropout));
-    define_view(text, "Q", &a->q), define_view(text, "K", &a->k), define_view(text, "V", &a->v);
-    define_view(text, "OUT", &a->out), define_view(text, "LSE", &a->lse);
-    define_view(text, "DOUT", a->backward ? &a->dout : &none), define_view(text, "DLSE", a->backward && a->dlse.buffer >= 0 ? &a->dlse : &none);
-    define_view(text, "DQ", a->backward ? &a->dq : &none), define_view(text, "DK", a->backward ? &a->dk : &none), define_view(text, "DV", a->backward ? &a->dv : &none);
+    const struct { const char *name; const kl_view *view; bool there; ir_dtype dtype; } views[] = {
+        { "Q", &a->q, true, a->dtype }, { "K", &a->k, true, a->dtype }, { "V", &a->v, true, a->dtype }, { "OUT", &a->out, true, a->dtype }, { "LSE", &a->lse, true, IR_F32 },
+        { "DOUT", &a->dout, a->backward, a->dtype }, { "DLSE", &a->dlse, a->backward && a->dlse.buffer >= 0, IR_F32 },
+        { "DQ", &a->dq, a->backward, a->grad_dtype }, { "DK", &a->dk, a->backward, a->grad_dtype }, { "DV", &a->dv, a->backward, a->grad_dtype } };
+    base_text_add(text, "#define A_BF16 %d\n#define A_GRAD_BF16 %d\n#define A_MMA %d\n#define A_ASYNC %d\n", a->dtype == IR_BF16, a->backward && a->grad_dtype == IR_BF16, s->mma, s->async);
+    base_text_add(text, "#define A_D %lld\n#define A_DP %d\n#define A_WARPS %d\n#define A_BN %d\n#define A_STAGES %d\n", (long long)a->head_dim, s->padded, s->warps, s->columns, s->stages);
+    base_text_add(text, "#define A_ROWS %lld\n#define A_KEYS %lld\n#define A_HEADS %lld\n#define A_CAUSAL %d\n#define A_SCALE %.9ef\n#define A_SCALE_LOG2 %.9ef\n", (long long)a->rows,
+                  (long long)a->keys, (long long)a->heads, a->causal, a->scale, a->scale * 1.4426950408889634);
+    base_text_add(text, "#define A_DROPS %d\n#define A_THRESHOLD %.0fu\n#define A_KEEP %.9ef\n#define A_DELTA_LANES %d\n", a->dropout > 0, floor(a->dropout * 0x1p32), 1 / (1 - a->dropout),
+                  a->backward ? delta_lanes(p, a) : 32);
+    for (size_t i = 0; i < COUNT_OF(views); i++)
+        define_view(text, views[i].name, views[i].there ? views[i].view : &none, views[i].there && is_wide(p, a, views[i].view, views[i].dtype));
 }
 
 /* A parameter at the beginning of this block's head: "p0 + b * 64 + h * 8". */
@@ -68,39 +105,45 @@ static void begin(cuda_writer *w, const kl_attention *a, const shape *s, int64_t
 
 static int64_t tiles_of(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-static void plan_forward(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan, const shape *s)
+static void plan_forward(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan)
 {
     const kl_attention *a = &kernel->attention;
-    int64_t tiles = tiles_of(a->rows, 16 * s->warps);
+    shape s = shape_of(c->machine, a, FORWARD);
+    int64_t tiles = tiles_of(a->rows, 16 * s.warps);
     cuda_writer w = { .compiler = c };
-    begin(&w, a, s, tiles);
+    begin(&w, a, &s, tiles);
     write_dropout(&w, a);
     const char *q = head_of(&w, &a->q, a->dtype, false), *k = head_of(&w, &a->k, a->dtype, false), *v = head_of(&w, &a->v, a->dtype, false);
     const char *out = head_of(&w, &a->out, a->dtype, true), *lse = head_of(&w, &a->lse, IR_F32, true);
     base_text_add(&w.body, "    rax_attention_forward(%s, %s, %s, %s, %s, drop, tile, memory);\n", q, k, v, out, lse);
-    cuda_launch_add(&w, plan, kernel, "attention", a->batch * a->heads * tiles, 32 * s->warps, s->forward_bytes);
+    cuda_launch_add(&w, plan, kernel, "attention", a->batch * a->heads * tiles, 32 * s.warps, s.bytes);
 }
 
-static void plan_delta(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan, const shape *s, int64_t delta)
+static void plan_delta(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan, int64_t delta)
 {
+    enum { WARPS = 8 };
     const kl_attention *a = &kernel->attention;
-    int64_t tiles = tiles_of(a->rows, s->warps);
+    shape s = shape_of(c->machine, a, BY_ROWS);
+    int lanes = delta_lanes(c->program, a);
+    int64_t rows = 32 * WARPS / lanes, tiles = tiles_of(a->rows, rows);
     cuda_writer w = { .compiler = c };
-    define(&w, a, s);
+    define(&w, a, &s);
     base_text_add(&w.body, "    const int head = blockIdx.x / %lldu, tile = blockIdx.x %% %lldu, b = head / A_HEADS, h = head %% A_HEADS;\n", (long long)tiles, (long long)tiles);
     const char *out = head_of(&w, &a->out, a->dtype, false), *dout = head_of(&w, &a->dout, a->dtype, false);
     const char *dlse = a->dlse.buffer >= 0 ? head_of(&w, &a->dlse, IR_F32, false) : "0";
     int to = cuda_param_bytes(&w, c->program->n_buffers, delta, "float");
-    base_text_add(&w.body, "    rax_attention_delta(%s, %s, %s, p%d + head * (rax_i64)A_ROWS, tile * A_WARPS + (threadIdx.x >> 5));\n", out, dout, dlse, to);
-    cuda_launch_add(&w, plan, kernel, "attention", a->batch * a->heads * tiles, 32 * s->warps, 0);
+    base_text_add(&w.body, "    rax_attention_delta(%s, %s, %s, p%d + head * (rax_i64)A_ROWS, tile * %lld + threadIdx.x / %d);\n", out, dout, dlse, to, (long long)rows, lanes);
+    cuda_launch_add(&w, plan, kernel, "attention", a->batch * a->heads * tiles, 32 * WARPS, 0);
 }
 
-static void plan_gradient(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan, const shape *s, int64_t delta, bool by_keys)
+static void plan_gradient(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan, int64_t delta, part part)
 {
     const kl_attention *a = &kernel->attention;
-    int64_t tiles = tiles_of(by_keys ? a->keys : a->rows, 16 * s->warps);
+    shape s = shape_of(c->machine, a, part);
+    bool by_keys = part == BY_KEYS;
+    int64_t tiles = tiles_of(by_keys ? a->keys : a->rows, 16 * s.warps);
     cuda_writer w = { .compiler = c };
-    begin(&w, a, s, tiles);
+    begin(&w, a, &s, tiles);
     write_dropout(&w, a);
     const char *q = head_of(&w, &a->q, a->dtype, false), *k = head_of(&w, &a->k, a->dtype, false), *v = head_of(&w, &a->v, a->dtype, false);
     const char *dout = head_of(&w, &a->dout, a->dtype, false), *lse = head_of(&w, &a->lse, IR_F32, false);
@@ -112,25 +155,24 @@ static void plan_gradient(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *
     } else {
         base_text_add(&w.body, ", %s, drop, tile, memory);\n", head_of(&w, &a->dq, a->grad_dtype, true));
     }
-    cuda_launch_add(&w, plan, kernel, "attention", a->batch * a->heads * tiles, 32 * s->warps, by_keys ? s->keys_bytes : s->rows_bytes);
+    cuda_launch_add(&w, plan, kernel, "attention", a->batch * a->heads * tiles, 32 * s.warps, s.bytes);
 }
 
 bool cuda_plan_attention(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan)
 {
     const kl_attention *a = &kernel->attention;
-    shape s = shape_of(a);
     if (!cuda_attention_takes(a->dtype, a->head_dim))
         return base_fail(BASE_FAILURE, "device cuda: k%d: there is no kernel for attention in %s of head size %lld", kernel->id, ir_dtype_name(a->dtype), (long long)a->head_dim);
-    plan->how = a->dtype == IR_BF16 ? "fused, mma" : "fused";
+    plan->how = shape_of(c->machine, a, FORWARD).mma ? "fused, mma" : "fused";
     if (a->batch * a->heads * a->rows * a->keys == 0)
         return true;
     if (!a->backward) {
-        plan_forward(c, kernel, plan, &s);
+        plan_forward(c, kernel, plan);
         return true;
     }
     int64_t delta = cuda_workspace(plan, 4 * a->batch * a->heads * a->rows);
-    plan_delta(c, kernel, plan, &s, delta);
-    plan_gradient(c, kernel, plan, &s, delta, false);
-    plan_gradient(c, kernel, plan, &s, delta, true);
+    plan_delta(c, kernel, plan, delta);
+    plan_gradient(c, kernel, plan, delta, BY_ROWS);
+    plan_gradient(c, kernel, plan, delta, BY_KEYS);
     return true;
 }

@@ -5,19 +5,22 @@
  * weights again from lse.
  *
  * A warp's tile is 16 rows; lane l holds of every 8 columns the elements (l/4, 2(l%4)), (l/4, 2(l%4)+1) and the same 8 rows below: the
- * accumulators of mma.m16n8k16. f32 has the same tiles by FMA. What comes before this text: A_BF16, A_D, A_DP (a multiple of 16), A_WARPS, A_BN,
- * A_ROWS, A_KEYS, A_HEADS, A_CAUSAL, A_SCALE, A_DROPS, A_THRESHOLD, A_KEEP, A_GRAD_BF16, and A_*_ROW, A_*_COLUMN, the strides of each operand. */
+ * accumulators of mma.m16n8k16, which are the left operand's fragments of the next product as they are. f32, and bf16 before sm_80, has the same tiles by FMA.
+ *
+ * What comes before this text: A_BF16, A_GRAD_BF16, A_MMA and A_ASYNC (what the card has), A_D, A_DP (a multiple of 16), A_WARPS, A_BN, A_STAGES, A_ROWS, A_KEYS, A_HEADS,
+ * A_CAUSAL, A_SCALE, A_SCALE_LOG2 (over ln 2), A_DROPS, A_THRESHOLD, A_KEEP, A_DELTA_LANES, and of each operand A_*_ROW, A_*_COLUMN, its strides, and A_*_WIDE, whether
+ * 16 bytes of a row are one access. */
 
 #if A_BF16
 typedef rax_u16 rax_element;
 #define A_GET(x) rax_from_bf16(x)
 #define A_PUT(x) rax_to_bf16(x)
-enum { A_PAD = 8 };
+enum { A_PAD = 8, A_CHUNK = 8 };
 #else
 typedef float rax_element;
 #define A_GET(x) (x)
 #define A_PUT(x) (x)
-enum { A_PAD = 4 };
+enum { A_PAD = 4, A_CHUNK = 4 };
 #endif
 #if A_GRAD_BF16
 typedef rax_u16 rax_grad;
@@ -27,72 +30,147 @@ typedef float rax_grad;
 #define A_PUT_GRAD(x) (x)
 #endif
 enum { A_BM = 16 * A_WARPS, A_THREADS = 32 * A_WARPS, A_LD = A_DP + A_PAD, A_LP = A_BN + A_PAD, A_NT = A_BN / 8, A_DT = A_DP / 8 };
+#define A_LOG2E 1.4426950408889634f
+#define A_LN2 0.6931471805599453f
 
-/* -- tiles ------------------------------------------------------------------------------------------------------------------ */
+/* -- products of tiles ------------------------------------------------------------------------------------------------------ */
 
-#ifdef RAX_EMULATED
-#define A_MMA A_BF16
-#elif A_BF16 && __CUDA_ARCH__ >= 800
-#define A_MMA 1
-#else
-#define A_MMA 0
-#endif
-
-#if A_MMA && !defined RAX_EMULATED
+/* acc[n tiles] += A[16][K] B^T for B[8 n][K], and += A[16][A_BN] B for B[A_BN][8 n], where A is a warp's values as they lie in its accumulators. Else operands
+ * are in shared memory. scratch: 16 x A_LP of the warp's own, where there is no mma. */
+#if A_MMA
+#ifndef RAX_EMULATED
 RAX_DEVICE void rax_mma(float *c, const rax_u32 *a, rax_u32 b0, rax_u32 b1)
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#endif
-#if A_MMA
-RAX_DEVICE rax_u32 rax_pair(const rax_u16 *at) { return (rax_u32)at[0] | (rax_u32)at[1] << 16; }
-#endif
-
-/* acc[n tiles] += A[16][K] B[8 n][K]^T, and += A[16][K] B[K][8 n]; operands in shared memory. */
-#define A_TILE(name, B_PAIR, B_AT)                                                                                   \
-    RAX_DEVICE void name(float (*acc)[4], int tiles, const rax_element *a, int lda, const rax_element *b, int ldb, int K) \
-    {                                                                                                                \
-        const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;                                              \
-        A_PRODUCT(B_PAIR, B_AT)                                                                                      \
-    }
-#if A_MMA
-#define A_PRODUCT(B_PAIR, B_AT)                                                                                      \
-    RAX_UNROLL                                                                                                       \
-    for (int k = 0; k < K; k += 16) {                                                                                \
-        const rax_element *at = a + g * lda + k + 2 * t;                                                             \
-        rax_u32 fragment[4];                                                                                         \
-        fragment[0] = rax_pair(at), fragment[1] = rax_pair(at + 8 * lda), fragment[2] = rax_pair(at + 8), fragment[3] = rax_pair(at + 8 * lda + 8); \
-        RAX_UNROLL                                                                                                   \
-        for (int n = 0; n < tiles; n++)                                                                              \
-            rax_mma(acc[n], fragment, B_PAIR(k + 2 * t, 8 * n + g), B_PAIR(k + 2 * t + 8, 8 * n + g));               \
-    }
-#else
-#define A_PRODUCT(B_PAIR, B_AT)                                                                                      \
-    for (int k = 0; k < K; k++) {                                                                                    \
-        const float low = A_GET(a[g * lda + k]), high = A_GET(a[(g + 8) * lda + k]);                                 \
-        RAX_UNROLL                                                                                                   \
-        for (int n = 0; n < tiles; n++) {                                                                            \
-            const float b0 = A_GET(B_AT(k, 8 * n + 2 * t)), b1 = A_GET(B_AT(k, 8 * n + 2 * t + 1));                  \
-            acc[n][0] += low * b0, acc[n][1] += low * b1, acc[n][2] += high * b0, acc[n][3] += high * b1;            \
-        }                                                                                                            \
-    }
-#endif
-#define A_PAIR_NT(k, n) rax_pair(&b[(n) * ldb + (k)])
-#define A_AT_NT(k, n)   b[(n) * ldb + (k)]
-#define A_PAIR_NN(k, n) ((rax_u32)b[(k) * ldb + (n)] | (rax_u32)b[((k) + 1) * ldb + (n)] << 16)
-#define A_AT_NN(k, n)   b[(k) * ldb + (n)]
-A_TILE(rax_product_nt, A_PAIR_NT, A_AT_NT)
-A_TILE(rax_product_nn, A_PAIR_NN, A_AT_NN)
-
-/* Rows first.. of a matrix into shared memory, zeros where it ends. */
-RAX_DEVICE void rax_load_tile(rax_element *to, const rax_element *from, rax_i64 row_stride, rax_i64 column_stride, int first, int count, int rows)
+/* Four 8 x 8 matrices, of whose rows lane 8 i + r says where row r of matrix i is; lane l gets elements 2(l%4) and 2(l%4)+1 of row l/4, or where transposed of
+ * column l/4. */
+RAX_DEVICE void rax_matrices(rax_u32 *to, const rax_u16 *row)
 {
-    for (int i = threadIdx.x; i < rows * A_DP; i += A_THREADS) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"((rax_u32)__cvta_generic_to_shared(row)) : "memory");
+}
+RAX_DEVICE void rax_matrices_transposed(rax_u32 *to, const rax_u16 *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"((rax_u32)__cvta_generic_to_shared(row)) : "memory");
+}
+RAX_DEVICE rax_u32 rax_pair(float low, float high)
+{
+    rax_u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+#else
+RAX_DEVICE rax_u32 rax_pair(float low, float high) { return (rax_u32)rax_to_bf16(low) | (rax_u32)rax_to_bf16(high) << 16; }
+#endif
+
+RAX_DEVICE void rax_product_nt(float (*acc)[4], int tiles, const rax_element *a, const rax_element *b, int K)
+{
+    const int lane = threadIdx.x & 31;
+    const rax_element *a_row = a + (lane & 15) * A_LD + (lane >> 4) * 8, *b_row = b + ((lane & 7) + (lane >> 4) * 8) * A_LD + (lane >> 3 & 1) * 8;
+    RAX_UNROLL
+    for (int k = 0; k < K; k += 16) {
+        rax_u32 f[4], g[4];
+        rax_matrices(f, a_row + k);
+        RAX_UNROLL
+        for (int n = 0; n < tiles; n += 2) {
+            rax_matrices(g, b_row + 8 * n * A_LD + k);
+            rax_mma(acc[n], f, g[0], g[1]);
+            rax_mma(acc[n + 1], f, g[2], g[3]);
+        }
+    }
+}
+
+RAX_DEVICE void rax_product_values(float (*acc)[4], int tiles, float (*value)[4], const rax_element *b, rax_element *scratch)
+{
+    const int lane = threadIdx.x & 31;
+    const rax_element *b_row = b + ((lane & 7) + (lane >> 3 & 1) * 8) * A_LD + (lane >> 4) * 8;
+    RAX_UNROLL
+    for (int k = 0; k < A_BN; k += 16) {
+        const float *low = value[k / 8], *high = value[k / 8 + 1];
+        rax_u32 f[4], g[4];
+        f[0] = rax_pair(low[0], low[1]), f[1] = rax_pair(low[2], low[3]), f[2] = rax_pair(high[0], high[1]), f[3] = rax_pair(high[2], high[3]);
+        RAX_UNROLL
+        for (int n = 0; n < tiles; n += 2) {
+            rax_matrices_transposed(g, b_row + k * A_LD + 8 * n);
+            rax_mma(acc[n], f, g[0], g[1]);
+            rax_mma(acc[n + 1], f, g[2], g[3]);
+        }
+    }
+}
+#else
+RAX_DEVICE void rax_product_nt(float (*acc)[4], int tiles, const rax_element *a, const rax_element *b, int K)
+{
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    for (int k = 0; k < K; k++) {
+        const float low = A_GET(a[g * A_LD + k]), high = A_GET(a[(g + 8) * A_LD + k]);
+        RAX_UNROLL
+        for (int n = 0; n < tiles; n++) {
+            const float b0 = A_GET(b[(8 * n + 2 * t) * A_LD + k]), b1 = A_GET(b[(8 * n + 2 * t + 1) * A_LD + k]);
+            acc[n][0] += low * b0, acc[n][1] += low * b1, acc[n][2] += high * b0, acc[n][3] += high * b1;
+        }
+    }
+}
+
+RAX_DEVICE void rax_product_values(float (*acc)[4], int tiles, float (*value)[4], const rax_element *b, rax_element *scratch)
+{
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    rax_warp_wait();
+    RAX_UNROLL
+    for (int n = 0; n < A_NT; n++) {
+        RAX_UNROLL
+        for (int e = 0; e < 4; e++)
+            scratch[(g + 8 * (e >> 1)) * A_LP + 8 * n + 2 * t + (e & 1)] = A_PUT(value[n][e]);
+    }
+    rax_warp_wait();
+    for (int k = 0; k < A_BN; k++) {
+        const float low = A_GET(scratch[g * A_LP + k]), high = A_GET(scratch[(g + 8) * A_LP + k]);
+        RAX_UNROLL
+        for (int n = 0; n < tiles; n++) {
+            const float b0 = A_GET(b[k * A_LD + 8 * n + 2 * t]), b1 = A_GET(b[k * A_LD + 8 * n + 2 * t + 1]);
+            acc[n][0] += low * b0, acc[n][1] += low * b1, acc[n][2] += high * b0, acc[n][3] += high * b1;
+        }
+    }
+}
+#endif
+
+/* -- tiles in memory ----------------------------------------------------------------------------------------------------------- */
+
+/* 16 bytes to shared memory, or zeros there: asynchronously from sm_80 on, so that they are there after rax_copies_wait, for others after a barrier too. */
+#ifndef RAX_EMULATED
+#if A_ASYNC
+RAX_DEVICE void rax_copy_16(void *to, const void *from, int is_there)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"((rax_u32)__cvta_generic_to_shared(to)), "l"(from), "r"(is_there ? 16 : 0) : "memory");
+}
+RAX_DEVICE void rax_copies_wait(void) { asm volatile("cp.async.wait_all;" : : : "memory"); }
+#else
+RAX_DEVICE void rax_copy_16(void *to, const void *from, int is_there)
+{
+    rax_i32x4 x = { { 0, 0, 0, 0 } };
+    if (is_there)
+        x = *(const rax_i32x4 *)from;
+    *(rax_i32x4 *)to = x;
+}
+RAX_DEVICE void rax_copies_wait(void) { }
+#endif
+#endif
+
+/* Rows first.. of a matrix into shared memory, zeros where it ends. wide: 16 bytes at a time, for rows and places that are multiples of that. */
+RAX_DEVICE void rax_load_tile(rax_element *to, const rax_element *from, rax_i64 row_stride, rax_i64 column_stride, int wide, int first, int count, int rows)
+{
+    enum { E = A_CHUNK, CHUNKS = A_DP / E };
+    RAX_UNROLL
+    for (int i = threadIdx.x; wide && i < rows * CHUNKS; i += A_THREADS) {
+        const int r = i / CHUNKS, c = i % CHUNKS * E, is_there = first + r < count && c < A_D;
+        rax_copy_16(to + r * A_LD + c, is_there ? from + (first + r) * row_stride + c : from, is_there);
+    }
+    for (int i = threadIdx.x; !wide && i < rows * A_DP; i += A_THREADS) {
         const int r = i / A_DP, c = i % A_DP;
         to[r * A_LD + c] = first + r < count && c < A_D ? from[(first + r) * row_stride + c * column_stride] : (rax_element)0;
     }
 }
+#define A_LOAD(to, from, NAME, first, count, rows) rax_load_tile(to, from, A_##NAME##_ROW, A_##NAME##_COLUMN, A_##NAME##_WIDE, first, count, rows)
 
 RAX_DEVICE void rax_clear(float (*acc)[4], int tiles)
 {
@@ -101,19 +179,34 @@ RAX_DEVICE void rax_clear(float (*acc)[4], int tiles)
         acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
 }
 
-/* A warp's 16 x A_BN values as an operand, in its own part of shared memory. */
-RAX_DEVICE void rax_put_tile(rax_element *to, float (*value)[4])
-{
-    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    rax_warp_wait();
-    RAX_UNROLL
-    for (int n = 0; n < A_NT; n++) {
-        RAX_UNROLL
-        for (int e = 0; e < 4; e++)
-            to[(g + 8 * (e >> 1)) * A_LP + 8 * n + 2 * t + (e & 1)] = A_PUT(value[n][e]);
+/* A warp's 16 x A_DP values to memory, rows row and row + 8 of them this lane's; scaled by one number for each. */
+#define A_STORE(name, type, PUT)                                                                                     \
+    RAX_DEVICE void name(type *to, float (*acc)[4], const float *scale, int row, int rows, rax_i64 row_stride, rax_i64 column_stride, int wide) \
+    {                                                                                                                \
+        typedef struct RAX_ALIGN(2 * sizeof(type)) { type v[2]; } both;                                              \
+        const int t = threadIdx.x & 3;                                                                               \
+        RAX_UNROLL                                                                                                   \
+        for (int n = 0; n < A_DT; n++) {                                                                             \
+            RAX_UNROLL                                                                                               \
+            for (int half = 0; half < 2; half++) {                                                                   \
+                const int i = row + 8 * half, c = 8 * n + 2 * t;                                                     \
+                const type low = PUT(acc[n][2 * half] * scale[half]), high = PUT(acc[n][2 * half + 1] * scale[half]); \
+                if (i >= rows || c >= A_D)                                                                           \
+                    continue;                                                                                        \
+                if (wide) {                                                                                          \
+                    both x;                                                                                          \
+                    x.v[0] = low, x.v[1] = high;                                                                     \
+                    *(both *)(to + i * row_stride + c) = x;                                                          \
+                } else {                                                                                             \
+                    to[i * row_stride + c * column_stride] = low;                                                    \
+                    if (c + 1 < A_D)                                                                                 \
+                        to[i * row_stride + (c + 1) * column_stride] = high;                                         \
+                }                                                                                                    \
+            }                                                                                                        \
+        }                                                                                                            \
     }
-    rax_warp_wait();
-}
+A_STORE(rax_store_out, rax_element, A_PUT)
+A_STORE(rax_store_grad, rax_grad, A_PUT_GRAD)
 
 RAX_DEVICE float rax_row_max(float x) { x = fmaxf(x, rax_shuffle_f32(x, 1)); return fmaxf(x, rax_shuffle_f32(x, 2)); }
 RAX_DEVICE float rax_row_sum(float x) { x += rax_shuffle_f32(x, 1); return x + rax_shuffle_f32(x, 2); }
@@ -122,12 +215,24 @@ RAX_DEVICE int rax_sees(int row, int key) { return row < A_ROWS && key < A_KEYS 
 
 /* What a weight is multiplied by: 0, or 1 / (1 - dropout). */
 typedef struct { rax_u32 k0, k1, step, site; rax_u64 first; } rax_dropout;
-RAX_DEVICE float rax_keep(const rax_dropout *d, int row, int key)
+RAX_DEVICE float rax_keep_one(const rax_dropout *d, int row, int key)
 {
 #if A_DROPS
     return rax_word(d->first + (rax_u64)row * A_KEYS + (rax_u64)key, d->site, d->step, d->k0, d->k1) >= A_THRESHOLD ? A_KEEP : 0.0f;
 #else
     return 1.0f;
+#endif
+}
+/* Of a key of an even number and the next one: of one block of random words, where rows are even. */
+RAX_DEVICE void rax_keep(const rax_dropout *d, int row, int key, float *keep)
+{
+#if A_DROPS && A_KEYS % 2 == 0
+    const rax_u64 element = d->first + (rax_u64)row * A_KEYS + (rax_u64)key;
+    const rax_words words = rax_philox(element >> 2, d->site, d->step, d->k0, d->k1);
+    keep[0] = (element & 2 ? words.word[2] : words.word[0]) >= A_THRESHOLD ? A_KEEP : 0.0f;
+    keep[1] = (element & 2 ? words.word[3] : words.word[1]) >= A_THRESHOLD ? A_KEEP : 0.0f;
+#else
+    keep[0] = rax_keep_one(d, row, key), keep[1] = rax_keep_one(d, row, key + 1);
 #endif
 }
 RAX_DEVICE rax_dropout rax_dropout_of(const int *seed, rax_i64 stride, const int *counter, rax_i64 site, int head)
@@ -144,22 +249,42 @@ RAX_DEVICE rax_dropout rax_dropout_of(const int *seed, rax_i64 stride, const int
 
 /* -- forward ------------------------------------------------------------------------------------------------------------------ */
 
+/* Tile j of keys and values, into one of the A_STAGES places for both. */
+RAX_DEVICE void rax_load_keys(rax_element *to, const rax_element *k, const rax_element *v, int j)
+{
+    A_LOAD(to, k, K, j, A_KEYS, A_BN);
+    A_LOAD(to + A_BN * A_LD, v, V, j, A_KEYS, A_BN);
+}
+
+/* Of 16 rows from `row` on the keys that they may see end here. */
+RAX_DEVICE int rax_seen(int row, int rows) { return A_CAUSAL && row + rows + A_KEYS - A_ROWS < A_KEYS ? row + rows + A_KEYS - A_ROWS : A_KEYS; }
+
+/* Weights are powers of two: exp(x) is exp2(x / ln 2), and 1 / ln 2 is part of the scale. While a tile is worked on the next one is on its way. */
 RAX_DEVICE void rax_attention_forward(const rax_element *q, const rax_element *k, const rax_element *v, rax_element *out, float *lse, rax_dropout drop, int tile, unsigned char *memory)
 {
-    rax_element *Q = (rax_element *)memory, *K = Q + A_BM * A_LD, *V = K + A_BN * A_LD, *P = V + A_BN * A_LD + (threadIdx.x >> 5) * 16 * A_LP;
+    rax_element *Q = (rax_element *)memory, *stages = Q + A_BM * A_LD, *P = stages + 2 * A_STAGES * A_BN * A_LD + (threadIdx.x >> 5) * 16 * A_LP;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, first = tile * A_BM, row = first + 16 * warp + g;
-    const int seen = A_CAUSAL && first + A_BM + A_KEYS - A_ROWS < A_KEYS ? first + A_BM + A_KEYS - A_ROWS : A_KEYS;
+    const int seen = rax_seen(first, A_BM);
     float O[A_DT][4], S[A_NT][4], most[2], sum[2];
+    int stage = 0;
     rax_clear(O, A_DT);
     most[0] = most[1] = -RAX_INFINITY, sum[0] = sum[1] = 0;
-    rax_load_tile(Q, q, A_Q_ROW, A_Q_COLUMN, first, A_ROWS, A_BM);
+    A_LOAD(Q, q, Q, first, A_ROWS, A_BM);
+    if (A_STAGES == 2)
+        rax_load_keys(stages, k, v, 0);
     for (int j = 0; j < seen; j += A_BN) {
+        const rax_element *K = stages + 2 * stage * A_BN * A_LD, *V = K + A_BN * A_LD;
+        if (A_STAGES == 1) {
+            rax_block_wait();
+            rax_load_keys(stages, k, v, j);
+        }
+        rax_copies_wait();
         rax_block_wait();
-        rax_load_tile(K, k, A_K_ROW, A_K_COLUMN, j, A_KEYS, A_BN);
-        rax_load_tile(V, v, A_V_ROW, A_V_COLUMN, j, A_KEYS, A_BN);
-        rax_block_wait();
+        stage ^= A_STAGES - 1;
+        if (A_STAGES == 2 && j + A_BN < seen)
+            rax_load_keys(stages + 2 * stage * A_BN * A_LD, k, v, j + A_BN);
         rax_clear(S, A_NT);
-        rax_product_nt(S, A_NT, Q + 16 * warp * A_LD, A_LD, K, A_LD, A_DP);
+        rax_product_nt(S, A_NT, Q + 16 * warp * A_LD, K, A_DP);
         RAX_UNROLL
         for (int half = 0; half < 2; half++) {
             float high = -RAX_INFINITY, total = 0;
@@ -167,19 +292,21 @@ RAX_DEVICE void rax_attention_forward(const rax_element *q, const rax_element *k
             for (int n = 0; n < A_NT; n++) {
                 RAX_UNROLL
                 for (int e = 2 * half; e < 2 * half + 2; e++) {
-                    S[n][e] = rax_sees(row + 8 * half, j + 8 * n + 2 * t + (e & 1)) ? S[n][e] * A_SCALE : -RAX_INFINITY;
+                    S[n][e] = rax_sees(row + 8 * half, j + 8 * n + 2 * t + (e & 1)) ? S[n][e] * A_SCALE_LOG2 : -RAX_INFINITY;
                     high = fmaxf(high, S[n][e]);
                 }
             }
             high = fmaxf(most[half], rax_row_max(high));
-            const float base = high == -RAX_INFINITY ? 0 : high, fade = expf(most[half] - base);
+            const float base = high == -RAX_INFINITY ? 0 : high, fade = exp2f(most[half] - base);
             RAX_UNROLL
             for (int n = 0; n < A_NT; n++) {
+                float keep[2];
+                rax_keep(&drop, row + 8 * half, j + 8 * n + 2 * t, keep);
                 RAX_UNROLL
                 for (int e = 2 * half; e < 2 * half + 2; e++) {
-                    const float p = expf(S[n][e] - base);
+                    const float p = exp2f(S[n][e] - base);
                     total += p;
-                    S[n][e] = p * rax_keep(&drop, row + 8 * half, j + 8 * n + 2 * t + (e & 1));
+                    S[n][e] = p * keep[e & 1];
                 }
             }
             sum[half] = sum[half] * fade + total;
@@ -188,134 +315,154 @@ RAX_DEVICE void rax_attention_forward(const rax_element *q, const rax_element *k
             for (int n = 0; n < A_DT; n++)
                 O[n][2 * half] *= fade, O[n][2 * half + 1] *= fade;
         }
-        rax_put_tile(P, S);
-        rax_product_nn(O, A_DT, P, A_LP, V, A_LD, A_BN);
+        rax_product_values(O, A_DT, S, V, P);
     }
+    float scale[2];
     RAX_UNROLL
     for (int half = 0; half < 2; half++) {
         const float total = rax_row_sum(sum[half]);
-        const int i = row + 8 * half;
-        if (i >= A_ROWS)
-            continue;
-        if (t == 0)
-            lse[i * (rax_i64)A_LSE_ROW] = most[half] + logf(total);
-        RAX_UNROLL
-        for (int n = 0; n < A_DT; n++) {
-            RAX_UNROLL
-            for (int e = 0; e < 2; e++)
-                if (8 * n + 2 * t + e < A_D)
-                    out[i * (rax_i64)A_OUT_ROW + (8 * n + 2 * t + e) * (rax_i64)A_OUT_COLUMN] = A_PUT(O[n][2 * half + e] / total);
-        }
+        scale[half] = 1 / total;
+        if (t == 0 && row + 8 * half < A_ROWS)
+            lse[(row + 8 * half) * (rax_i64)A_LSE_ROW] = (most[half] + log2f(total)) * A_LN2;
     }
+    rax_store_out(out, O, scale, row, A_ROWS, A_OUT_ROW, A_OUT_COLUMN, A_OUT_WIDE);
 }
 
 /* -- backward ------------------------------------------------------------------------------------------------------------------- */
 
-/* sum(dout out) - dlse of a row, by a warp. */
+/* sum(dout out) - dlse of a row, by A_DELTA_LANES lanes. */
 RAX_DEVICE void rax_attention_delta(const rax_element *out, const rax_element *dout, const float *dlse, float *delta, int row)
 {
+    typedef struct RAX_ALIGN(16) { rax_element v[A_CHUNK]; } chunk;
+    const int lane = threadIdx.x % A_DELTA_LANES;
     float sum = 0;
-    for (int c = threadIdx.x & 31; c < A_D && row < A_ROWS; c += 32)
-        sum += A_GET(out[row * (rax_i64)A_OUT_ROW + c * (rax_i64)A_OUT_COLUMN]) * A_GET(dout[row * (rax_i64)A_DOUT_ROW + c * (rax_i64)A_DOUT_COLUMN]);
-    sum = rax_warp_sum_f32(sum);
-    if ((threadIdx.x & 31) == 0 && row < A_ROWS)
-        delta[row] = sum - (dlse ? dlse[row * (rax_i64)A_DLSE_ROW] : 0);
-}
-
-RAX_DEVICE void rax_put_gradient(rax_grad *to, float (*acc)[4], float scale, int row, int rows, rax_i64 row_stride, rax_i64 column_stride)
-{
-    const int t = threadIdx.x & 3;
-    RAX_UNROLL
-    for (int n = 0; n < A_DT; n++) {
-        RAX_UNROLL
-        for (int e = 0; e < 4; e++) {
-            const int i = row + 8 * (e >> 1), c = 8 * n + 2 * t + (e & 1);
-            if (i < rows && c < A_D)
-                to[i * row_stride + c * column_stride] = A_PUT_GRAD(acc[n][e] * scale);
+    if (A_OUT_WIDE && A_DOUT_WIDE) {
+        for (int c = lane * A_CHUNK; c < A_D && row < A_ROWS; c += A_DELTA_LANES * A_CHUNK) {
+            const chunk x = *(const chunk *)(out + row * (rax_i64)A_OUT_ROW + c), y = *(const chunk *)(dout + row * (rax_i64)A_DOUT_ROW + c);
+            RAX_UNROLL
+            for (int e = 0; e < A_CHUNK; e++)
+                sum += A_GET(x.v[e]) * A_GET(y.v[e]);
         }
+    } else {
+        for (int c = lane; c < A_D && row < A_ROWS; c += A_DELTA_LANES)
+            sum += A_GET(out[row * (rax_i64)A_OUT_ROW + c * (rax_i64)A_OUT_COLUMN]) * A_GET(dout[row * (rax_i64)A_DOUT_ROW + c * (rax_i64)A_DOUT_COLUMN]);
     }
+    for (int mask = A_DELTA_LANES / 2; mask; mask >>= 1)
+        sum += rax_shuffle_f32(sum, mask);
+    if (lane == 0 && row < A_ROWS)
+        delta[row] = sum - (dlse ? dlse[row * (rax_i64)A_DLSE_ROW] : 0);
 }
 
 RAX_DEVICE void rax_attention_rows(const rax_element *q, const rax_element *k, const rax_element *v, const rax_element *dout, const float *lse, const float *delta, rax_grad *dq,
                                    rax_dropout drop, int tile, unsigned char *memory)
 {
-    rax_element *Q = (rax_element *)memory, *G = Q + A_BM * A_LD, *K = G + A_BM * A_LD, *V = K + A_BN * A_LD, *P = V + A_BN * A_LD + (threadIdx.x >> 5) * 16 * A_LP;
+    rax_element *Q = (rax_element *)memory, *G = Q + A_BM * A_LD, *stages = G + A_BM * A_LD, *P = stages + 2 * A_STAGES * A_BN * A_LD + (threadIdx.x >> 5) * 16 * A_LP;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, first = tile * A_BM, row = first + 16 * warp + g;
-    const int seen = A_CAUSAL && first + A_BM + A_KEYS - A_ROWS < A_KEYS ? first + A_BM + A_KEYS - A_ROWS : A_KEYS;
+    const int seen = rax_seen(first, A_BM);
     float D[A_DT][4], S[A_NT][4], W[A_NT][4], log_sum[2], dot[2];
+    int stage = 0;
     rax_clear(D, A_DT);
     RAX_UNROLL
     for (int half = 0; half < 2; half++) {
-        log_sum[half] = row + 8 * half < A_ROWS ? lse[(row + 8 * half) * (rax_i64)A_LSE_ROW] : 0;
+        log_sum[half] = row + 8 * half < A_ROWS ? lse[(row + 8 * half) * (rax_i64)A_LSE_ROW] * A_LOG2E : 0;
         dot[half] = row + 8 * half < A_ROWS ? delta[row + 8 * half] : 0;
     }
-    rax_load_tile(Q, q, A_Q_ROW, A_Q_COLUMN, first, A_ROWS, A_BM);
-    rax_load_tile(G, dout, A_DOUT_ROW, A_DOUT_COLUMN, first, A_ROWS, A_BM);
+    A_LOAD(Q, q, Q, first, A_ROWS, A_BM);
+    A_LOAD(G, dout, DOUT, first, A_ROWS, A_BM);
+    if (A_STAGES == 2)
+        rax_load_keys(stages, k, v, 0);
     for (int j = 0; j < seen; j += A_BN) {
+        const rax_element *K = stages + 2 * stage * A_BN * A_LD, *V = K + A_BN * A_LD;
+        if (A_STAGES == 1) {
+            rax_block_wait();
+            rax_load_keys(stages, k, v, j);
+        }
+        rax_copies_wait();
         rax_block_wait();
-        rax_load_tile(K, k, A_K_ROW, A_K_COLUMN, j, A_KEYS, A_BN);
-        rax_load_tile(V, v, A_V_ROW, A_V_COLUMN, j, A_KEYS, A_BN);
-        rax_block_wait();
+        stage ^= A_STAGES - 1;
+        if (A_STAGES == 2 && j + A_BN < seen)
+            rax_load_keys(stages + 2 * stage * A_BN * A_LD, k, v, j + A_BN);
         rax_clear(S, A_NT);
         rax_clear(W, A_NT);
-        rax_product_nt(S, A_NT, Q + 16 * warp * A_LD, A_LD, K, A_LD, A_DP);
-        rax_product_nt(W, A_NT, G + 16 * warp * A_LD, A_LD, V, A_LD, A_DP);
+        rax_product_nt(S, A_NT, Q + 16 * warp * A_LD, K, A_DP);
+        rax_product_nt(W, A_NT, G + 16 * warp * A_LD, V, A_DP);
         RAX_UNROLL
         for (int n = 0; n < A_NT; n++) {
             RAX_UNROLL
-            for (int e = 0; e < 4; e++) {
-                const int i = row + 8 * (e >> 1), key = j + 8 * n + 2 * t + (e & 1);
-                const float p = rax_sees(i, key) ? expf(S[n][e] * A_SCALE - log_sum[e >> 1]) : 0;
-                S[n][e] = p * (W[n][e] * rax_keep(&drop, i, key) - dot[e >> 1]);
+            for (int half = 0; half < 2; half++) {
+                const int i = row + 8 * half, key = j + 8 * n + 2 * t;
+                float keep[2];
+                rax_keep(&drop, i, key, keep);
+                RAX_UNROLL
+                for (int e = 0; e < 2; e++) {
+                    const float p = rax_sees(i, key + e) ? exp2f(S[n][2 * half + e] * A_SCALE_LOG2 - log_sum[half]) : 0;
+                    S[n][2 * half + e] = p * (W[n][2 * half + e] * keep[e] - dot[half]);
+                }
             }
         }
-        rax_put_tile(P, S);
-        rax_product_nn(D, A_DT, P, A_LP, K, A_LD, A_BN);
+        rax_product_values(D, A_DT, S, K, P);
     }
-    rax_put_gradient(dq, D, A_SCALE, row, A_ROWS, A_DQ_ROW, A_DQ_COLUMN);
+    const float scale[2] = { A_SCALE, A_SCALE };
+    rax_store_grad(dq, D, scale, row, A_ROWS, A_DQ_ROW, A_DQ_COLUMN, A_DQ_WIDE);
+}
+
+/* Tile i of queries and of dout, and what a row has one of. */
+RAX_DEVICE void rax_load_queries(rax_element *to, float *log_sum, const rax_element *q, const rax_element *dout, const float *lse, const float *delta, int i)
+{
+    A_LOAD(to, q, Q, i, A_ROWS, A_BN);
+    A_LOAD(to + A_BN * A_LD, dout, DOUT, i, A_ROWS, A_BN);
+    for (int r = threadIdx.x; r < A_BN; r += A_THREADS) {
+        log_sum[r] = i + r < A_ROWS ? lse[(i + r) * (rax_i64)A_LSE_ROW] * A_LOG2E : 0;
+        log_sum[A_BN + r] = i + r < A_ROWS ? delta[i + r] : 0;
+    }
 }
 
 /* Rows of the tiles are keys, columns are queries. */
 RAX_DEVICE void rax_attention_keys(const rax_element *q, const rax_element *k, const rax_element *v, const rax_element *dout, const float *lse, const float *delta, rax_grad *dk,
                                    rax_grad *dv, rax_dropout drop, int tile, unsigned char *memory)
 {
-    rax_element *K = (rax_element *)memory, *V = K + A_BM * A_LD, *Q = V + A_BM * A_LD, *G = Q + A_BN * A_LD, *all = G + A_BN * A_LD, *P = all + (threadIdx.x >> 5) * 16 * A_LP;
-    float *log_sum = (float *)(all + A_BM * A_LP), *dot = log_sum + A_BN;
+    rax_element *K = (rax_element *)memory, *V = K + A_BM * A_LD, *stages = V + A_BM * A_LD, *all = stages + 2 * A_STAGES * A_BN * A_LD, *P = all + (threadIdx.x >> 5) * 16 * A_LP;
+    float *numbers = (float *)(A_MMA ? all : all + A_BM * A_LP);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, first = tile * A_BM, key = first + 16 * warp + g;
     const int begin = A_CAUSAL && first - (A_KEYS - A_ROWS) > 0 ? (first - (A_KEYS - A_ROWS)) / A_BN * A_BN : 0;
     float DK[A_DT][4], DV[A_DT][4], S[A_NT][4], W[A_NT][4];
+    int stage = 0;
     rax_clear(DK, A_DT);
     rax_clear(DV, A_DT);
-    rax_load_tile(K, k, A_K_ROW, A_K_COLUMN, first, A_KEYS, A_BM);
-    rax_load_tile(V, v, A_V_ROW, A_V_COLUMN, first, A_KEYS, A_BM);
+    A_LOAD(K, k, K, first, A_KEYS, A_BM);
+    A_LOAD(V, v, V, first, A_KEYS, A_BM);
+    if (A_STAGES == 2)
+        rax_load_queries(stages, numbers, q, dout, lse, delta, begin);
     for (int i = begin; i < A_ROWS; i += A_BN) {
-        rax_block_wait();
-        rax_load_tile(Q, q, A_Q_ROW, A_Q_COLUMN, i, A_ROWS, A_BN);
-        rax_load_tile(G, dout, A_DOUT_ROW, A_DOUT_COLUMN, i, A_ROWS, A_BN);
-        for (int r = threadIdx.x; r < A_BN; r += A_THREADS) {
-            log_sum[r] = i + r < A_ROWS ? lse[(i + r) * (rax_i64)A_LSE_ROW] : 0;
-            dot[r] = i + r < A_ROWS ? delta[i + r] : 0;
+        const rax_element *Q = stages + 2 * stage * A_BN * A_LD, *G = Q + A_BN * A_LD;
+        const float *log_sum = numbers + 2 * stage * A_BN, *dot = log_sum + A_BN;
+        if (A_STAGES == 1) {
+            rax_block_wait();
+            rax_load_queries(stages, numbers, q, dout, lse, delta, i);
         }
+        rax_copies_wait();
         rax_block_wait();
+        stage ^= A_STAGES - 1;
+        if (A_STAGES == 2 && i + A_BN < A_ROWS)
+            rax_load_queries(stages + 2 * stage * A_BN * A_LD, numbers + 2 * stage * A_BN, q, dout, lse, delta, i + A_BN);
         rax_clear(S, A_NT);
         rax_clear(W, A_NT);
-        rax_product_nt(S, A_NT, K + 16 * warp * A_LD, A_LD, Q, A_LD, A_DP);
-        rax_product_nt(W, A_NT, V + 16 * warp * A_LD, A_LD, G, A_LD, A_DP);
+        rax_product_nt(S, A_NT, K + 16 * warp * A_LD, Q, A_DP);
+        rax_product_nt(W, A_NT, V + 16 * warp * A_LD, G, A_DP);
         RAX_UNROLL
         for (int n = 0; n < A_NT; n++) {
             RAX_UNROLL
             for (int e = 0; e < 4; e++) {
                 const int column = 8 * n + 2 * t + (e & 1), j = key + 8 * (e >> 1);
-                const float p = rax_sees(i + column, j) ? expf(S[n][e] * A_SCALE - log_sum[column]) : 0, keep = rax_keep(&drop, i + column, j);
+                const float p = rax_sees(i + column, j) ? exp2f(S[n][e] * A_SCALE_LOG2 - log_sum[column]) : 0, keep = rax_keep_one(&drop, i + column, j);
                 S[n][e] = p * keep;
                 W[n][e] = p * (W[n][e] * keep - dot[column]);
             }
         }
-        rax_put_tile(P, S);
-        rax_product_nn(DV, A_DT, P, A_LP, G, A_LD, A_BN);
-        rax_put_tile(P, W);
-        rax_product_nn(DK, A_DT, P, A_LP, Q, A_LD, A_BN);
+        rax_product_values(DV, A_DT, S, G, P);
+        rax_product_values(DK, A_DT, W, Q, P);
     }
-    rax_put_gradient(dk, DK, A_SCALE, key, A_KEYS, A_DK_ROW, A_DK_COLUMN);
-    rax_put_gradient(dv, DV, 1, key, A_KEYS, A_DV_ROW, A_DV_COLUMN);
+    const float scale[2] = { A_SCALE, A_SCALE }, one[2] = { 1, 1 };
+    rax_store_grad(dk, DK, scale, key, A_KEYS, A_DK_ROW, A_DK_COLUMN, A_DK_WIDE);
+    rax_store_grad(dv, DV, one, key, A_KEYS, A_DV_ROW, A_DV_COLUMN, A_DV_WIDE);
 }
