@@ -82,7 +82,7 @@ static void print_info(FILE *out)
 
 struct ir_executable {
     kl_program *list;
-    base_arena *arena;
+    base_arena *arena, *args;                 /* see cpu_compiler */
     cpu_plan *plans;                          /* by kernel id */
     cpu_execution *execution;
     ir_profile *profile;                      /* NULL while nobody asks */
@@ -94,6 +94,7 @@ static void free_program(ir_executable *p)
         return;
     cpu_execution_free(p->execution);
     base_arena_free(p->arena);
+    base_arena_free(p->args);
     kl_program_free(p->list);
     base_free(p);
 }
@@ -292,6 +293,7 @@ ir_executable *cpu_compile_list(kl_program *list, const ir_compile_options *opti
     }
     ir_executable *p = base_alloc(sizeof *p);
     p->arena = base_arena_new();
+    p->args = base_arena_new();
     p->list = list;
     cpu_legalise(p->list, &process.machine);
     end_phase(report, "legalise", &since);
@@ -299,7 +301,7 @@ ir_executable *cpu_compile_list(kl_program *list, const ir_compile_options *opti
     if (options->verify)
         verified(p->list);
     end_phase(report, "memory", &since);
-    cpu_compiler c = { .machine = &process.machine, .program = p->list, .arena = p->arena, .report = report, .verbose = options->verbose,
+    cpu_compiler c = { .machine = &process.machine, .program = p->list, .arena = p->arena, .args = p->args, .report = report, .verbose = options->verbose,
                        .grain = process.grain };
     if (finish(p, &c, options, report, &since))
         return p;

@@ -73,6 +73,8 @@ typedef struct {
     const cpu_machine *machine;
     kl_program *program;
     base_arena *arena;            /* of the compiled program: contexts of emit and link live here */
+    base_arena *args;             /* of the compiled program: arguments of plans. Another one, so that what was planned for code that exists
+                                     already can be given back; where it is the same, nothing is */
     ir_compile_report *report;
     int verbose;
     int n_requests, cap_requests;

@@ -325,7 +325,7 @@ static bool plan_finish(cpu_compiler *c, cpu_plan *plan, const kl_loop *loop, kl
 
 static int unroll_for(double cost) { return cost <= 5 ? 4 : cost <= 10 ? 2 : 1; }
 
-static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
+static bool plan_phases(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
 {
     cpu_loop_code *code = ARENA_NEW(c->arena, cpu_loop_code, 1);
     kl_loop loop = copy_of(c->arena, from);
@@ -420,6 +420,17 @@ static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
     base_text_free(&key);
     return !sums || (plan_finish(c, plan, &loop, KL_SUM_OUTER, partial_offset, blocks) &&
                      plan_finish(c, plan, &loop, KL_SUM_ALL, partial_offset, tasks));
+}
+
+/* Most loops ask for code that an earlier one has asked for: of what was planned then, only the arguments are kept. */
+static bool plan_function(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
+{
+    base_arena_mark before = base_arena_now(c->arena);
+    int n_requests = c->n_requests;
+    bool planned = plan_phases(c, plan, from);
+    if (planned && c->n_requests == n_requests && c->args != c->arena)
+        base_arena_rewind(c->arena, before);
+    return planned;
 }
 
 bool cpu_plan_loop(cpu_compiler *c, const kl_kernel *kernel, cpu_plan *plan) { return plan_function(c, plan, &kernel->loop); }

@@ -35,7 +35,7 @@ int cpu_arg(cpu_compiler *c, cpu_plan *plan, int64_t value)
 {
     if (plan->n_args == plan->cap_args) {
         plan->cap_args = MAX(16, 2 * plan->cap_args);
-        int64_t *more = ARENA_NEW(c->arena, int64_t, plan->cap_args);
+        int64_t *more = ARENA_NEW(c->args, int64_t, plan->cap_args);
         if (plan->n_args)
             memcpy(more, plan->args, sizeof *more * (size_t)plan->n_args);
         plan->args = more;

@@ -279,3 +279,22 @@ char *base_arena_text(base_arena *arena, const char *format, ...)
 }
 
 size_t base_arena_bytes(const base_arena *arena) { return arena->bytes; }
+
+base_arena_mark base_arena_now(const base_arena *arena)
+{
+    return (base_arena_mark){ arena->chunks, arena->chunks ? arena->chunks->used : 0, arena->bytes };
+}
+
+void base_arena_rewind(base_arena *arena, base_arena_mark mark)
+{
+    while (arena->chunks != mark.chunk) {
+        chunk *gone = arena->chunks;
+        arena->chunks = gone->next;
+        base_free(gone);
+    }
+    if (arena->chunks) {
+        memset(arena->chunks->bytes + mark.used, 0, arena->chunks->used - mark.used);
+        arena->chunks->used = mark.used;
+    }
+    arena->bytes = mark.bytes;
+}

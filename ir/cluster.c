@@ -155,6 +155,7 @@ typedef struct {
     int64_t *moved;            /* their places in the order, and they */
     int64_t *order;            /* by unit: what it reads has less */
     int *before, *after;       /* by unit: its neighbours in that order, a ring that the unit n_infos closes */
+    node_cluster *spare;       /* the last that was merged into another: room for the next new one */
 } clustering;
 
 static void find_edges(clustering *c)
@@ -243,10 +244,16 @@ static bool edge_fits(const ir_node *node, edge e, int64_t total, int64_t inner)
 static node_cluster *new_cluster(clustering *c, ir_node *node)
 {
     lower_state *state = c->state;
-    node_cluster *cluster = ARENA_NEW(state->arena, node_cluster, 1);
+    node_cluster *cluster = c->spare;
+    if (cluster) {
+        *cluster = (node_cluster){ .nodes = cluster->nodes, .cap_nodes = cluster->cap_nodes };
+        c->spare = NULL;
+    } else {
+        cluster = ARENA_NEW(state->arena, node_cluster, 1);
+        cluster->cap_nodes = 4;
+        cluster->nodes = ARENA_NEW(state->arena, ir_node *, cluster->cap_nodes);
+    }
     cluster->id = cluster->first = cluster->last = (int)node->mark;
-    cluster->cap_nodes = 4;
-    cluster->nodes = ARENA_NEW(state->arena, ir_node *, cluster->cap_nodes);
     cluster->nodes[cluster->n_nodes++] = node;
     cluster->total = ir_type_count(full_type(node));
     cluster->alone = INFO(state, node)->never_inline;
@@ -502,6 +509,7 @@ static bool merge(clustering *c, node_cluster *into, node_cluster *from)
         INFO(state, from->nodes[i])->cluster = into->id;
     *into = merged;
     state->clusters[from->id] = NULL;
+    c->spare = from;
     return true;
 }
 

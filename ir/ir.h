@@ -8,6 +8,7 @@
  *   infer.c            the type of a node from its operands, or why there is none: shape_rules.c, shape_rules_composite.c,
  *                      shape_checks.c
  *   graph.c            nodes in order, operands before users; adding, redirecting, cloning
+ *   snapshot.c         a graph as it was before passes went over it
  *   print.c, lexer.c, parse.c         the text form, both ways
  *   verify.c           what must hold between passes
  *   gradient.c         reverse-mode differentiation; vjp_rules.c, vjp_scan.c, one rule an op
@@ -205,6 +206,14 @@ void ir_renumber(ir_graph *graph);
 int ir_count_nodes(const ir_graph *graph);                                         /* bodies included */
 uint64_t ir_graph_hash(const ir_graph *graph);                                     /* equal for graphs with equal text but for places */
 bool ir_attr_equal(ir_op op, const ir_attr *a, const ir_attr *b, const ir_type *type);   /* in what the op has; bodies by their text */
+
+/* -- snapshot.c ------------------------------------------------------------------------------------------------------- */
+
+/* The graph as it is now, and as it was then: what passes do to it is undone. It must live as long as the snapshot. */
+typedef struct ir_snapshot ir_snapshot;
+ir_snapshot *ir_snapshot_take(ir_graph *graph);
+void ir_snapshot_restore(const ir_snapshot *snapshot);
+void ir_snapshot_free(ir_snapshot *snapshot);                                      /* NULL is fine */
 
 /* -- print.c, parse.c ------------------------------------------------------------------------------------------------- */
 

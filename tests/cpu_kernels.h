@@ -239,7 +239,7 @@ MAYBE_UNUSED static ready_kernel make_ready(one_kernel *k, cpu_planner *planner,
 {
     base_arena *arena = k->program->arena;
     ready_kernel ready = { .plan = ARENA_NEW(arena, cpu_plan, 1), .arena = arena };
-    cpu_compiler compiler = { .machine = &kernels.machine, .program = k->program, .arena = arena };
+    cpu_compiler compiler = { .machine = &kernels.machine, .program = k->program, .arena = arena, .args = arena };
     cpu_plan *plan = ready.plan;
     if (!planner(&compiler, k->kernel, plan))
         fail_msg("%s", base_error());

@@ -131,6 +131,24 @@ static void run_on_bodies_too(ir_graph *graph, ir_pass_function *pass)
             run_on_bodies_too(n->attr.body, pass);
 }
 
+/* What all passes do to a graph is undone, down to the text. */
+static void check_snapshot(const ir_graph *original)
+{
+    ir_graph *graph = ir_graph_clone(original);
+    ir_snapshot *snapshot = ir_snapshot_take(graph);
+    char *before = ir_to_text(graph);
+    ir_pass_options options = { .verify = true };
+    ir_run_passes(graph, &options);
+    ir_pass_reports_free(&options);
+    ir_snapshot_restore(snapshot);
+    char *after = ir_to_text(graph);
+    assert_string_equal(before, after);
+    base_free(before);
+    base_free(after);
+    ir_snapshot_free(snapshot);
+    ir_graph_free(graph);
+}
+
 static void run_passes(ir_graph *graph, const char *names)
 {
     static const struct { const char *name; ir_pass_function *pass; } known[] = {
@@ -143,6 +161,7 @@ static void run_passes(ir_graph *graph, const char *names)
         base_text why = {0};
         size_t i = 0;
         if (strcmp(word, "passes") == 0) {
+            check_snapshot(graph);
             ir_pass_options options = { .verify = true };
             ir_run_passes(graph, &options);
             ir_pass_reports_free(&options);

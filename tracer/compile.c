@@ -163,16 +163,17 @@ static char *dump_folder(const rax_fn *fn)
     return base_text_take(&path);
 }
 
-/* The graph as it was recorded, while it is compiled: a bug of ours saves it, so that it can be run again. */
-static const ir_graph *recorded;
+/* The graph while it is compiled, and as it was recorded: a bug of ours saves that, so that it can be run again. */
+static struct { const ir_graph *graph; const ir_snapshot *before; } recorded;
 
 static const char *save_recorded(void)
 {
     static char told[512];
     const char *temporary = getenv("TMPDIR");
-    char *text = ir_to_text(recorded);
+    ir_snapshot_restore(recorded.before);
+    char *text = ir_to_text(recorded.graph);
     int len = snprintf(told, sizeof told, "graph in %s/bug-%s-%d.rax", temporary && *temporary ? temporary : "/tmp",
-                       recorded->name, (int)getpid());
+                       recorded.graph->name, (int)getpid());
     FILE *file = len < (int)sizeof told ? fopen(told + strlen("graph in "), "w") : NULL;
     bool saved = file && fputs(text, file) >= 0;
     saved = file && fclose(file) == 0 && saved;
@@ -198,8 +199,9 @@ static bool compile(rax_fn *fn, ir_graph *graph, trace_program *program, const i
     double start = trace_now_ms();
     char *folder = dump_folder(fn);
     bool verify = verifies(folder);
-    ir_graph *copy = ir_graph_clone(graph);
-    recorded = copy;
+    ir_snapshot *before = ir_snapshot_take(graph);
+    recorded.graph = graph;
+    recorded.before = before;
     base_bug_hook = save_recorded;
     ir_pass_options passes = { .verify = verify, .dump_dir = folder, .keep_composite = backend->keep_composite };
     ir_run_passes(graph, &passes);
@@ -211,7 +213,7 @@ static bool compile(rax_fn *fn, ir_graph *graph, trace_program *program, const i
     program->backend = backend;
     program->compiled = backend->compile(graph, &options, &report);
     base_bug_hook = NULL;
-    ir_graph_free(copy);
+    ir_snapshot_free(before);
     double ms = trace_now_ms() - start;
     fn->stats.compile_ms += ms;
     fn->stats.compilations += program->compiled != NULL;
