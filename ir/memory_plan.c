@@ -214,12 +214,15 @@ static int by_size(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* placed is sorted by offset; returns where the block goes and puts it there. */
-static int64_t place(block *b, block **placed, int n_placed)
+/* What place looks at of a block that has its place: side by side, for it looks at all of them. */
+typedef struct { int first, last; int64_t offset, end; } placement;
+
+/* placed is sorted by offset; returns where the block ends and puts it there. */
+static int64_t place(block *b, placement *placed, int n_placed)
 {
     int64_t end = 0, best = -1, best_gap = INT64_MAX;     /* end: of what lives at the same time and lies below */
     for (int i = 0; i < n_placed; i++) {
-        const block *other = placed[i];
+        const placement *other = &placed[i];
         if (other->last < b->first || other->first > b->last)
             continue;
         int64_t gap = other->offset - end;
@@ -227,13 +230,14 @@ static int64_t place(block *b, block **placed, int n_placed)
             best = end;
             best_gap = gap;
         }
-        end = MAX(end, other->offset + other->bytes);
+        end = MAX(end, other->end);
     }
     b->offset = best >= 0 ? best : end;
     int at = n_placed;
-    for (; at > 0 && placed[at - 1]->offset > b->offset; at--)
-        placed[at] = placed[at - 1];
-    placed[at] = b;
+    while (at > 0 && placed[at - 1].offset > b->offset)
+        at--;
+    memmove(&placed[at + 1], &placed[at], sizeof *placed * (size_t)(n_placed - at));
+    placed[at] = (placement){ b->first, b->last, b->offset, b->offset + b->bytes };
     return b->offset + b->bytes;
 }
 
@@ -242,7 +246,8 @@ static int64_t place_all(planner *p, bool reuse)
     int n = p->program->n_buffers, n_blocks = 0;
     int64_t top = 0;
     block *blocks = base_alloc(sizeof *blocks * (size_t)n);
-    block **order = base_alloc(sizeof *order * (size_t)n), **placed = base_alloc(sizeof *placed * (size_t)n);
+    block **order = base_alloc(sizeof *order * (size_t)n);
+    placement *placed = base_alloc(sizeof *placed * (size_t)n);
     for (int i = 0; i < n; i++) {
         if (!is_placed(p, i))
             continue;
