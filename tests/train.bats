@@ -126,6 +126,19 @@ END
     [ ! -e other.json ]
 }
 
+@test "--dump_ir writes graphs after each pass, kernels, LLVM IR and assembly" {
+    RAX_CACHE_DIR=$PWD/fresh train --max_iters=1 --dump-ir=some/where
+    for part in trace cse; do ls some/where/train_step-1/*-$part.rax; done
+    [ -s some/where/train_step-1/train_step.kernels ]
+    ls some/where/train_step-1/*.ll some/where/train_step-1/*.s >files
+    # what a pass leaves is a graph that parses
+    "$RAX_BIN" compile some/where/train_step-1/00-trace.rax >stdout
+    grep -q '^; -- kernels' stdout
+    : >file
+    train --max_iters=1 --dump_ir=file/where
+    grep -q '^\[RAX\] warning: file/where/train_step-1: Not a directory; nothing is written there$' stderr
+}
+
 @test "no progress line in a pipe; one on a terminal" {
     train
     ! grep -q $'\r' stdout

@@ -152,9 +152,12 @@ static char *dump_folder(const rax_fn *fn)
     base_text path = {0};
     if (!dir)
         return NULL;
-    base_text_add(&path, "%s", dir);
-    mkdir(path.at, 0777);
-    base_text_add(&path, "/%s-%lld", fn->name, (long long)fn->stats.compilations + 1);
+    base_text_add(&path, "%s/%s-%lld", dir, fn->name, (long long)fn->stats.compilations + 1);
+    for (char *at = path.at + 1; (at = strchr(at, '/')) != NULL; at++) {
+        *at = '\0';
+        mkdir(path.at, 0777);                            /* what cannot be made is told of below */
+        *at = '/';
+    }
     if (mkdir(path.at, 0777) != 0 && errno != EEXIST) {
         trace_say(0, "warning: %s: %s; nothing is written there", path.at, strerror(errno));
         base_text_free(&path);
