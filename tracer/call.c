@@ -398,9 +398,8 @@ static bool run(const trace_call *c, double start, trace_entry *entry, bool hit)
     return done;
 }
 
-static bool run_again(const trace_call *c, double start)
+static bool run_again(const trace_call *c, double start, const trace_program *program)
 {
-    const trace_program *program = c->fn->last->program;
     if (!lent_is_back(program) || !run_program(c, start, program, true, true))
         return false;
     trace_repeat_renew(c);
@@ -418,8 +417,9 @@ bool rax_call_at(rax_place place, rax_fn *fn, int n_args, const rax_value *args,
         return trace_error(place, "rax_call",
                            "a step cannot call '%s', which runs at once\nCall its C function instead", fn->name);
     fn->stats.calls++;
-    if (trace_repeat_fits(&c))
-        return run_again(&c, start);
+    const trace_program *program = trace_repeat_fits(&c);
+    if (program)
+        return run_again(&c, start, program);
     trace_repeat_forget(fn);
     if (!check(&c))
         return false;

@@ -28,6 +28,7 @@ typedef struct {
 
 struct trace_repeat {
     const trace_entry *entry;            /* NULL: nothing is kept */
+    const trace_program *program;        /* the entry's */
     int n_args, n_results;
     size_t bytes;                        /* of the block */
     row rows[];
@@ -150,6 +151,7 @@ void trace_repeat_keep(const trace_call *c, const trace_entry *entry)
         r->donor = entry->key[c->n_args + i].donor >= 0;
     }
     repeat->entry = entry;
+    repeat->program = entry->program;
     repeat->n_args = c->n_args;
     repeat->n_results = c->n_results;
 }
@@ -173,6 +175,7 @@ static void fetch_all(const trace_call *c, const trace_repeat *repeat)
 /* What the rows point to, which are here by now. */
 static void fetch_more(const trace_repeat *repeat)
 {
+    fetch(repeat->program, sizeof *repeat->program);
     for (int i = 0; i < repeat->n_args + repeat->n_results; i++) {
         const row *r = &repeat->rows[i];
         if (r->kind == ARG_SCALAR)
@@ -243,22 +246,22 @@ static bool take_numbers(const trace_call *c, trace_repeat *repeat)
     return true;
 }
 
-bool trace_repeat_fits(const trace_call *c)
+const trace_program *trace_repeat_fits(const trace_call *c)
 {
     trace_repeat *repeat = c->fn->repeat;
     if (!repeat)
-        return false;
+        return NULL;
     fetch_all(c, repeat);
     if (!repeat->entry || repeat->entry != c->fn->last || c->fn->leaves_changed || repeat->n_args != c->n_args || repeat->n_results != c->n_results)
-        return false;
+        return NULL;
     fetch_more(repeat);
     for (int i = 0; i < c->n_args; i++)
         if (!same_argument(repeat, &repeat->rows[i], &c->args[i]))
-            return false;
+            return NULL;
     for (int i = 0; i < c->n_results; i++)
         if (!same_result(&repeat->rows[c->n_args + i], &c->results[i]))
-            return false;
-    return take_numbers(c, repeat);
+            return NULL;
+    return take_numbers(c, repeat) ? repeat->program : NULL;
 }
 
 void trace_repeat_renew(const trace_call *c)

@@ -333,9 +333,9 @@ typedef struct trace_repeat trace_repeat;
 void trace_repeat_keep(const trace_call *c, const trace_entry *entry);
 void trace_repeat_forget(rax_fn *fn);
 void trace_repeat_free(rax_fn *fn);
-/* Whether the call is like the one that was kept but for numbers that no program is chosen by: then the program's params and results are as
- * they are to be, and numbers have been put where it reads them. False also where something is wrong with it: the long way says what. */
-bool trace_repeat_fits(const trace_call *c);
+/* The program, where the call is like the one that was kept but for numbers that no program is chosen by: then params and results are as
+ * they are to be, and numbers have been put where it reads them. NULL also where something is wrong with the call: the long way says what. */
+const trace_program *trace_repeat_fits(const trace_call *c);
 void trace_repeat_renew(const trace_call *c);                        /* handles of what was taken over, after the run */
 
 enum { RECENT_CALLS = 64 };
