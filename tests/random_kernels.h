@@ -211,8 +211,8 @@ MAYBE_UNUSED static void add_output(writer *w, int expr)
         bool fits = e->kind == KL_LOAD && e->dtype == dtype && !e->view.n_dynamic;
         for (int j = 0; j < loop->n_axes; j++)
             fits &= (e->view.stride[j] != 0) == (axes >> j & 1) && (loop->extent[j] > 1 || e->view.stride[j]);
-        for (int j = 0; j < w->program->n_buffers; j++)
-            fits &= w->program->buffers[j].kind != KL_RESULT || w->program->buffers[j].donated != w->program->buffers[e->view.buffer].index;
+        for (int j = 0; j < w->program->n_buffers && fits; j++)
+            fits = w->program->buffers[j].kind != KL_RESULT || w->program->buffers[j].donated != w->program->buffers[e->view.buffer].index;
         if (fits) {
             o.view = *in;
             o.view.buffer = add_buffer(w, KL_RESULT, dtype, w->program->buffers[e->view.buffer].count);
