@@ -1,5 +1,6 @@
 /* Named arrays in a file, in the safetensors format: 8 bytes of header length, a JSON header, then the bytes of the arrays,
- * little endian, row-major, without gaps. (huggingface/safetensors, "Format"; this reader refuses what that one refuses.)
+ * little endian, row-major, without gaps. (huggingface/safetensors, "Format"; of offsets, sizes and
+ * overlaps this reader refuses what that one refuses, of the header's JSON it takes a little more: what cJSON takes.)
  *
  * A file is mapped, and an array's data points into the map: it is valid until the file is closed, and need not be aligned.
  * Whatever the bytes of a file, the reader stays within them; a damaged file is an error that names the file and the array. */
