@@ -18,7 +18,6 @@
  * Needs simplified graphs without dead nodes; changes nothing in the graph. */
 #include "ir/lower.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 enum { MOST_NODES = 160, MOST_READS = 32, MOST_RECOMPUTED = 40 };
@@ -151,8 +150,8 @@ typedef struct {
     int *reader;               /* by node: the last cluster that read this stored value in full, or -1 */
     int *seen, search;         /* by unit: the search that was last here */
     int *found, n_found;       /* the units of that search, */
-    int *open, n_open;         /* and those whose operands it has yet to look at */
-    int64_t *moved;            /* their places in the order, and they */
+    unit_heap open;            /* and those whose operands it has yet to look at, the first in order on top: the way to what is looked
+                                  for mostly leads along the earliest */
     int64_t *order;            /* by unit: what it reads has less */
     int *before, *after;       /* by unit: its neighbours in that order, a ring that the unit n_infos closes */
     node_cluster *spare;       /* the last that was merged into another: room for the next new one */
@@ -330,28 +329,6 @@ static bool edges_fit(clustering *c, const node_cluster *mine, const node_cluste
     return true;
 }
 
-/* Units to look at, a heap with the first in order on top: the way to what is looked for mostly leads along the earliest. */
-static void push(clustering *c, int unit)
-{
-    int i = c->n_open++;
-    for (; i > 0 && c->order[c->open[(i - 1) / 2]] > c->order[unit]; i = (i - 1) / 2)
-        c->open[i] = c->open[(i - 1) / 2];
-    c->open[i] = unit;
-}
-
-static int pop(clustering *c)
-{
-    int top = c->open[0], moved = c->open[--c->n_open], i = 0;
-    for (int child; (child = 2 * i + 1) < c->n_open; i = child) {
-        child += child + 1 < c->n_open && c->order[c->open[child + 1]] < c->order[c->open[child]];
-        if (c->order[c->open[child]] >= c->order[moved])
-            break;
-        c->open[i] = c->open[child];
-    }
-    c->open[i] = moved;
-    return top;
-}
-
 /* Finds the units of node's operands from that place in the order on. True where one of them is the unit looked for. */
 static bool find_operands(clustering *c, const ir_node *node, int64_t since, int wanted)
 {
@@ -363,7 +340,7 @@ static bool find_operands(clustering *c, const ir_node *node, int64_t since, int
         if (c->seen[unit] != c->search && c->order[unit] >= since) {
             c->seen[unit] = c->search;
             c->found[c->n_found++] = unit;
-            push(c, unit);
+            heap_push(&c->open, unit);
         }
     }
     return false;
@@ -375,12 +352,12 @@ static bool returns_through_another(clustering *c, const node_cluster *early, co
     lower_state *state = c->state;
     int64_t since = c->order[early->id];
     c->search++;
-    c->n_found = c->n_open = 0;
+    c->n_found = c->open.n = 0;
     c->seen[early->id] = c->seen[late->id] = c->search;
     for (int i = 0; i < late->n_nodes; i++)
         find_operands(c, late->nodes[i], since, -1);
-    while (c->n_open > 0) {
-        int unit = pop(c);
+    while (c->open.n > 0) {
+        int unit = heap_pop(&c->open);
         const node_cluster *cluster = state->clusters[unit];
         if (!cluster && find_operands(c, state->infos[unit].node, since, early->id))
             return true;
@@ -417,38 +394,25 @@ static void put_unit(clustering *c, int unit, int next)
     link_units(c, unit, next);
 }
 
-static int compare_orders(const void *a, const void *b)
-{
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
-/* Late's place becomes early's, or early late's: the one that stays has early's. Before it comes what late was found to depend on; as
- * none of that depends on early, nor on anything else from early's place on, all stays in order. */
+/* The merged cluster, unit `stays`, takes early's place. Before it comes what late was found to depend on, in the order that it has: none of it
+ * depends on early, nor on anything else from early's place on. */
 static void order_merged(clustering *c, int early, int late, int stays)
 {
-    int n = c->n_found;
-    int64_t *moved = c->moved;
+    int n = c->n_found, gone = stays == early ? late : early;
+    int64_t to = c->order[early], from = c->order[c->before[early]], step = (to - from) / (n + 1);
     for (int i = 0; i < n; i++)
-        moved[2 * i] = c->order[c->found[i]], moved[2 * i + 1] = c->found[i];
-    qsort(moved, (size_t)n, 2 * sizeof *moved, compare_orders);
+        heap_push(&c->open, c->found[i]);
     for (int i = 0; i < n; i++)
-        put_unit(c, (int)moved[2 * i + 1], early);
+        put_unit(c, c->found[i] = heap_pop(&c->open), early);
     if (stays == late)
         put_unit(c, late, early);
-    int gone = stays == early ? late : early;
     link_units(c, c->before[gone], c->after[gone]);
-
-    int64_t to = c->order[early], from;
-    int first = n ? (int)moved[1] : stays;
-    from = c->order[c->before[first]];
-    int64_t step = (to - from) / (n + 1);
     if (step == 0) {
         number_units(c);
         return;
     }
     for (int i = 0; i < n; i++)
-        c->order[moved[2 * i + 1]] = from + (i + 1) * step;
+        c->order[c->found[i]] = from + (i + 1) * step;
     c->order[stays] = to;
 }
 
@@ -519,9 +483,8 @@ static void form_clusters(lower_state *state)
     find_edges(&c);
     c.seen = ARENA_NEW(state->arena, int, state->n_infos);
     c.found = ARENA_NEW(state->arena, int, state->n_infos);
-    c.open = ARENA_NEW(state->arena, int, state->n_infos);
-    c.moved = ARENA_NEW(state->arena, int64_t, 2 * state->n_infos);
     c.order = ARENA_NEW(state->arena, int64_t, state->n_infos + 1);
+    c.open = (unit_heap){ .key = c.order, .at = ARENA_NEW(state->arena, int, state->n_infos) };
     c.before = ARENA_NEW(state->arena, int, state->n_infos + 1);
     c.after = ARENA_NEW(state->arena, int, state->n_infos + 1);
     for (int i = 0; i <= state->n_infos; i++)

@@ -191,4 +191,9 @@ kl_view kl_result_view(lowering *l, ir_node *tuple, int index);
 void kl_lower_scan(lowering *l, kernel_list *list, ir_node *node);
 void kl_order_units(lowering *l, kernel_list *out);
 
+/* Units, the one of the least key on top. at: room for as many as are in it at a time. */
+typedef struct { const int64_t *key; int *at, n; } unit_heap;
+void heap_push(unit_heap *heap, int unit);
+int heap_pop(unit_heap *heap);
+
 #endif

@@ -34,24 +34,20 @@ static void append(base_arena *arena, int_list *list, int value)
     list->at[list->n++] = value;
 }
 
-/* Units that are ready, a heap with the least key on top. */
-typedef struct { const lower_unit *units; int *at, n; } ready_units;
-
-static void push(ready_units *heap, int unit)
+void heap_push(unit_heap *heap, int unit)
 {
     int i = heap->n++;
-    for (; i > 0 && heap->units[heap->at[(i - 1) / 2]].key > heap->units[unit].key; i = (i - 1) / 2)
+    for (; i > 0 && heap->key[heap->at[(i - 1) / 2]] > heap->key[unit]; i = (i - 1) / 2)
         heap->at[i] = heap->at[(i - 1) / 2];
     heap->at[i] = unit;
 }
 
-static int pop(ready_units *heap)
+int heap_pop(unit_heap *heap)
 {
     int top = heap->at[0], moved = heap->at[--heap->n], i = 0;
     for (int child; (child = 2 * i + 1) < heap->n; i = child) {
-        if (child + 1 < heap->n && heap->units[heap->at[child + 1]].key < heap->units[heap->at[child]].key)
-            child++;
-        if (heap->units[heap->at[child]].key >= heap->units[moved].key)
+        child += child + 1 < heap->n && heap->key[heap->at[child + 1]] < heap->key[heap->at[child]];
+        if (heap->key[heap->at[child]] >= heap->key[moved])
             break;
         heap->at[i] = heap->at[child];
     }
@@ -101,17 +97,20 @@ void kl_order_units(lowering *l, kernel_list *out)
     int n = l->n_units, done = 0;
     int_list *users = ARENA_NEW(l->scratch, int_list, n);
     int *waits_for = ARENA_NEW(l->scratch, int, n);
-    ready_units ready = { .units = l->units, .at = ARENA_NEW(l->scratch, int, n) };
+    int64_t *key = ARENA_NEW(l->scratch, int64_t, n);
+    unit_heap ready = { .key = key, .at = ARENA_NEW(l->scratch, int, n) };      /* what waits for nothing any more */
+    for (int i = 0; i < n; i++)
+        key[i] = l->units[i].key;
     find_users(l, users, waits_for);
     for (int i = 0; i < n; i++)
         if (waits_for[i] == 0 && l->units[i].key != UNIT_LAST)
-            push(&ready, i);
+            heap_push(&ready, i);
     for (; ready.n > 0; done++) {
-        int next = pop(&ready);
+        int next = heap_pop(&ready);
         emit(l, &l->units[next], out);
         for (int i = 0; i < users[next].n; i++)
             if (--waits_for[users[next].at[i]] == 0 && l->units[users[next].at[i]].key != UNIT_LAST)
-                push(&ready, users[next].at[i]);
+                heap_push(&ready, users[next].at[i]);
     }
     for (int i = 0; i < n; i++)
         if (l->units[i].key == UNIT_LAST) {
