@@ -73,7 +73,7 @@ static void define(cuda_writer *w, const kl_attention *a, const shape *s)
     base_text_add(text, "#define A_BF16 %d\n#define A_GRAD_BF16 %d\n#define A_MMA %d\n#define A_ASYNC %d\n", a->dtype == IR_BF16, a->backward && a->grad_dtype == IR_BF16, s->mma, s->async);
     base_text_add(text, "#define A_D %lld\n#define A_DP %d\n#define A_WARPS %d\n#define A_BN %d\n#define A_STAGES %d\n", (long long)a->head_dim, s->padded, s->warps, s->columns, s->stages);
     base_text_add(text, "#define A_ROWS %lld\n#define A_KEYS %lld\n#define A_HEADS %lld\n#define A_CAUSAL %d\n#define A_SCALE %.9ef\n#define A_SCALE_LOG2 %.9ef\n", (long long)a->rows,
-                  (long long)a->keys, (long long)a->heads, a->causal, a->scale, a->scale * 1.4426950408889634);
+                  (long long)a->keys, (long long)a->heads, a->causal, a->scale, a->scale * M_LOG2E);
     base_text_add(text, "#define A_DROPS %d\n#define A_THRESHOLD %.0fu\n#define A_KEEP %.9ef\n#define A_DELTA_LANES %d\n", a->dropout > 0, floor(a->dropout * 0x1p32), 1 / (1 - a->dropout),
                   a->backward ? delta_lanes(p, a) : 32);
     for (size_t i = 0; i < COUNT_OF(views); i++)

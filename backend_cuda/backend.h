@@ -61,6 +61,8 @@ bool cuda_ok(const cuda_device *device, int error, const char *what);
 void *cuda_memory_new(cuda_device *device, size_t bytes);
 void cuda_memory_free(cuda_device *device, void *memory);
 size_t cuda_memory_available(const cuda_device *device);
+/* Up to a multiple of what parts of a block are aligned to. */
+static inline size_t cuda_rounded(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 /* Upload returns once from may be written again: the bytes are there before what is started from now on, and arrive while runs that do not
  * touch them go on. Download when the bytes have arrived. */
 bool cuda_upload(cuda_device *device, void *to, const void *from, size_t bytes);
@@ -223,21 +225,19 @@ bool cuda_fill_with_noise(cuda_device *device, ir_dtype dtype, void *memory, siz
 
 /* -- choices.c ------------------------------------------------------------------------------------------------------------------- */
 
-/* What cuBLASLt is asked; key: all that an answer depends on but card and version, as text of one line. Its first operand is a. */
+/* What cuBLASLt is asked; key: all that an answer depends on but card and version, as text of one line. ready: but for the algorithm. */
 typedef struct {
     const char *key;
-    cuda_product_desc desc;
-    cuda_layout a, b, d;
+    const cuda_product *product;
+    const cuda_ready *ready;
     cuda_preference preference;
-    ir_dtype operands;
-    bool accumulate;
-    size_t a_bytes, b_bytes, d_bytes, bias_bytes, aux_bytes, workspace_bytes;       /* from the first element to the last; that it may take */
+    size_t a_bytes, b_bytes, d_bytes, bias_bytes, aux_bytes, workspace_bytes;       /* of the product's, from the first element to the last; that it may take */
 } cuda_question;
 /* folder: "" for none. tunes: products are timed, and the table is written. */
 cuda_choices *cuda_choices_open(const char *folder, const cuda_machine *machine, int blas_version, bool tunes);
 void cuda_choices_close(cuda_choices *choices);               /* NULL is fine */
 const char *cuda_choices_digest(const cuda_choices *choices); /* "" for an empty table */
-/* exists: false where cuBLASLt has no such product. When it tunes it changes where the desc's bias and auxiliary matrix point to. False and base_error. */
+/* exists: false where cuBLASLt has no such product. False and base_error. */
 bool cuda_choose_algorithm(cuda_device *device, const cuda_question *question, cuda_algorithm *answer, bool *exists);
 
 /* -- backend.c --------------------------------------------------------------------------------------------------------------- */

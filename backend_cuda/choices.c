@@ -57,8 +57,6 @@ static choice *set(cuda_choices *c, const char *key, const cuda_algorithm *algor
 static void print_choice(base_text *text, const choice *c)
 {
     base_text line = {0};
-    if (c->asked)
-        return;
     base_text_add(&line, "%s\t", c->key);
     for (int i = 0; i < 8; i++)
         base_text_add(&line, "%016" PRIx64, c->algorithm.algorithm[i]);
@@ -85,12 +83,18 @@ static void read_choice(cuda_choices *c, char *line)
     set(c, line, &a, false);
 }
 
-static void take_digest(cuda_choices *c)
+static base_text table_of(const cuda_choices *c)
 {
     base_text text = {0};
     for (int i = 0; i < c->n; i++)
-        print_choice(&text, &c->at[i]);
-    snprintf(c->digest, sizeof c->digest, "%s", "");
+        if (!c->at[i].asked)
+            print_choice(&text, &c->at[i]);
+    return text;
+}
+
+static void take_digest(cuda_choices *c)
+{
+    base_text text = table_of(c);
     if (text.len)
         snprintf(c->digest, sizeof c->digest, "xxh3:%016llx", (unsigned long long)XXH3_64bits(text.at, text.len));
     base_text_free(&text);
@@ -102,7 +106,6 @@ cuda_choices *cuda_choices_open(const char *folder, const cuda_machine *machine,
     c->tunes = tunes;
     base_text path = {0};
     size_t most = (size_t)1 << 24;
-    snprintf(c->digest, sizeof c->digest, "%s", "");
     if (!*folder)
         return c;
     base_text_add(&path, "%s/products-%d-sm_%d%d-%016llx.table", folder, blas_version, machine->major, machine->minor,
@@ -136,9 +139,7 @@ void cuda_choices_close(cuda_choices *c)
 
 static bool write_table(const cuda_choices *c)
 {
-    base_text text = {0}, temporary = {0};
-    for (int i = 0; i < c->n; i++)
-        print_choice(&text, &c->at[i]);
+    base_text text = table_of(c), temporary = {0};
     base_text_add(&temporary, "%s.%d", c->path, (int)getpid());
     FILE *file = fopen(temporary.at, "w");
     bool written = file && fwrite(text.at, 1, text.len, file) == text.len;
@@ -157,26 +158,18 @@ static bool write_table(const cuda_choices *c)
 enum { CANDIDATES = 16, SAMPLES = 3, CALLS = 5 };
 
 /* Operands of noise, and room for all that a product touches, in one block. */
-typedef struct { cuda_device *device; const cuda_question *q; char *memory, *a, *b, *d, *bias, *aux, *workspace; cuda_event begin, end; } trial;
-
-static size_t rounded(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
+typedef struct { cuda_device *device; const cuda_question *q; char *memory; cuda_places at; cuda_event begin, end; } trial;
 
 static bool trial_open(trial *t)
 {
     const cuda_question *q = t->q;
     const cuda_library *l = cuda_device_library(t->device);
-    t->memory = cuda_memory_new(t->device, rounded(q->a_bytes) + rounded(q->b_bytes) + rounded(q->d_bytes) + rounded(q->bias_bytes) + rounded(q->aux_bytes) + q->workspace_bytes);
+    t->memory = cuda_memory_new(t->device, cuda_rounded(q->a_bytes) + cuda_rounded(q->b_bytes) + cuda_rounded(q->d_bytes) + cuda_rounded(q->bias_bytes) + cuda_rounded(q->aux_bytes) + q->workspace_bytes);
     if (!t->memory)
         return false;
-    t->a = t->memory;
-    t->b = t->a + rounded(q->a_bytes);
-    t->d = t->b + rounded(q->b_bytes);
-    t->bias = t->d + rounded(q->d_bytes);
-    t->aux = t->bias + rounded(q->bias_bytes);
-    t->workspace = t->aux + rounded(q->aux_bytes);
-    return cuda_fill_with_noise(t->device, q->operands, t->a, q->a_bytes) && cuda_fill_with_noise(t->device, q->operands, t->b, q->b_bytes) &&
-           (q->bias_bytes == 0 || cuda_ok(t->device, l->product_set(q->desc, CUDA_PRODUCT_BIAS, &t->bias, sizeof t->bias), "a bias")) &&
-           (q->aux_bytes == 0 || cuda_ok(t->device, l->product_set(q->desc, CUDA_PRODUCT_AUX, &t->aux, sizeof t->aux), "gelu's operand")) &&
+    char *a = t->memory, *b = a + cuda_rounded(q->a_bytes), *d = b + cuda_rounded(q->b_bytes), *bias = d + cuda_rounded(q->d_bytes), *aux = bias + cuda_rounded(q->bias_bytes);
+    t->at = (cuda_places){ .a = a, .b = b, .d = d, .bias = bias, .aux = aux, .workspace = aux + cuda_rounded(q->aux_bytes) };
+    return cuda_fill_with_noise(t->device, q->product->operands, a, q->a_bytes) && cuda_fill_with_noise(t->device, q->product->operands, b, q->b_bytes) &&
            cuda_ok(t->device, l->event_new(&t->begin, CUDA_EVENT_TIMING), "cuEventCreate") && cuda_ok(t->device, l->event_new(&t->end, CUDA_EVENT_TIMING), "cuEventCreate");
 }
 
@@ -190,28 +183,20 @@ static void trial_close(trial *t)
     cuda_memory_free(t->device, t->memory);
 }
 
-/* False where the library does not take it after all. */
-static bool multiply(const trial *t, const cuda_algorithm *algorithm)
-{
-    static const float one = 1, zero = 0;
-    static const double one64 = 1, zero64 = 0;
-    const cuda_question *q = t->q;
-    bool f64 = q->operands == IR_F64;
-    const void *alpha = f64 ? (const void *)&one64 : &one, *beta = q->accumulate ? alpha : f64 ? (const void *)&zero64 : &zero;
-    return cuda_device_library(t->device)->product(cuda_device_blas(t->device), q->desc, alpha, t->a, q->a, t->b, q->b, beta, t->d, q->d, t->d, q->d, algorithm->algorithm,
-                                                   t->workspace, algorithm->workspace_bytes, cuda_device_stream(t->device)) == 0;
-}
-
-/* The shortest of a few samples of several products; what was left on the device by the one before is warm by then. */
+/* The shortest of a few samples of several products; what was left on the device by the one before is warm by then. False where the library does not
+ * take the algorithm after all. */
 static bool trial_time(const trial *t, const cuda_algorithm *algorithm, float *best)
 {
+    cuda_ready ready = *t->q->ready;
+    memcpy(ready.algorithm, algorithm->algorithm, sizeof ready.algorithm);
+    ready.workspace_bytes = algorithm->workspace_bytes;
     const cuda_library *l = cuda_device_library(t->device);
     cuda_stream stream = cuda_device_stream(t->device);
     for (int i = 0; i <= SAMPLES; i++) {
         float ms = 0;
         bool timed = l->event_record(t->begin, stream) == 0;
         for (int j = 0; timed && j < CALLS; j++)
-            timed = multiply(t, algorithm);
+            timed = cuda_multiply(t->device, t->q->product, &ready, &t->at);
         if (!timed || l->event_record(t->end, stream) != 0 || l->event_wait(t->end) != 0 || l->event_elapsed(&ms, t->begin, t->end) != 0)
             return false;
         *best = i <= 1 ? ms : MIN(*best, ms);
@@ -230,8 +215,10 @@ static bool fastest(cuda_device *device, const cuda_question *q, const cuda_algo
         if (found[i].status == 0 && trial_time(&t, &found[i], &ms) && (at < 0 || ms < 0.99f * best))
             at = i, best = ms;
     trial_close(&t);
-    if (at >= 0)
+    if (at >= 0) {
         *answer = found[at];
+        base_error_clear();                          /* of those that were not taken */
+    }
     return opened && (at >= 0 || base_fail(BASE_FAILURE, "device cuda: no algorithm of cuBLASLt works for %s", q->key));
 }
 
@@ -250,7 +237,7 @@ bool cuda_choose_algorithm(cuda_device *device, const cuda_question *q, cuda_alg
         *exists = kept->exists;
         return true;
     }
-    int error = cuda_device_library(device)->product_algorithms(cuda_device_blas(device), q->desc, q->a, q->b, q->d, q->d, q->preference, tunes ? CANDIDATES : 1, found, &n);
+    int error = cuda_device_library(device)->product_algorithms(cuda_device_blas(device), q->ready->desc, q->ready->a, q->ready->b, q->ready->d, q->ready->d, q->preference, tunes ? CANDIDATES : 1, found, &n);
     *exists = error == 0 && n > 0;
     *answer = found[0];
     if (!tunes && c) {

@@ -4,7 +4,6 @@
  * are products of their own. */
 #include "backend_cuda/epilogues.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 enum { MOST_PRODUCTS = 1024 };
@@ -65,11 +64,7 @@ static batches merged(const kl_contraction *c, const kl_view *const view[3])
 }
 
 /* RAX_TF32=1: f32 operands are rounded to TF32's ten bits, for tensor cores. */
-static bool wants_tf32(void)
-{
-    const char *wanted = getenv("RAX_TF32");
-    return wanted && *wanted && strcmp(wanted, "0");
-}
+static bool wants_tf32(void) { return base_is_set("RAX_TF32"); }
 
 /* The product, or the first of those that its batch axes make; b: the axes. */
 static bool first_product(const kl_contraction *c, const cuda_epilogue *e, cuda_product *p, batches *b)

@@ -10,6 +10,7 @@
  * The list has the product stored beside gelu(u), or gelu'(u), whose readers add the bias again, or multiply. cuda_store_operand makes it store u, and every
  * reader compute gelu' of it. Vectors and u have the type of the result, so that with a result in bf16 u and the bias are rounded to it. */
 #include "backend_cuda/epilogues.h"
+#include "ir/composites.h"
 
 #include <math.h>
 #include <string.h>
@@ -55,11 +56,11 @@ static bool is_function(const kl_loop *loop, int expr, int leaf, double (*f)(dou
     return is;
 }
 
-static double gelu(double x) { return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
+static double gelu(double x) { return 0.5 * x * (1 + tanh(IR_GELU_SCALE * (x + IR_GELU_CUBIC * x * x * x))); }
 static double gelu_gradient(double x)
 {
-    double t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x));
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
+    double t = tanh(IR_GELU_SCALE * (x + IR_GELU_CUBIC * x * x * x));
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * IR_GELU_SCALE * (1 + 3 * IR_GELU_CUBIC * x * x);
 }
 
 /* -- parts -------------------------------------------------------------------------------------------------------------------- */

@@ -33,8 +33,6 @@ struct cuda_execution {
     cuda_profile *profile;                 /* NULL while nobody asks */
 };
 
-static size_t rounded(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
-
 /* -- addresses ---------------------------------------------------------------------------------------------------------- */
 
 static char *scalar_place(const cuda_execution *x, int index)
@@ -126,11 +124,11 @@ static bool prepare(cuda_execution *x, const kl_kernel *kernel, int step)
     const cuda_step *s = &plan->steps[step];
     if (!x->products[kernel->id])
         x->products[kernel->id] = ARENA_NEW(x->arena, cuda_ready, plan->n_steps);
-    x->workspace_bytes = MAX(x->workspace_bytes, rounded(plan->workspace_bytes));
+    x->workspace_bytes = MAX(x->workspace_bytes, cuda_rounded(plan->workspace_bytes));
     if (s->is_product) {
         cuda_ready *ready = &x->products[kernel->id][step];
         bool found = cuda_ready_product(x->device, x->program, &s->product, ready);
-        x->blas_bytes = MAX(x->blas_bytes, rounded(ready->workspace_bytes));
+        x->blas_bytes = MAX(x->blas_bytes, cuda_rounded(ready->workspace_bytes));
         return found;
     }
     return s->launch.shared_bytes <= 48 << 10 ||
@@ -154,11 +152,11 @@ cuda_execution *cuda_execution_new(cuda_device *device, const cuda_compiler *com
         return NULL;
     }
     walk(x, program->kernels, program->n_kernels, true, count);
-    x->arena_bytes = rounded((size_t)program->memory.arena_bytes);
+    x->arena_bytes = cuda_rounded((size_t)program->memory.arena_bytes);
     for (int i = 0; i < program->n_buffers; i++)
         if (program->buffers[i].kind == KL_CONST)
-            x->const_bytes += rounded((size_t)(program->buffers[i].count * ir_dtype_bytes(program->buffers[i].dtype)));
-    x->total_bytes = x->arena_bytes + x->workspace_bytes + x->blas_bytes + x->const_bytes + rounded(8 * (size_t)host_params);
+            x->const_bytes += cuda_rounded((size_t)(program->buffers[i].count * ir_dtype_bytes(program->buffers[i].dtype)));
+    x->total_bytes = x->arena_bytes + x->workspace_bytes + x->blas_bytes + x->const_bytes + cuda_rounded(8 * (size_t)host_params);
     return x;
 }
 
@@ -172,7 +170,7 @@ bool cuda_execution_allocate(cuda_execution *x)
         if (b->kind != KL_CONST)
             continue;
         x->fixed[i] = at;
-        at += rounded(bytes);
+        at += cuda_rounded(bytes);
         if (!cuda_upload(x->device, x->fixed[i], b->data, bytes))
             return false;
     }

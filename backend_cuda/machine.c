@@ -12,7 +12,6 @@
 #include "backend_cuda/backend.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { SLOTS = 16, SLOT_BYTES = 1 << 20, EARLY = 64, RUNS = 8 };
@@ -63,11 +62,7 @@ static bool driver_ok(const cuda_library *library, int error, const char *what)
     return base_fail(BASE_FAILURE, "device cuda: %s%s (error %d of %s)", is_loss(error) ? "the device is lost: " : "", text, error, what);
 }
 
-bool cuda_is_blocking(void)
-{
-    const char *value = getenv("RAX_CUDA_BLOCKING");
-    return value && *value && strcmp(value, "0") != 0;
-}
+bool cuda_is_blocking(void) { return base_is_set("RAX_CUDA_BLOCKING"); }
 
 bool cuda_ok(const cuda_device *d, int error, const char *what) { return driver_ok(d->library, error, what); }
 

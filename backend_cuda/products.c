@@ -83,9 +83,9 @@ static bool choose(cuda_device *device, const kl_program *program, const cuda_pr
     l->preference_set(preference, CUDA_PREFERENCE_ALIGN_D, &d, sizeof d);
     for (size_t i = 0; i < COUNT_OF(numbers); i++)
         base_text_add(&key, "%s%lld", i ? " " : "", (long long)numbers[i]);
-    cuda_question q = { .key = key.at, .desc = ready->desc, .a = ready->a, .b = ready->b, .d = ready->d, .preference = preference, .operands = p->operands, .accumulate = p->accumulate,
-                        .a_bytes = p->b_transposed ? span(p->n, p->k, p->b_leading, p->batch, p->b_batch, p->operands) : span(p->k, p->n, p->b_leading, p->batch, p->b_batch, p->operands),
-                        .b_bytes = p->a_transposed ? span(p->k, p->m, p->a_leading, p->batch, p->a_batch, p->operands) : span(p->m, p->k, p->a_leading, p->batch, p->a_batch, p->operands),
+    cuda_question q = { .key = key.at, .product = p, .ready = ready, .preference = preference,
+                        .a_bytes = p->a_transposed ? span(p->k, p->m, p->a_leading, p->batch, p->a_batch, p->operands) : span(p->m, p->k, p->a_leading, p->batch, p->a_batch, p->operands),
+                        .b_bytes = p->b_transposed ? span(p->n, p->k, p->b_leading, p->batch, p->b_batch, p->operands) : span(p->k, p->n, p->b_leading, p->batch, p->b_batch, p->operands),
                         .d_bytes = span(p->m, p->n, p->d_leading, p->batch, p->d_batch, p->result),
                         .bias_bytes = p->epilogue & CUDA_EPILOGUE_ANY_BIAS ? span(1, p->n, 0, 1, 0, p->result) : 0,
                         .aux_bytes = p->epilogue & CUDA_EPILOGUE_AUX ? span(p->m, p->n, p->aux_leading, 1, 0, p->result) : 0, .workspace_bytes = BLAS_WORKSPACE };

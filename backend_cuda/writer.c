@@ -52,7 +52,7 @@ const char *cuda_number(cuda_writer *w, int64_t value, const char *type)
 int64_t cuda_workspace(cuda_plan *plan, int64_t bytes)
 {
     size_t at = plan->workspace_bytes;
-    plan->workspace_bytes += ((size_t)bytes + 255) & ~(size_t)255;
+    plan->workspace_bytes += cuda_rounded((size_t)bytes);
     return (int64_t)at;
 }
 

@@ -1,6 +1,7 @@
 /* base/ is what every folder stands on: memory, text, errors. It knows nothing of tensors, and includes no other folder.
  *
  *   memory.c   one allocator for the whole program; arenas
+ *   environment.c                          switches in the environment
  *   limits.c   CPUs and memory that the process may use
  *   text.c     strings that grow
  *   object_cache.c, object_cache.h         compiled code on disk
@@ -49,6 +50,10 @@ typedef struct { void *chunk; size_t used, bytes; } base_arena_mark;
 base_arena_mark base_arena_now(const base_arena *arena);
 void base_arena_rewind(base_arena *arena, base_arena_mark mark);
 #define ARENA_NEW(arena, type, count) ((type *)base_arena_alloc((arena), sizeof(type) * (size_t)(count)))
+
+/* -- environment.c -------------------------------------------------------------------------------------------------- */
+
+bool base_is_set(const char *variable);                            /* a switch: there, and neither empty nor 0 */
 
 /* -- limits.c ------------------------------------------------------------------------------------------------------- */
 

@@ -25,12 +25,6 @@ static void keep(char **kept, const char *text)
     *kept = copy;
 }
 
-static bool is_set(const char *variable)
-{
-    const char *value = getenv(variable);
-    return value && *value && strcmp(value, "0") != 0;
-}
-
 /* RAX_NUM_THREADS, or 0 where it is not set. */
 static bool threads_of_environment(int *threads)
 {
@@ -84,7 +78,7 @@ bool rax_configure(const rax_settings *given)
     rax_settings fresh = given ? *given : (rax_settings){0};
     if (fresh.threads < 0)
         return rax_fail(RAX_MISTAKE, "threads: expected 0 or more, got %d", fresh.threads);
-    fresh.no_jit |= is_set("RAX_NO_JIT");
+    fresh.no_jit |= base_is_set("RAX_NO_JIT");
     if (!choose_backend(&fresh))
         return false;
     if (fresh.tune && (fresh.no_jit || !compiler->tuned))
