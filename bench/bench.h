@@ -99,6 +99,7 @@ typedef struct bench_baseline bench_baseline;
 bench_baseline *bench_baseline_open(const char *path);                /* what bench_print_json printed; NULL: rax_error() */
 void bench_baseline_free(bench_baseline *baseline);
 /* The table: its head, and a row. baseline NULL: no comparison. */
+void bench_print_peak(FILE *out, const rax_peak *peak);                  /* one line */
 void bench_print_head(const bench *b, const bench_baseline *baseline);
 void bench_print_row(const bench_result *result, const bench_baseline *baseline);
 void bench_print_json(const bench *b);

@@ -53,14 +53,18 @@ static double old_ms(const bench_baseline *baseline, const char *name)
 
 /* -- the table --------------------------------------------------------------------------------------------------------------- */
 
-void bench_print_head(const bench *b, const bench_baseline *baseline)
+void bench_print_peak(FILE *out, const rax_peak *p)
 {
-    const rax_peak *p = &b->peak;
     char threads[32];
     snprintf(threads, sizeof threads, "%d thread%s", p->threads, p->threads == 1 ? "" : "s");
-    printf("peak on %s: f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, memory %.1f GB/s read, %.1f GB/s updated in place\n\n", p->device ? p->device : threads,
-           p->f32_gflops, p->bf16_gflops, p->read_gbs, p->update_gbs);
-    printf("%-44s %12s %8s %9s %8s %8s %8s%s\n", "case", "median", "spread", "GFLOP/s", "GB/s", "of peak", "plan MB", baseline ? "   before   speed" : "");
+    fprintf(out, "peak on %s: f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, memory %.1f GB/s read, %.1f GB/s updated in place\n", p->device ? p->device : threads,
+            p->f32_gflops, p->bf16_gflops, p->read_gbs, p->update_gbs);
+}
+
+void bench_print_head(const bench *b, const bench_baseline *baseline)
+{
+    bench_print_peak(stdout, &b->peak);
+    printf("\n%-44s %12s %8s %9s %8s %8s %8s%s\n", "case", "median", "spread", "GFLOP/s", "GB/s", "of peak", "plan MB", baseline ? "   before   speed" : "");
 }
 
 static void print_time(double ms)

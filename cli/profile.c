@@ -113,14 +113,6 @@ void cli_print_profile(FILE *out, const rax_profile *p, const rax_peak *peak)
     rax_free(groups);
 }
 
-void cli_print_peak(FILE *out, const rax_peak *peak)
-{
-    char threads[32];
-    snprintf(threads, sizeof threads, "%d thread%s", peak->threads, peak->threads == 1 ? "" : "s");
-    fprintf(out, "\npeak on %s: f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, memory %.1f GB/s read, %.1f GB/s updated in place\n", peak->device ? peak->device : threads,
-            peak->f32_gflops, peak->bf16_gflops, peak->read_gbs, peak->update_gbs);
-}
-
 /* -- the trace ------------------------------------------------------------------------------------------------------------- */
 
 /* The text is kept until the end: a run that fails leaves an older trace as it was. */

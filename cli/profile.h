@@ -11,7 +11,6 @@
  * as if all threads had shared the kernel, waiting included, so that rows add up to the run. bound%: of the peak of arithmetic (a) or of
  * memory (m), whichever is the greater share. */
 void cli_print_profile(FILE *out, const rax_profile *profile, const rax_peak *peak);
-void cli_print_peak(FILE *out, const rax_peak *peak);
 
 /* Chrome's trace format, an array of complete events: a track for each thread, an event for the tasks of a kernel that a thread
  * runs one after another, or for waiting. Opens in https://ui.perfetto.dev. NULL: rax_error(). */

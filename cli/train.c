@@ -1,6 +1,7 @@
 /* rax train: a training run from a configuration, to its end or a signal. */
 #include <stdio.h>
 
+#include "bench/bench.h"
 #include "cli/cli.h"
 #include "cli/profile.h"
 #include "cli/run.h"
@@ -78,7 +79,8 @@ static bool show_profile(const gpt_trainer *trainer, const profiling *wanted)
     if (wanted->table && rax_profile_of(gpt_trainer_train_step(trainer), 0)) {
         if (!rax_measure_peak(&peak))
             return false;
-        cli_print_peak(stdout, &peak);
+        printf("\n");
+        bench_print_peak(stdout, &peak);
     }
     show_function(gpt_trainer_train_step(trainer), wanted, &peak);
     show_function(gpt_trainer_eval_step(trainer), wanted, &peak);

@@ -41,8 +41,11 @@ enum { LANES = 64 };
 typedef uint64_t words[LANES];       /* 32 bits in each: what a vector multiplies to 64 */
 typedef double reals[LANES];
 
+/* For what is part of a function that is compiled for several CPUs. */
+#define INLINE static inline __attribute__((always_inline))
+
 /* Words 0 to 3 of the counters first, first + 1, ... */
-static inline __attribute__((always_inline)) void philox_lanes(uint64_t seed, uint32_t site, uint64_t first, words w[4])
+INLINE void philox_lanes(uint64_t seed, uint32_t site, uint64_t first, words w[4])
 {
     const uint64_t low = 0xFFFFFFFF;
     uint64_t key0 = seed & low, key1 = seed >> 32;
@@ -76,7 +79,6 @@ typedef uint64_t bits __attribute__((vector_size(64)));
 #else
 #define FOR_EACH_CPU
 #endif
-#define INLINE static inline __attribute__((always_inline))
 
 /* A word below 2^52 as a double, by the bits of 2^52 + word: SSE2 has no conversion. */
 INLINE void word_to_real(const bits *word, wide *real) { *real = (wide)(*word | 0x4330000000000000) - 0x1p52; }
