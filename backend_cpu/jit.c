@@ -406,7 +406,7 @@ bool cpu_jit_compile_many(const cpu_jit *jit, int n, cpu_build *build, void *con
     pthread_mutex_init(&m.lock, NULL);
     memset(objects, 0, sizeof *objects * (size_t)n);
     if (threads <= 0)
-        threads = cpu_usable_cpus();
+        threads = base_usable_cpus();
     threads = MIN(threads, n);
 
     pthread_t *others = base_alloc(sizeof(pthread_t) * (size_t)MAX(threads, 1));

@@ -6,7 +6,6 @@
 #include "backend_cpu/runtime.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -177,28 +176,6 @@ static void detect_caches(cpu_machine *m)
         m->l3_bytes = MAX(m->l2_bytes, (size_t)4 << 20);
 }
 
-/* -- CPUs that the process may use ------------------------------------------------------------------------------------ */
-
-int cpu_usable_cpus(void)
-{
-    int cpus = 0;
-    for (int room = 1024; room <= 1 << 20; room *= 4) {                     /* EINVAL: the kernel's mask is larger */
-        cpu_set_t *set = CPU_ALLOC(room);
-        if (!set)
-            break;
-        int status = sched_getaffinity(0, CPU_ALLOC_SIZE(room), set), reason = errno;
-        if (status == 0)
-            cpus = CPU_COUNT_S(CPU_ALLOC_SIZE(room), set);
-        CPU_FREE(set);
-        if (status == 0 || reason != EINVAL)
-            break;
-    }
-    if (cpus <= 0)
-        cpus = (int)MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L);
-    int quota = base_limits_read("").cpus;
-    return quota ? MIN(cpus, quota) : cpus;
-}
-
 /* -- all of it -------------------------------------------------------------------------------------------------------- */
 
 /* LLVM's choice of instructions follows vendor, family, model and stepping; the backend's choice of blocks the caches. */
@@ -215,10 +192,11 @@ static void set_digest(cpu_machine *m)
     base_text_free(&text);
 }
 
-bool cpu_machine_set_isa(cpu_machine *m, cpu_isa isa)
+/* origin: what asks for it, for the message */
+static bool set_isa(cpu_machine *m, cpu_isa isa, const char *origin)
 {
     if (isa > m->best_isa)
-        return base_fail(BASE_MISTAKE, "RAX_ISA: this CPU (%s) has %s at most, not %s", m->name, cpu_isa_name(m->best_isa),
+        return base_fail(BASE_MISTAKE, "%s: this CPU (%s) has %s at most, not %s", origin, m->name, cpu_isa_name(m->best_isa),
                          cpu_isa_name(isa));
     m->isa = isa;
     m->f32_lanes = isa_f32_lanes[isa];
@@ -226,19 +204,22 @@ bool cpu_machine_set_isa(cpu_machine *m, cpu_isa isa)
     return true;
 }
 
+bool cpu_machine_set_isa(cpu_machine *m, cpu_isa isa) { return set_isa(m, isa, "isa"); }
+
 bool cpu_machine_detect(cpu_machine *m, const char *isa)
 {
     memset(m, 0, sizeof *m);
     detect_cpu(m);
     detect_caches(m);
-    m->cpus = cpu_usable_cpus();
+    m->cpus = base_usable_cpus();
 
+    const char *origin = isa ? "isa" : "RAX_ISA";
     if (!isa)
         isa = getenv("RAX_ISA");
     if (!isa || !*isa)
         return cpu_machine_set_isa(m, m->best_isa);
     for (int i = 0; i < CPU_ISA_COUNT; i++)
         if (strcmp(isa, isa_names[i]) == 0)
-            return cpu_machine_set_isa(m, (cpu_isa)i);
-    return base_fail(BASE_MISTAKE, "RAX_ISA: expected generic, avx2, avx512, avx512bf16 or amx, got \"%s\"", isa);
+            return set_isa(m, (cpu_isa)i, origin);
+    return base_fail(BASE_MISTAKE, "%s: expected generic, avx2, avx512, avx512bf16 or amx, got \"%s\"", origin, isa);
 }

@@ -50,8 +50,6 @@ typedef struct {
 bool cpu_machine_detect(cpu_machine *machine, const char *isa);
 bool cpu_machine_set_isa(cpu_machine *machine, cpu_isa isa);      /* lanes and digest follow */
 
-int cpu_usable_cpus(void);                              /* cpu_machine.cpus without the rest */
-
 /* -- threads.c ------------------------------------------------------------------------------------------------------ */
 
 /* A pool of n threads, of which the caller's is number 0. One region runs at a time, entered by one thread at a time.

@@ -260,7 +260,7 @@ cpu_pool *cpu_pool_new(int threads)
     pthread_once(&once, watch_forks);
 
     cpu_pool *pool = base_alloc(sizeof *pool);
-    int cpus = cpu_usable_cpus();
+    int cpus = base_usable_cpus();
     pool->n = threads > 0 ? threads : cpus;
     pool->spin = pool->n <= cpus;
     pool->workers = base_alloc(sizeof(worker) * (size_t)MAX(pool->n - 1, 1));

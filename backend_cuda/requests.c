@@ -200,7 +200,7 @@ static void compile_all(work *w)
 {
     enum { MOST_THREADS = 8 };
     pthread_t threads[MOST_THREADS];
-    int n = 0, wanted = (int)MIN(sysconf(_SC_NPROCESSORS_ONLN), MIN(w->n, MOST_THREADS));
+    int n = 0, wanted = (int)MIN(base_usable_cpus(), MIN(w->n, MOST_THREADS));
     while (n + 1 < wanted && pthread_create(&threads[n], NULL, compile_some, w) == 0)
         n++;
     compile_some(w);

@@ -67,6 +67,9 @@ base_memory base_memory_now(void);
 typedef struct { int cpus; base_memory memory; } base_limits;
 base_limits base_limits_read(const char *root);
 
+/* CPUs that this process may use: those that it may run on, and no more than its quota. */
+int base_usable_cpus(void);
+
 /* The first bytes of a small file as a string; "" and false where it cannot be read. */
 bool base_read_text(const char *path, char *text, size_t size);
 
@@ -86,9 +89,12 @@ void base_text_free(base_text *text);
 typedef enum { BASE_FAILURE = 1, BASE_MISTAKE = 2 } base_error_kind;
 
 /* Sets the thread's error and returns false, so that `return base_fail(...)` reads as what it is. One line without a full
- * stop or newline, beginning with what is at fault: "configs/a.json: n_head: expected ..." */
+ * stop, beginning with what is at fault: "configs/a.json: n_head: expected ..."; after a newline in the format, a hint. Control
+ * characters in what the arguments quote become '?', line ends too where the format has none. */
 bool base_fail(base_error_kind kind, const char *format, ...) PRINTF_LIKE(2, 3);
 bool base_failv(base_error_kind kind, const char *format, va_list args);
+/* The same where the arguments have line ends of their own, which stay. */
+bool base_fail_lines(base_error_kind kind, const char *format, ...) PRINTF_LIKE(2, 3);
 const char *base_error(void);                                     /* "" where there is none */
 base_error_kind base_error_kind_of(void);
 void base_error_clear(void);

@@ -12,13 +12,22 @@ static _Thread_local base_error_kind message_kind;
 
 const char *(*base_bug_hook)(void);
 
-bool base_failv(base_error_kind kind, const char *format, va_list args)
+/* breaks: a line's end is one. All other control characters are shown as '?': a name in a damaged file may be anything. */
+static bool fail(base_error_kind kind, bool breaks, const char *format, va_list args)
 {
     char fresh[ERROR_BYTES];                     /* the format may quote the error that it replaces */
     vsnprintf(fresh, sizeof fresh, format, args);
+    for (char *at = fresh; *at; at++)
+        if (((unsigned char)*at < ' ' && !(breaks && *at == '\n')) || *at == 127)
+            *at = '?';
     memcpy(message, fresh, sizeof fresh);
     message_kind = kind;
     return false;
+}
+
+bool base_failv(base_error_kind kind, const char *format, va_list args)
+{
+    return fail(kind, strchr(format, '\n') != NULL, format, args);
 }
 
 bool base_fail(base_error_kind kind, const char *format, ...)
@@ -26,6 +35,15 @@ bool base_fail(base_error_kind kind, const char *format, ...)
     va_list args;
     va_start(args, format);
     base_failv(kind, format, args);
+    va_end(args);
+    return false;
+}
+
+bool base_fail_lines(base_error_kind kind, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fail(kind, true, format, args);
     va_end(args);
     return false;
 }

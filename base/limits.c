@@ -7,6 +7,8 @@
  * and is killed when it writes to it. So what was handed out and not yet touched is taken off. */
 #include "base/base.h"
 
+#include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -177,6 +179,26 @@ base_limits base_limits_read(const char *root)
     if (has_cpu || has_memory)
         limits_v1(root, has_cpu ? cpu : "", has_memory ? memory : "", &limits);
     return limits;
+}
+
+int base_usable_cpus(void)
+{
+    int cpus = 0;
+    for (int room = 1024; room <= 1 << 20; room *= 4) {                     /* EINVAL: the kernel's mask is larger */
+        cpu_set_t *set = CPU_ALLOC(room);
+        if (!set)
+            break;
+        int status = sched_getaffinity(0, CPU_ALLOC_SIZE(room), set), reason = errno;
+        if (status == 0)
+            cpus = CPU_COUNT_S(CPU_ALLOC_SIZE(room), set);
+        CPU_FREE(set);
+        if (status == 0 || reason != EINVAL)
+            break;
+    }
+    if (cpus <= 0)
+        cpus = (int)MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L);
+    int quota = base_limits_read("").cpus;
+    return quota ? MIN(cpus, quota) : cpus;
 }
 
 /* Pages of the process that are its own: what it has touched of its memory. 0 where the kernel does not tell. */

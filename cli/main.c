@@ -42,14 +42,10 @@ static void catch_signals(void)
 
 /* -- the command line ----------------------------------------------------------------------------------------------- */
 
-/* One line, also where a name in a file has control characters in it. */
 int cli_fail(void)
 {
     fflush(stdout);
-    fputs("rax: ", stderr);
-    for (const char *at = rax_error(); *at; at++)
-        fputc((unsigned char)*at < ' ' || *at == 127 ? ' ' : *at, stderr);
-    fputc('\n', stderr);
+    fprintf(stderr, "rax: %s\n", rax_error());
     return rax_error_kind_of() == RAX_FAILURE ? RAX_FAILURE : RAX_MISTAKE;
 }
 

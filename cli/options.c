@@ -18,7 +18,7 @@ static void fill_common(cli_option rows[COMMON], cli_line *line)
         { "verbose", 'v', CLI_COUNT, &line->verbose, .help = "the compile trace; -vv: every kernel; -vvv: why each was chosen" },
         { "no-jit", 0, CLI_FLAG, &line->no_jit, .help = "run by the interpreter", .environment = "RAX_NO_JIT" },
         { "threads", 0, CLI_INTEGER, &line->threads, 0, 4096, "N", "threads; 0: all the process may use", "RAX_NUM_THREADS" },
-        { "isa", 0, CLI_TEXT, &line->isa, .what = "NAME", .help = "generic, avx2, avx512, avx512bf16 or amx", .environment = "RAX_ISA" },
+        { "isa", 0, CLI_TEXT, &line->isa, .what = "NAME", .help = "generic, avx2, avx512, avx512bf16 or amx [RAX_ISA]" },   /* which rax.h reads itself */
         { "data-dir", 0, CLI_TEXT, &line->data_dir, .what = "DIR", .help = "folder with source texts and vocabularies", .environment = "RAX_DATA" },
         { "cache-dir", 0, CLI_TEXT, &line->cache_dir, .what = "DIR", .help = "folder for compiled code and data", .environment = "RAX_CACHE_DIR" },
         { "dump-ir", 0, CLI_TEXT, &line->dump_dir, .what = "DIR", .help = "write graphs, kernels, LLVM IR and assembly there" },

@@ -77,6 +77,9 @@ bool rax_configure(const rax_settings *settings);
 /* The machine as rax sees it, for people: CPU, ISA, caches, threads, memory, LLVM, BLAS and its kernel, cache folder. */
 void rax_print_info(FILE *out);
 
+/* CPUs that this process may use, by affinity and by the quota of its cgroups: at least 1. */
+int rax_usable_cpus(void);
+
 /* A digest of what tuning has chosen, now or before: results depend on it in their last bits. "": nothing. */
 const char *rax_tuned(void);
 

@@ -7,10 +7,10 @@
 
 #include <math.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <unistd.h>
+
+#include "rax.h"
 
 /* -- words ------------------------------------------------------------------------------------------------------------ */
 
@@ -193,18 +193,11 @@ static void *make_normals(void *argument)
     return NULL;
 }
 
-/* That the process may run on: a container sees more. */
-static int usable_cpus(void)
-{
-    cpu_set_t usable;
-    return sched_getaffinity(0, sizeof usable, &usable) == 0 ? CPU_COUNT(&usable) : (int)sysconf(_SC_NPROCESSORS_ONLN);
-}
-
 void gpt_normal(uint64_t seed, uint32_t site, double deviation, int64_t count, float *out)
 {
     normals n = { .seed = seed, .site = site, .deviation = deviation, .count = count, .out = out };
     pthread_t threads[MAX_THREADS];
-    int started = 0, wanted = usable_cpus() - 1;
+    int started = 0, wanted = rax_usable_cpus() - 1;
     int64_t worth = count / (4 * CHUNK * 4 * LANES);
     while (started < wanted && started < worth && started < MAX_THREADS && pthread_create(&threads[started], NULL, make_normals, &n) == 0)
         started++;                   /* those that the system does not give are done without */

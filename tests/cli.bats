@@ -73,6 +73,11 @@ fails() {
 @test "a variable of the environment is checked like its flag" {
     export RAX_NUM_THREADS=two
     fails 2 "RAX_NUM_THREADS: expected an integer from 0 to 4096, got 'two'" prepare x
+    unset RAX_NUM_THREADS
+    fails 2 'rax: isa: expected generic, avx2, avx512, avx512bf16 or amx, got "sse"' info --isa=sse
+    export RAX_ISA=mmx
+    fails 2 'rax: RAX_ISA: expected generic, avx2, avx512, avx512bf16 or amx, got "mmx"' info
+    fails 2 'rax: isa: expected generic, avx2, avx512, avx512bf16 or amx, got "sse"' info --isa=sse
 }
 
 @test "an operand is missing" {

@@ -189,7 +189,7 @@ static const char *save_recorded(void)
 static bool verifies(const char *folder)
 {
 #ifdef __OPTIMIZE__
-    return folder || getenv("RAX_VERIFY");
+    return folder || base_is_set("RAX_VERIFY");
 #else
     (void)folder;
     return true;
@@ -373,7 +373,7 @@ trace_entry *trace_compile(rax_place place, rax_fn *fn, const trace_key *key, co
     if (record(&t, fn, args, -1, (trace_number){0})) {
         entry = compile_traced(place, fn, key, args, &t, trace_now_ms() - start, nearest, backend);
     } else {
-        base_fail((base_error_kind)t.error_kind, "%s", t.error);        /* not rax_fail, which would keep a hint from its line */
+        base_fail_lines((base_error_kind)t.error_kind, "%s", t.error);
         trace_end(&t);
     }
     base_free(t.error);

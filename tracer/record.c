@@ -49,7 +49,7 @@ bool trace_error(rax_place place, const char *op, const char *format, ...)
         t->error = base_text_take(&text);
         t->error_kind = RAX_MISTAKE;
     } else {
-        base_fail(BASE_MISTAKE, "%s", text.at);           /* not rax_fail, which would keep a hint from its line */
+        base_fail_lines(BASE_MISTAKE, "%s", text.at);
         base_text_free(&text);
     }
     return false;

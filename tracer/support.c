@@ -1,9 +1,6 @@
-/* What rax.h says of errors and memory, over base/: the kinds are the same numbers on both sides. */
+/* What rax.h says of errors, memory and CPUs, over base/: the kinds are the same numbers on both sides. */
 #include "base/base.h"
 #include "rax.h"
-
-#include <stdio.h>
-#include <string.h>
 
 _Static_assert((int)RAX_FAILURE == (int)BASE_FAILURE && (int)RAX_MISTAKE == (int)BASE_MISTAKE, "exit statuses");
 
@@ -13,16 +10,11 @@ void rax_error_clear(void) { base_error_clear(); }
 
 bool rax_fail(rax_error_kind kind, const char *format, ...)
 {
-    char text[2048];
-    bool breaks = strchr(format, '\n') != NULL;
     va_list args;
     va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
+    base_failv((base_error_kind)kind, format, args);
     va_end(args);
-    for (char *at = text; *at; at++)                 /* a name in a damaged file may be anything */
-        if (((unsigned char)*at < ' ' && !(breaks && *at == '\n')) || *at == 127)
-            *at = '?';
-    return base_fail((base_error_kind)kind, "%s", text);
+    return false;
 }
 
 void *rax_alloc(size_t bytes) { return base_alloc(bytes); }
@@ -35,4 +27,5 @@ void *rax_try_alloc(size_t bytes)
     return memory;
 }
 
+int rax_usable_cpus(void) { return base_usable_cpus(); }
 void rax_free(void *memory) { base_free(memory); }
