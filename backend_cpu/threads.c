@@ -35,7 +35,7 @@
  * computes, the awaited thread may be waiting for this very CPU. */
 enum { SPIN_NS = 1000000, SPIN_ALONE_NS = 50000, SPINS_BETWEEN_CLOCKS = 256 };
 
-typedef struct { cpu_pool *pool; int index; pthread_t thread; } worker;
+typedef struct { cpu_pool *pool; int index, cpu; pthread_t thread; } worker;         /* cpu: where it is pinned; -1: nowhere */
 
 struct cpu_pool {
     /* Written at the start of a region, read by all. */
@@ -43,6 +43,7 @@ struct cpu_pool {
     cpu_body *body;                          /* NULL: workers end */
     void *context;
     unsigned float_mode;                     /* the caller's, for the workers */
+    int callers_cpu;                         /* where it was as the region began */
 
     _Alignas(64) atomic_uint arrived;        /* threads at the barrier, but for the last one of a phase, which sets it to 0 */
     _Alignas(64) atomic_uint phase;          /* counts barriers passed */
@@ -50,8 +51,9 @@ struct cpu_pool {
     atomic_uint phase_sleepers;
     atomic_bool busy;                        /* a region runs */
 
-    _Alignas(64) int n;                      /* never written while regions run, as all below */
+    _Alignas(64) int n;                      /* never written while regions run, as all below but free_cpu */
     bool spin;
+    int free_cpu;                            /* where no worker is pinned; -1: none is anywhere */
     unsigned forks;                          /* value of `forks` when the workers were started */
     worker *workers;                         /* n - 1 of them; [0] is thread 1 */
 };
@@ -159,6 +161,27 @@ void cpu_barrier(cpu_pool *pool)
         wait_while(&pool->phase, phase, &pool->phase_sleepers, pool->spin);
 }
 
+static bool pin(worker *w, int cpu)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    return pthread_setaffinity_np(w->thread, sizeof one, &one) == 0;
+}
+
+/* Where other processes compute too, the scheduler may put the calling thread on a worker's CPU, and it finds no way back: the
+ * worker cannot leave, and the other CPU is not idle. Both would take turns there, one waiting for the other after each kernel. So the
+ * worker goes, to the CPU that the caller has left. One at most does: no two are pinned to the same. */
+static void make_way(worker *self)
+{
+    cpu_pool *pool = self->pool;
+    if (self->cpu < 0 || self->cpu != pool->callers_cpu || !pin(self, pool->free_cpu))
+        return;
+    int before = self->cpu;
+    self->cpu = pool->free_cpu;
+    pool->free_cpu = before;
+}
+
 static void *worker_main(void *argument)
 {
     worker *self = argument;
@@ -168,6 +191,7 @@ static void *worker_main(void *argument)
         wait_while(&pool->region, region, &pool->region_sleepers, pool->spin);
         if (!pool->body)
             return NULL;
+        make_way(self);
         set_float_mode(pool->float_mode);
         pool->body(pool->context, self->index, pool->n);
         arrive(pool);
@@ -203,11 +227,10 @@ static void pin_workers(cpu_pool *pool)
         int cpu = cpu_for_worker(&usable, callers, i);
         if (cpu < 0)
             return;
-        cpu_set_t one;
-        CPU_ZERO(&one);
-        CPU_SET(cpu, &one);
-        pthread_setaffinity_np(pool->workers[i].thread, sizeof one, &one);   /* a refusal costs speed alone */
+        if (pin(&pool->workers[i], cpu))                                     /* a refusal costs speed alone */
+            pool->workers[i].cpu = cpu;
     }
+    pool->free_cpu = callers;
 }
 
 /* Ends and joins the first `count` workers. */
@@ -236,7 +259,7 @@ static bool start_workers(cpu_pool *pool)
     while (started < pool->n - 1) {
         worker *w = &pool->workers[started];
         char name[16];
-        *w = (worker){ .pool = pool, .index = started + 1 };
+        *w = (worker){ .pool = pool, .index = started + 1, .cpu = -1 };
         status = pthread_create(&w->thread, NULL, worker_main, w);
         if (status != 0)
             break;
@@ -296,6 +319,7 @@ void cpu_pool_run(cpu_pool *pool, cpu_body *body, void *context)
         pool->body = body;
         pool->context = context;
         pool->float_mode = float_mode();
+        pool->callers_cpu = sched_getcpu();
         move_on(&pool->region, &pool->region_sleepers);
     }
     body(context, 0, pool->n);

@@ -523,6 +523,33 @@ static void threads_make_way(void **state)
         fail_msg("2 threads on one CPU: expected at most 500 us a barrier, got %.0f", barrier / 1e3);
 }
 
+/* Where the scheduler moves the caller to a worker's CPU, the worker leaves it. */
+static void note_cpu(void *context, int thread, int n)
+{
+    (void)n;
+    ((int *)context)[thread] = sched_getcpu();
+}
+
+static void workers_leave_the_callers_cpu(void **state)
+{
+    (void)state;
+    cpu_set_t usable, one;
+    if (sched_getaffinity(0, sizeof usable, &usable) != 0 || CPU_COUNT(&usable) != 2 || base_usable_cpus() != 2)
+        skip();
+    cpu_pool *pool = cpu_pool_new(2);
+    int cpu[2];
+    for (int turn = 0; turn < 4; turn++) {
+        cpu_pool_run(pool, note_cpu, cpu);
+        CPU_ZERO(&one);
+        CPU_SET(cpu[1], &one);
+        assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+        cpu_pool_run(pool, note_cpu, cpu);
+        assert_int_not_equal(cpu[0], cpu[1]);
+    }
+    sched_setaffinity(0, sizeof usable, &usable);
+    cpu_pool_free(pool);
+}
+
 /* -- compiling -------------------------------------------------------------------------------------------------------- */
 
 /* A module with what kernels have: vectors, a constant pool, a jump table, static data, calls and data outside. V is the
@@ -1283,7 +1310,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(threads_survive_fork),
         cmocka_unit_test(threads_have_the_callers_float_mode),
         cmocka_unit_test(threads_are_quick),
-        cmocka_unit_test(threads_make_way),
+        cmocka_unit_test(threads_make_way), cmocka_unit_test(workers_leave_the_callers_cpu),
         cmocka_unit_test(each_level_compiles),
         cmocka_unit_test(levels_use_their_vectors),
         cmocka_unit_test(many_modules_compile_in_parallel),
