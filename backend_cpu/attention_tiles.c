@@ -186,7 +186,8 @@ static void store_over_keys(const piece *p, value x[2][VECTORS], value base, val
         if (p->pairs) {
             value low = half_of_pair(p, cpu_vbf16_from_f32(v, x[0][j]), 0),
                   high = half_of_pair(p, cpu_vbf16_from_f32(v, x[1][j]), 1);
-            cpu_vstore(v, LLVMBuildOr(v->builder, low, high, ""), sums_at(p, row, j), NULL);
+            value both = LLVMBuildOr(v->builder, low, high, "");
+            cpu_vstore(v, both, sums_at(p, row, j), NULL);
             continue;
         }
         for (int q = 0; q < 2; q++) {
@@ -207,8 +208,10 @@ static void store_over_queries(const piece *p, value x[2][VECTORS], value base, 
     const cpu_vector_env *v = &p->e.v;
     for (int q = 0; q < 2; q++) {
         value row = advance(&p->e, base, imul_constant(&p->e, iadd_constant(&p->e, key, q), p->row_bytes / 2));
-        for (int j = 0; j < VECTORS; j++)
-            cpu_vstore(v, cpu_vbf16_from_f32(v, x[q][j]), advance(&p->e, row, constant(&p->e, j * v->lanes * 2)), NULL);
+        for (int j = 0; j < VECTORS; j++) {
+            value y = cpu_vbf16_from_f32(v, x[q][j]);
+            cpu_vstore(v, y, advance(&p->e, row, constant(&p->e, j * v->lanes * 2)), NULL);
+        }
     }
 }
 
@@ -265,8 +268,10 @@ static void emit_rescale(piece *p)
     counted_loop rows = begin_loop(e, constant(e, 0), constant(e, VECTORS * e->v.lanes), 1);
     value factor = LLVMBuildLoad2(e->v.builder, e->sum, advance(e, factors, imul_constant(e, rows.i, p->sum_bytes)), "");
     value row = row_of(p, panel, rows.i);
-    for (int j = 0; j < VECTORS; j++)
-        store_sums(p, mul(p, load_sums(p, row, j), p->across ? load_sums(p, factors, j) : cpu_vsplat(&e->v, factor)), row, j);
+    for (int j = 0; j < VECTORS; j++) {
+        value sums = load_sums(p, row, j);
+        store_sums(p, mul(p, sums, p->across ? load_sums(p, factors, j) : cpu_vsplat(&e->v, factor)), row, j);
+    }
     end_loop(e, &rows);
     end_loop(e, &over_panels);
 }
@@ -423,7 +428,8 @@ static value store_columns(piece *p, value column, value mask, value carried, vo
     int width = VECTORS * e->v.lanes;
     value panel = LLVMBuildUDiv(builder, column, constant(e, width), ""),
           within = LLVMBuildURem(builder, column, constant(e, width), "");
-    value from = advance(e, row->from, iadd(e, imul(e, panel, row->panel_bytes), imul_constant(e, within, p->sum_bytes)));
+    value panel_offset = imul(e, panel, row->panel_bytes);
+    value from = advance(e, row->from, iadd(e, panel_offset, imul_constant(e, within, p->sum_bytes)));
     value x = mul(p, cpu_vload(&e->v, e->sum, from, NULL), row->factor);
     if (stored == IR_BF16)
         x = cpu_vbf16_from_f32(&e->v, x);
@@ -472,7 +478,8 @@ void cpu_attention_emit_store_across(LLVMModuleRef module, cpu_isa isa, const cp
     for (int i = 0; i < lanes; i++)
         square[i] = mul(&p, cpu_vload(&e->v, e->sum, row_of(&p, at, constant(e, i)), NULL), factor);
     emit_transpose(e, square);
-    value line = advance(e, advance(e, to, imul(e, rows.i, row_stride)), imul_constant(e, columns.i, ir_dtype_bytes(class->stored)));
+    value line = advance(e, to, imul(e, rows.i, row_stride));
+    line = advance(e, line, imul_constant(e, columns.i, ir_dtype_bytes(class->stored)));
     value left = isub(e, n_columns, columns.i);
     for (int i = 0; i < lanes; i++) {
         value exists = is_less(e, iadd_constant(e, rows.i, i), n_rows), mask = cpu_vmask(&e->v, choose(&p, exists, left, none));
@@ -564,7 +571,8 @@ void cpu_attention_emit_keep(LLVMModuleRef module, cpu_isa isa, const cpu_attent
     counted_loop vectors = begin_loop(e, constant(e, 0), constant(e, VECTORS), 1);
     value query = LLVMBuildZExt(builder, lane_numbers(&p, 0), i64s, "");
     query = iadd(e, query, cpu_vsplat(&e->v, imul_constant(e, vectors.i, lanes)));
-    value element = iadd(e, cpu_vsplat(&e->v, first), imul(e, query, cpu_vsplat(&e->v, stride)));
+    value element = imul(e, query, cpu_vsplat(&e->v, stride));
+    element = iadd(e, cpu_vsplat(&e->v, first), element);
     value from = LLVMBuildLShr(builder, element, cpu_vconst(&e->v, element, 2), "");
     value by[2];                                     /* lanes that begin at an odd word, and in the upper two */
     for (int i = 0; i < 2; i++) {
@@ -588,8 +596,8 @@ void cpu_attention_emit_keep(LLVMModuleRef module, cpu_isa isa, const cpu_attent
         value x = choose(&p, by[0], word[i + 1], word[i]);
         value kept = LLVMBuildBitCast(builder, LLVMBuildICmp(builder, LLVMIntUGE, x, threshold, ""), bits, "");
         kept = lanes == 16 ? kept : LLVMBuildZExt(builder, kept, e->i16, "");
-        value place = iadd(e, imul_constant(e, iadd_constant(e, groups.loop.i, i), VECTORS * 2),
-                           imul_constant(e, vectors.i, 2));
+        value place = imul_constant(e, iadd_constant(e, groups.loop.i, i), VECTORS * 2);
+        place = iadd(e, place, imul_constant(e, vectors.i, 2));
         LLVMBuildStore(builder, kept, advance(e, keep, place));
     }
     end_carrying(e, &groups, words);

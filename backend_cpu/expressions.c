@@ -320,6 +320,12 @@ static value sign(env *v, value x)
     return chosen(v, compared(v, LLVMRealOGT, LLVMIntSGT, x, zero), cpu_vconst(v, x, 1), below);
 }
 
+static value magnitude(env *v, value x)
+{
+    value negative = LLVMBuildICmp(v->builder, LLVMIntSLT, x, cpu_vconst(v, x, 0), "");
+    return chosen(v, negative, LLVMBuildNeg(v->builder, x, ""), x);
+}
+
 /* By way of f64, which holds every quotient of two i32 exactly enough to be truncated. x/0 is 0; least/-1 wraps. */
 static value divided(env *v, value x, value y)
 {
@@ -327,7 +333,8 @@ static value divided(env *v, value x, value y)
     value zero = cpu_vconst(v, x, 0), odd = LLVMBuildICmp(v->builder, LLVMIntEQ, y, zero, "");
     value negated = LLVMBuildICmp(v->builder, LLVMIntEQ, y, cpu_vconst(v, x, -1), "");
     value safe = chosen(v, LLVMBuildOr(v->builder, odd, negated, ""), cpu_vconst(v, x, 1), y);
-    value q = LLVMBuildFDiv(v->builder, LLVMBuildSIToFP(v->builder, x, f64, ""), LLVMBuildSIToFP(v->builder, safe, f64, ""), "");
+    value dividend = LLVMBuildSIToFP(v->builder, x, f64, ""), divisor = LLVMBuildSIToFP(v->builder, safe, f64, "");
+    value q = LLVMBuildFDiv(v->builder, dividend, divisor, "");
     q = LLVMBuildFPToSI(v->builder, q, LLVMTypeOf(x), "");
     return chosen(v, odd, zero, chosen(v, negated, LLVMBuildNeg(v->builder, x, ""), q));
 }
@@ -388,7 +395,7 @@ static value emit_op(env *v, ir_op op, ir_dtype from, ir_dtype to, value *a)
     bool real = is_real(x);
     switch (op) {
     case OP_neg:     return real ? LLVMBuildFNeg(b, x, "") : LLVMBuildNeg(b, x, "");
-    case OP_abs:     return real ? cpu_vabs(v, x) : chosen(v, LLVMBuildICmp(b, LLVMIntSLT, x, cpu_vconst(v, x, 0), ""), LLVMBuildNeg(b, x, ""), x);
+    case OP_abs:     return real ? cpu_vabs(v, x) : magnitude(v, x);
     case OP_sign:    return sign(v, x);
     case OP_floor:   return cpu_vfloor(v, x);
     case OP_not:     return LLVMBuildNot(b, x, "");

@@ -62,7 +62,7 @@ static void add_to_partial(finisher *f, value carried[CPU_GEMM_SUMS][2])
     value first = LLVMBuildICmp(builder, LLVMIntNE, f->first, constant(e, 0), "");
     for (int s = 0; s < f->finish->column_sums; s++)
         for (int j = 0; j < f->vectors; j++) {
-            value offset = iadd(e, imul_constant(e, f->partial_stride, s), iadd_constant(e, f->column, j * e->v.lanes));
+            value row = imul_constant(e, f->partial_stride, s), offset = iadd(e, row, iadd_constant(e, f->column, j * e->v.lanes));
             value to = advance(e, f->partial, imul_constant(e, offset, element));
             value old = LLVMBuildLoad2(builder, vector, to, "");
             LLVMSetAlignment(old, (unsigned)element);
@@ -153,8 +153,8 @@ void cpu_gemm_store_plain(void *context, const cpu_gemm_place *at, value sum, va
     value c = LLVMBuildLoad2(v->builder, pointer, at->user, "");
     value row_stride = LLVMBuildLoad2(v->builder, i64, LLVMBuildGEP2(v->builder, i8, at->user, &row_at, 1, ""), "");
     value batch_stride = LLVMBuildLoad2(v->builder, i64, LLVMBuildGEP2(v->builder, i8, at->user, &batch_at, 1, ""), "");
-    value offset = LLVMBuildAdd(v->builder, LLVMBuildMul(v->builder, at->batch, batch_stride, ""),
-                                LLVMBuildMul(v->builder, at->row, row_stride, ""), "");
+    value batch = LLVMBuildMul(v->builder, at->batch, batch_stride, ""), row = LLVMBuildMul(v->builder, at->row, row_stride, "");
+    value offset = LLVMBuildAdd(v->builder, batch, row, "");
     offset = LLVMBuildAdd(v->builder, offset, at->column, "");
     value to = LLVMBuildGEP2(v->builder, element, c, &offset, 1, "");
     if (class->accumulate) {

@@ -229,7 +229,9 @@ static void keep(emission *m, int expr)
 {
     ir_dtype dtype = m->loop->exprs[expr].dtype;
     value x = cpu_eval_vector(&m->e, expr);
-    cpu_vstore(&m->e.body, dtype == IR_BOOL ? cpu_to_memory(&m->e.body, dtype, x) : x, kept_at(m, expr), NULL);
+    if (dtype == IR_BOOL)
+        x = cpu_to_memory(&m->e.body, dtype, x);
+    cpu_vstore(&m->e.body, x, kept_at(m, expr), NULL);
 }
 
 /* What an earlier level has left for this one, and random words. */
@@ -250,7 +252,10 @@ static void recall(emission *m, int level)
 
 static value masked(emission *m, value x, ir_op op)
 {
-    return m->e.mask ? chosen(m, m->e.mask, spread(m, x), identity(m, op, LLVMTypeOf(spread(m, x)))) : x;
+    if (!m->e.mask)
+        return x;
+    x = spread(m, x);
+    return chosen(m, m->e.mask, x, identity(m, op, LLVMTypeOf(x)));
 }
 
 static void reduce(emission *m, int expr, int copy)
@@ -578,7 +583,7 @@ static void emit_task(emission *m)
     if (!code->across_rows)
         m->segment_to = least(m, m->segment_to, arg(m, code->extent_arg[m->loop->n_axes - 1]));
     value first = LLVMBuildMul(m->b, m->block, per_task, "");
-    value end = least(m, LLVMBuildAdd(m->b, first, per_task, ""), arg(m, code->units_arg));
+    value all = arg(m, code->units_arg), end = least(m, LLVMBuildAdd(m->b, first, per_task, ""), all);
 
     begin_sums(m);
     begin_units(m, first);

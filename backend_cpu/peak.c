@@ -116,10 +116,14 @@ static void emit_stream(LLVMModuleRef module, const cpu_machine *machine, const 
         next[i] = LLVMBuildFAdd(e.v.builder, sum[i], x[i], "");
         LLVMAddIncoming(sum[i], (value[]){ LLVMConstNull(vector), next[i] }, (block[]){ t.before, t.body }, 2);
     }
-    for (int i = 0; update && i < PACES; i++)
-        cpu_vstore(&e.v, LLVMBuildFMul(e.v.builder, x[i], factor, ""), advance(&e, here, constant(&e, i * bytes)), NULL);
+    for (int i = 0; update && i < PACES; i++) {
+        value y = LLVMBuildFMul(e.v.builder, x[i], factor, "");
+        cpu_vstore(&e.v, y, advance(&e, here, constant(&e, i * bytes)), NULL);
+    }
     end_turns(&e, &t);
-    value all = LLVMBuildFAdd(e.v.builder, LLVMBuildFAdd(e.v.builder, next[0], next[1], ""), LLVMBuildFAdd(e.v.builder, next[2], next[3], ""), "");
+    value all = next[0];
+    for (int i = 1; i < PACES; i++)
+        all = LLVMBuildFAdd(e.v.builder, all, next[i], "");
     cpu_vstore(&e.v, update ? factor : all, at, NULL);
     end_function(&e);
 }

@@ -39,8 +39,10 @@ static value sum_of(const scatterer *s, value a, value b)
     const cpu_vector_env *v = &s->e.v;
     if (s->dtype == IR_I32)
         return LLVMBuildAdd(v->builder, a, b, "");
-    if (s->dtype == IR_BF16)
-        return cpu_vbf16_from_f32(v, LLVMBuildFAdd(v->builder, cpu_vf32_from_bf16(v, a), cpu_vf32_from_bf16(v, b), ""));
+    if (s->dtype == IR_BF16) {
+        value x = cpu_vf32_from_bf16(v, a), y = cpu_vf32_from_bf16(v, b);
+        return cpu_vbf16_from_f32(v, LLVMBuildFAdd(v->builder, x, y, ""));
+    }
     return LLVMBuildFAdd(v->builder, a, b, "");
 }
 
@@ -51,7 +53,8 @@ static void add_vector(const scatterer *s, value to, value from, value column, v
     LLVMTypeRef element = s->dtype == IR_I32 ? e->i32 : s->dtype == IR_BF16 ? e->i16 : e->sum;
     to = advance(e, to, imul_constant(e, imul(e, column, s->arg[TARGET_POST]), s->bytes));
     from = advance(e, from, imul_constant(e, imul(e, column, s->arg[UPDATE_POST]), s->bytes));
-    cpu_vstore(&e->v, sum_of(s, cpu_vload(&e->v, element, to, mask), cpu_vload(&e->v, element, from, mask)), to, mask);
+    value old = cpu_vload(&e->v, element, to, mask), update = cpu_vload(&e->v, element, from, mask);
+    cpu_vstore(&e->v, sum_of(s, old, update), to, mask);
 }
 
 static value greater(const emitter *e, value a, value b)
@@ -67,6 +70,14 @@ static value row_of(const scatterer *s, value p)
     value row = LLVMBuildSExt(e->v.builder, LLVMBuildLoad2(e->v.builder, e->i32, at, ""), e->i64, "");
     row = greater(e, lesser(e, row, iadd_constant(e, s->arg[ROWS], -1)), constant(e, 0));
     return imul_constant(e, imul(e, row, s->arg[TARGET_ROW]), s->bytes);
+}
+
+/* Where [i, j] of a buffer is; the buffer and its two strides by their numbers among the arguments. */
+static value element_at(const scatterer *s, int buffer, value i, int i_stride, value j, int j_stride)
+{
+    const emitter *e = &s->e;
+    value row = imul(e, i, s->arg[i_stride]), offset = iadd(e, row, imul(e, j, s->arg[j_stride]));
+    return advance(e, s->arg[buffer], imul_constant(e, offset, s->bytes));
 }
 
 static void emit_scatter(const void *context, const cpu_machine *machine, LLVMModuleRef module, const char *name)
@@ -97,10 +108,8 @@ static void emit_scatter(const void *context, const cpu_machine *machine, LLVMMo
     value whole = LLVMBuildAnd(builder, columns, constant(e, -e->v.lanes), "");
 
     counted_loop pre = begin_loop(e, first_pre, last_pre, 1);
-    value to = iadd(e, imul(e, pre.i, s.arg[TARGET_PRE]), imul(e, first, s.arg[TARGET_POST]));
-    value from = iadd(e, imul(e, pre.i, s.arg[UPDATE_PRE]), imul(e, first, s.arg[UPDATE_POST]));
-    to = advance(e, s.arg[TARGET], imul_constant(e, to, s.bytes));
-    from = advance(e, s.arg[UPDATES], imul_constant(e, from, s.bytes));
+    value to = element_at(&s, TARGET, pre.i, TARGET_PRE, first, TARGET_POST);
+    value from = element_at(&s, UPDATES, pre.i, UPDATE_PRE, first, UPDATE_POST);
     counted_loop positions = begin_loop(e, zero, s.arg[POSITIONS], 1);
     value row = advance(e, to, row_of(&s, positions.i));
     value update = advance(e, from, imul_constant(e, imul(e, positions.i, s.arg[UPDATE_POSITION]), s.bytes));

@@ -206,7 +206,8 @@ value cpu_vsum(env *e, value x)
     for (int n = lanes_of(x); n > 1; n /= 2) {
         CHECK(n % 2 == 0, "expected a power of two of lanes, got %d", lanes_of(x));
         value none = LLVMGetPoison(LLVMTypeOf(x));
-        x = LLVMBuildFAdd(e->builder, lanes_from(e, x, none, 0, n / 2), lanes_from(e, x, none, n / 2, n / 2), "");
+        value low = lanes_from(e, x, none, 0, n / 2), high = lanes_from(e, x, none, n / 2, n / 2);
+        x = LLVMBuildFAdd(e->builder, low, high, "");
     }
     if (LLVMGetTypeKind(LLVMTypeOf(x)) != LLVMVectorTypeKind)
         return x;
@@ -395,7 +396,7 @@ static const double exp_q[] = {0x1.fffffcp-2, 0x1.55548ap-3, 0x1.555916p-5, 0x1.
 static value exp_within(env *e, value x)
 {
     exponent_split s = split_exponent(e, x);
-    value p = cpu_vfma(e, mul(e, s.r, s.r), POLYNOMIAL(e, s.r, exp_q), s.r);
+    value r2 = mul(e, s.r, s.r), p = cpu_vfma(e, r2, POLYNOMIAL(e, s.r, exp_q), s.r);
     return scale_by_exponent(e, plus(e, p, 1), s);
 }
 
@@ -425,7 +426,8 @@ value cpu_vsigmoid(env *e, value x)
     value one = real(LLVMTypeOf(x), 1), below = LLVMBuildFNeg(e->builder, cpu_vabs(e, x), "");
     value t = is_f64(x) ? libm1(e, "exp", below) : exp_within(e, at_least(e, below, -104));  /* never overflows, so small results survive */
     value above = compare(e, LLVMRealOGE, x, real(LLVMTypeOf(x), 0));
-    return divide(e, choose(e, above, one, t), add(e, one, t));
+    value numerator = choose(e, above, one, t);
+    return divide(e, numerator, add(e, one, t));
 }
 
 /* tanh(x) = x + x^3 P(x^2) on |x| <= 0.55: 2^-29.8. Beyond, 1 - 2/(exp(2|x|) + 1), which would cancel nearer to 0. */
@@ -437,7 +439,7 @@ value cpu_vtanh(env *e, value x)
         return libm1(e, "tanh", x);
     LLVMTypeRef f32 = LLVMTypeOf(x);
     value one = real(f32, 1), a = cpu_vabs(e, x), x2 = mul(e, x, x);
-    value near = cpu_vfma(e, mul(e, x2, a), POLYNOMIAL(e, x2, tanh_p), a);
+    value x3 = mul(e, x2, a), near = cpu_vfma(e, x3, POLYNOMIAL(e, x2, tanh_p), a);
     value far = sub(e, one, divide(e, real(f32, 2), plus(e, cpu_vexp(e, add(e, a, a)), 1)));
     return cpu_vcopysign(e, choose(e, compare(e, LLVMRealOLT, a, real(f32, 0.55)), near, far), x);
 }
@@ -462,8 +464,8 @@ value cpu_vlog(env *e, value x)
     n = sub(e, n, choose(e, denormal, real(f32, 23), zero));
     value f = plus(e, bitcast(e, iadd(e, and(e, b, bits(i32, 0x7fffff)), bits(i32, 0x3f3504f3)), f32), -1);
 
-    value f2 = mul(e, f, f);
-    value small = cpu_vfma(e, mul(e, f2, f), POLYNOMIAL(e, f, log_p), times(e, n, ln2_low));
+    value f2 = mul(e, f, f), f3 = mul(e, f2, f), p = POLYNOMIAL(e, f, log_p);
+    value small = cpu_vfma(e, f3, p, times(e, n, ln2_low));
     value y = add(e, f, cpu_vfma(e, f2, real(f32, -0.5), small));
     y = cpu_vfma(e, n, real(f32, ln2_high), y);
 
@@ -559,9 +561,10 @@ static value sine(env *e, value x, int quarters)
     value n = LLVMBuildTrunc(e->builder, bitcast(e, shifted, i64_like(e, x)), i32, "");
     n = iadd(e, n, bits(i32, (uint64_t)quarters));
 
-    value r2 = mul(e, r, r);
-    value s = cpu_vfma(e, mul(e, r2, r), POLYNOMIAL(e, r2, sin_s), r);
-    value c = cpu_vfma(e, mul(e, r2, r2), POLYNOMIAL(e, r2, cos_c), cpu_vfma(e, r2, real(f32, -0.5), real(f32, 1)));
+    value r2 = mul(e, r, r), r3 = mul(e, r2, r), r4 = mul(e, r2, r2);
+    value s = cpu_vfma(e, r3, POLYNOMIAL(e, r2, sin_s), r);
+    value c = cpu_vfma(e, r2, real(f32, -0.5), real(f32, 1));
+    c = cpu_vfma(e, r4, POLYNOMIAL(e, r2, cos_c), c);
     value odd = LLVMBuildICmp(e->builder, LLVMIntNE, and(e, n, bits(i32, 1)), bits(i32, 0), "");
     value sign = shift_left(e, and(e, n, bits(i32, 2)), 30);
     value y = LLVMBuildXor(e->builder, bitcast(e, choose(e, odd, c, s), i32), sign, "");
@@ -615,10 +618,11 @@ static value erf_inv_f64(env *e, value x, value w)
     LLVMTypeRef f64 = LLVMTypeOf(x);
     value one = real(f64, 1), a = cpu_vabs(e, x);
     value beyond = cpu_vsqrt(e, sub(e, w, times(e, libm1(e, "log", times(e, w, 0x1.921fb54442d18p-1)), 0.5)));
-    value y = choose(e, compare(e, LLVMRealOLT, w, real(f64, 16)), mul(e, a, erf_inv_ratio(e, w)), beyond);
+    value within = mul(e, a, erf_inv_ratio(e, w));
+    value y = choose(e, compare(e, LLVMRealOLT, w, real(f64, 16)), within, beyond);
     for (int i = 0; i < 3; i++) {
         value slope = times(e, libm1(e, "exp", LLVMBuildFNeg(e->builder, mul(e, y, y), "")), 0x1.20dd750429b6dp0);
-        value low = sub(e, libm1(e, "erf", y), a), high = sub(e, sub(e, one, a), libm1(e, "erfc", y));
+        value low = sub(e, libm1(e, "erf", y), a), rest = sub(e, one, a), high = sub(e, rest, libm1(e, "erfc", y));
         value error = choose(e, compare(e, LLVMRealOLT, a, real(f64, 0.5)), low, high);
         value step = divide(e, error, slope);
         y = sub(e, y, divide(e, step, cpu_vfma(e, y, step, one)));
@@ -630,7 +634,8 @@ value cpu_verf_inv(env *e, value x)
 {
     LLVMTypeRef type = LLVMTypeOf(x);
     value one = real(type, 1), a = cpu_vabs(e, x);
-    value w = LLVMBuildFNeg(e->builder, cpu_vlog(e, mul(e, sub(e, one, x), add(e, one, x))), "");
+    value less = sub(e, one, x), more = add(e, one, x);
+    value w = LLVMBuildFNeg(e->builder, cpu_vlog(e, mul(e, less, more)), "");
     value y = is_f64(x) ? erf_inv_f64(e, x, w) : mul(e, x, erf_inv_ratio(e, w));
     value edge = cpu_vcopysign(e, real(type, INFINITY), x);
     y = choose(e, compare(e, LLVMRealOEQ, a, one), edge, y);
@@ -654,7 +659,7 @@ static value log2_wide(env *e, value magnitude)
     value n = LLVMBuildTrunc(e->builder, shift_right(e, b, 32), i32, "");      /* no 64-bit shift by sign before AVX-512 */
     n = LLVMBuildSIToFP(e->builder, shift_signed(e, n, 20), f64, "");
     value m = bitcast(e, iadd(e, and(e, b, bits(i64, 0xfffffffffffff)), bits(i64, root_half)), f64);
-    value s = divide(e, plus(e, m, -1), plus(e, m, 1));
+    value less = plus(e, m, -1), more = plus(e, m, 1), s = divide(e, less, more);
     value y = cpu_vfma(e, s, POLYNOMIAL(e, mul(e, s, s), log2_l), n);
     y = choose(e, compare(e, LLVMRealOEQ, magnitude, real(f64, 0)), real(f64, -INFINITY), y);
     value finite = compare(e, LLVMRealOLT, magnitude, real(f64, INFINITY));    /* false for NaN too */
@@ -668,7 +673,8 @@ value cpu_vpow(env *e, value x, value y)
     LLVMTypeRef f32 = LLVMTypeOf(x), f64 = f64_like(e, x), i32 = i32_like(e, x), i64 = i64_like(e, x);
     value a = cpu_vabs(e, x), zero = real(f32, 0), one = real(f32, 1), infinity = real(f32, INFINITY);
 
-    value power = mul(e, LLVMBuildFPExt(e->builder, y, f64, ""), log2_wide(e, LLVMBuildFPExt(e->builder, a, f64, "")));
+    value exponent = LLVMBuildFPExt(e->builder, y, f64, "");
+    value power = mul(e, exponent, log2_wide(e, LLVMBuildFPExt(e->builder, a, f64, "")));
     power = at_most(e, at_least(e, power, -200), 200);
     value shifted = plus(e, power, 0x1.8p52);
     value p = POLYNOMIAL(e, sub(e, power, plus(e, shifted, -0x1.8p52)), exp2_p);
@@ -680,12 +686,13 @@ value cpu_vpow(env *e, value x, value y)
     value whole = compare(e, LLVMRealOEQ, cpu_vtrunc(e, y), y);
     value odd = and(e, whole, compare(e, LLVMRealUNE, cpu_vtrunc(e, half), half));
     value sign = and(e, bitcast(e, x, i32), bits(i32, 0x80000000));
-    z = bitcast(e, or(e, bitcast(e, z, i32), choose(e, odd, sign, bits(i32, 0))), f32);
-    value below = and(e, compare(e, LLVMRealOLT, x, zero), compare(e, LLVMRealOLT, a, infinity));
+    sign = choose(e, odd, sign, bits(i32, 0));
+    z = bitcast(e, or(e, bitcast(e, z, i32), sign), f32);
+    value negative = compare(e, LLVMRealOLT, x, zero), below = and(e, negative, compare(e, LLVMRealOLT, a, infinity));
     value no_root = and(e, below, compare(e, LLVMRealONE, cpu_vtrunc(e, y), y));
     z = choose(e, no_root, real(f32, NAN), z);
 
-    value always_one = or(e, compare(e, LLVMRealOEQ, y, zero), compare(e, LLVMRealOEQ, x, one));
-    value unit = and(e, compare(e, LLVMRealOEQ, a, one), compare(e, LLVMRealOEQ, cpu_vabs(e, y), infinity));
+    value y_is_zero = compare(e, LLVMRealOEQ, y, zero), always_one = or(e, y_is_zero, compare(e, LLVMRealOEQ, x, one));
+    value a_is_one = compare(e, LLVMRealOEQ, a, one), unit = and(e, a_is_one, compare(e, LLVMRealOEQ, cpu_vabs(e, y), infinity));
     return choose(e, or(e, always_one, unit), one, z);
 }
