@@ -17,6 +17,8 @@ cuda_device *cuda_backend_device(void) { return process.device; }
 
 static void shut_down(void)
 {
+    if (process.device)
+        cuda_device_enter(process.device);
     cuda_store_free(process.store);
     cuda_device_close(process.device);
     memset(&process, 0, sizeof process);
@@ -251,6 +253,7 @@ ir_executable *cuda_compile_list(kl_program *list, const ir_compile_options *opt
     p->list = list;
     cuda_legalise(list, process.device);
     end_phase(report, "legalise", &since);
+    list->memory.alignment = (int)cuda_rounded(1);
     kl_plan_memory(list, true);
     if (options->verify)
         CHECK(kl_verify(list, &why), "%s: expected a legal kernel list: %s", list->name, why.at ? why.at : "");

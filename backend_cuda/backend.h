@@ -36,6 +36,8 @@ typedef struct {
     int multiprocessors;
     size_t shared_bytes;          /* that a block may have */
     size_t params_bytes;          /* that a kernel may take */
+    int target;                   /* architecture that kernels are compiled for, 90; not newer than the card's */
+    bool target_is_ptx;           /* for the driver to compile to the end */
     int driver_version;
 } cuda_machine;
 
@@ -56,6 +58,7 @@ void cuda_device_use_choices(cuda_device *device, cuda_choices *choices);
 cuda_choices *cuda_device_choices(const cuda_device *device);
 /* False and base_error where the library returned an error; what: "cuLaunchKernel of layer_norm". */
 bool cuda_ok(const cuda_device *device, int error, const char *what);
+bool cuda_blas_ok(int status, const char *what);            /* the same for cuBLASLt's */
 
 /* Device memory, 256-byte aligned, zeroed. NULL and base_error: what was asked, what is free. */
 void *cuda_memory_new(cuda_device *device, size_t bytes);
@@ -172,7 +175,7 @@ bool cuda_attention_takes(ir_dtype dtype, int64_t head_dim);
 /* -- products.c ------------------------------------------------------------------------------------------------------------ */
 
 /* A product's descriptors and algorithm. {0} to begin with; freed whether or not it could be made. */
-typedef struct { cuda_product_desc desc; cuda_layout a, b, d; uint64_t algorithm[8]; size_t workspace_bytes; } cuda_ready;
+typedef struct { cuda_product_desc desc; cuda_layout a, b, d; cuda_algorithm_bytes algorithm; size_t workspace_bytes; } cuda_ready;
 typedef struct { void *a, *b, *d, *bias, *aux, *workspace; } cuda_places;
 bool cuda_ready_product(cuda_device *device, const kl_program *program, const cuda_product *p, cuda_ready *ready);
 void cuda_ready_free(cuda_device *device, cuda_ready *ready);
@@ -188,9 +191,9 @@ void cuda_store_free(cuda_store *store);                      /* NULL is fine */
 const char *cuda_store_folder(const cuda_store *store);
 /* False and base_error, with the compiler's message; the source is kept where the message says. */
 bool cuda_store_fetch(cuda_store *store, cuda_compiler *compiler, const char *dump_dir, cuda_fetched *fetched);
-/* One request's source for NVRTC, whole, and its cubin for an architecture; for tests too. */
+/* One request's source for NVRTC, whole, and its cubin for an architecture, or its PTX; for tests too. */
 char *cuda_request_source(const cuda_request *request);       /* the caller frees it */
-bool cuda_compile_source(const cuda_library *library, const char *source, const char *name, int architecture, base_bytes *cubin);
+bool cuda_compile_source(const cuda_library *library, const char *source, const char *name, int architecture, bool ptx, base_bytes *code);
 
 /* -- execute.c ------------------------------------------------------------------------------------------------------------- */
 
@@ -213,8 +216,8 @@ void cuda_execution_read_profile(const cuda_execution *execution, ir_profile *pr
 typedef struct cuda_profile cuda_profile;
 cuda_profile *cuda_profile_new(cuda_device *device, int n_kernels, int traced_runs);
 void cuda_profile_free(cuda_profile *profile);                /* NULL is fine */
-/* While a run is captured: at its beginning, and behind each launch of a kernel. */
-bool cuda_profile_begin(cuda_profile *profile);
+/* While a run is captured or issued: at its beginning, and behind each launch of a kernel. */
+bool cuda_profile_begin(cuda_profile *profile, bool captured);
 bool cuda_profile_mark(cuda_profile *profile, int kernel, bool first_launch);
 bool cuda_profile_add_run(cuda_profile *profile);             /* waits for the run that was launched last */
 void cuda_profile_read(const cuda_profile *profile, ir_profile *into);

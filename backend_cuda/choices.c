@@ -59,7 +59,7 @@ static void print_choice(base_text *text, const choice *c)
     base_text line = {0};
     base_text_add(&line, "%s\t", c->key);
     for (int i = 0; i < 8; i++)
-        base_text_add(&line, "%016" PRIx64, c->algorithm.algorithm[i]);
+        base_text_add(&line, "%016" PRIx64, c->algorithm.algorithm.data[i]);
     base_text_add(&line, " %zu", c->algorithm.workspace_bytes);
     base_text_add(text, "%s %016llx\n", line.at, (unsigned long long)XXH3_64bits(line.at, line.len));
     base_text_free(&line);
@@ -75,7 +75,7 @@ static void read_choice(cuda_choices *c, char *line)
         return;
     rest = tab + 1;
     for (int i = 0; i < 8; i++, rest += 16)
-        if (sscanf(rest, "%16" SCNx64, &a.algorithm[i]) != 1)
+        if (sscanf(rest, "%16" SCNx64, &a.algorithm.data[i]) != 1)
             return;
     if (sscanf(rest, " %zu", &a.workspace_bytes) != 1)
         return;
@@ -188,7 +188,7 @@ static void trial_close(trial *t)
 static bool trial_time(const trial *t, const cuda_algorithm *algorithm, float *best)
 {
     cuda_ready ready = *t->q->ready;
-    memcpy(ready.algorithm, algorithm->algorithm, sizeof ready.algorithm);
+    ready.algorithm = algorithm->algorithm;
     ready.workspace_bytes = algorithm->workspace_bytes;
     const cuda_library *l = cuda_device_library(t->device);
     cuda_stream stream = cuda_device_stream(t->device);
@@ -238,7 +238,7 @@ bool cuda_choose_algorithm(cuda_device *device, const cuda_question *q, cuda_alg
         return true;
     }
     int error = cuda_device_library(device)->product_algorithms(cuda_device_blas(device), q->ready->desc, q->ready->a, q->ready->b, q->ready->d, q->ready->d, q->preference, tunes ? CANDIDATES : 1, found, &n);
-    *exists = error == 0 && n > 0;
+    *exists = error == 0 && n > 0 && found[0].status == 0;
     *answer = found[0];
     if (!tunes && c) {
         choice *asked = set(c, q->key, answer, false);

@@ -2,16 +2,22 @@
 #include "backend_cuda/driver.h"
 
 #include <dlfcn.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Where toolkits put their libraries when the loader does not know of them. */
 static const char *const folders[] = { "", "/usr/local/cuda/lib64/", "/usr/local/cuda/lib/", "/usr/lib/wsl/lib/", "/opt/cuda/lib64/" };
 
-static void *open_first(const char *files)
+/* The first that is there, of those that are no newer than the driver: where several toolkits are installed, the one that it can run. */
+static void *open_first(const char *files, int newest)
 {
     for (const char *file = files; *file; file += strlen(file) + 1)
         for (size_t i = 0; i < COUNT_OF(folders); i++) {
+            const char *number = strstr(file, ".so.");
+            if (number && atoi(number + 4) > newest)
+                break;
             char path[256];
             snprintf(path, sizeof path, "%s%s", folders[i], file);
             void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -23,12 +29,20 @@ static void *open_first(const char *files)
 
 typedef struct { const char *name, *files, *source; void *handle; bool wanted; } opened;
 
-/* Opens on the way to a library's first function; later ones find it open. */
-static bool open_library(opened *library, const char *only)
+/* The release of CUDA that the driver is of, once its functions are there. */
+static int release_of(const cuda_library *found)
+{
+    int version = 0;
+    return found->driver_version && found->driver_version(&version) == 0 && version > 0 ? version / 1000 : INT_MAX;
+}
+
+static bool open_library(opened *library, const char *only, const cuda_library *found)
 {
     library->wanted = !only || !strcmp(only, library->name);
     if (library->wanted && !library->handle)
-        library->handle = open_first(library->files);
+        library->handle = open_first(library->files, only ? INT_MAX : release_of(found));
+    if (library->wanted && !library->handle)             /* of a newer one machine.c says what is wrong */
+        library->handle = open_first(library->files, INT_MAX);
     return !library->wanted || library->handle ||
            base_fail(BASE_FAILURE, "device cuda: %s was not found: it comes with %s", library->files, library->source);
 }
@@ -61,8 +75,8 @@ static bool load(const char *only, cuda_library *to)
     };
     opened *library = NULL;
     return true
-#define LIBRARY(name, files, source) && open_library(library = &libraries[LIBRARY_##name], only)
-#define FUNCTION(name, symbol, parameters) && find(library, symbol, &to->name)
+#define LIBRARY(name, files, source) && open_library(library = &libraries[LIBRARY_##name], only, to)
+#define FUNCTION(name, symbol, parameters) && find(library, #symbol, &to->name)
 #include "backend_cuda/driver.def"
 #undef LIBRARY
 #undef FUNCTION

@@ -17,10 +17,13 @@ typedef struct cuda_blas_opaque *cuda_blas;
 typedef struct cuda_product_desc_opaque *cuda_product_desc;
 typedef struct cuda_layout_opaque *cuda_layout;
 typedef struct cuda_preference_opaque *cuda_preference;
-typedef uint64_t cuda_pointer;
+typedef unsigned long long cuda_pointer;
+/* The libraries' enums, as they are passed. */
+typedef int cuda_status, cuda_attribute, cuda_function_attribute, cuda_capture_mode, cuda_type, cuda_compute, cuda_product_attribute, cuda_layout_attribute, cuda_preference_attribute;
 
-/* cublasLtMatmulHeuristicResult_t; the algorithm is its first 64 bytes. */
-typedef struct { uint64_t algorithm[8]; size_t workspace_bytes; int status; float waves; int reserved[4]; } cuda_algorithm;
+/* cublasLtMatmulAlgo_t and cublasLtMatmulHeuristicResult_t. */
+typedef struct { uint64_t data[8]; } cuda_algorithm_bytes;
+typedef struct { cuda_algorithm_bytes algorithm; size_t workspace_bytes; int status; float waves; int reserved[4]; } cuda_algorithm;
 
 /* Numbers of the libraries' enums. */
 enum {
@@ -35,7 +38,8 @@ enum {
     CUDA_EPILOGUE_NONE = 1, CUDA_EPILOGUE_BIAS = 4, CUDA_EPILOGUE_BIAS_GRADIENT = 16, CUDA_EPILOGUE_GELU = 32, CUDA_EPILOGUE_GELU_GRADIENT = 64, CUDA_EPILOGUE_AUX = 128,
     CUDA_EPILOGUE_ANY_BIAS = CUDA_EPILOGUE_BIAS | CUDA_EPILOGUE_BIAS_GRADIENT,      /* bits of one number; NONE stands for none of them */
     CUDA_LAYOUT_BATCH = 5, CUDA_LAYOUT_BATCH_STRIDE = 6,
-    CUDA_PREFERENCE_WORKSPACE = 1, CUDA_PREFERENCE_ALIGN_A = 5, CUDA_PREFERENCE_ALIGN_B = 6, CUDA_PREFERENCE_ALIGN_C = 7, CUDA_PREFERENCE_ALIGN_D = 8
+    CUDA_PREFERENCE_WORKSPACE = 1, CUDA_PREFERENCE_REDUCTIONS = 3, CUDA_PREFERENCE_ALIGN_A = 5, CUDA_PREFERENCE_ALIGN_B = 6, CUDA_PREFERENCE_ALIGN_C = 7, CUDA_PREFERENCE_ALIGN_D = 8,
+    CUDA_REDUCTION_IN_COMPUTE_TYPE = 2
 };
 #define CUDA_LAUNCH_POINTER ((void *)1)
 #define CUDA_LAUNCH_SIZE    ((void *)2)

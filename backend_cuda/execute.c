@@ -1,4 +1,5 @@
-/* Runs a program: all its launches, repeats unrolled, are captured once as a CUDA graph, and a run is one launch of the graph.
+/* Runs a program: all its launches, repeats unrolled, are captured once as a CUDA graph, and a run is one launch of the graph. The first run is none: its
+ * launches are given to the stream one by one, so that what the driver and cuBLASLt load when it is first used is there before anything is captured.
  *
  * A graph holds addresses. Parameters and results that lie where they lay before find their graph again; a few are kept, for results
  * that go to one place and the other by turns. All runs are on one stream, in the order of the list, so that no kernel needs an event. */
@@ -27,6 +28,8 @@ struct cuda_execution {
     uint64_t *scalars;                     /* host parameters on their way */
     int64_t *iteration;
     void *const *params, *const *results;  /* of the run in progress */
+    size_t n_addresses;
+    void **addresses;                      /* both, but for what lies in host memory */
     graph graphs[GRAPHS];
     int64_t runs;
     int launches;
@@ -109,6 +112,11 @@ static bool issue(cuda_execution *x, const kl_kernel *kernel, int step)
     return issued && (!x->profile || cuda_profile_mark(x->profile, kernel->id, step == 0));
 }
 
+static bool issue_all(cuda_execution *x, bool captured)
+{
+    return (!x->profile || cuda_profile_begin(x->profile, captured)) && walk(x, x->program->kernels, x->program->n_kernels, true, issue);
+}
+
 static bool count(cuda_execution *x, const kl_kernel *kernel, int step)
 {
     (void)kernel, (void)step;
@@ -145,8 +153,10 @@ cuda_execution *cuda_execution_new(cuda_device *device, const cuda_compiler *com
     x->iteration = ARENA_NEW(x->arena, int64_t, MAX(program->n_repeats, 1));
     x->fixed = ARENA_NEW(x->arena, char *, program->n_buffers + 1);
     x->scalars = ARENA_NEW(x->arena, uint64_t, host_params + 1);
+    x->n_addresses = (size_t)(program->n_params - host_params + program->n_results);
+    x->addresses = ARENA_NEW(x->arena, void *, x->n_addresses + 1);
     for (int i = 0; i < GRAPHS; i++)
-        x->graphs[i].addresses = ARENA_NEW(x->arena, void *, program->n_params + program->n_results + 1);
+        x->graphs[i].addresses = ARENA_NEW(x->arena, void *, x->n_addresses + 1);
     if (!walk(x, program->kernels, program->n_kernels, false, prepare)) {
         cuda_execution_free(x);
         return NULL;
@@ -221,13 +231,11 @@ int cuda_execution_launches(const cuda_execution *x) { return x->launches; }
 static graph *graph_for_run(cuda_execution *x)
 {
     const cuda_library *l = cuda_device_library(x->device);
-    const kl_program *p = x->program;
     cuda_stream stream = cuda_device_stream(x->device);
-    size_t params = sizeof(void *) * (size_t)(p->n_params - x->host_params), results = sizeof(void *) * (size_t)p->n_results;
     int oldest = 0;
     for (int i = 0; i < GRAPHS; i++) {
         graph *g = &x->graphs[i];
-        if (g->exec && (!params || !memcmp(g->addresses, x->params, params)) && (!results || !memcmp((char *)g->addresses + params, x->results, results)))
+        if (g->exec && !memcmp(g->addresses, x->addresses, sizeof(void *) * x->n_addresses))
             return g;
         oldest = g->used < x->graphs[oldest].used ? i : oldest;
     }
@@ -240,18 +248,24 @@ static graph *graph_for_run(cuda_execution *x)
     }
     if (!cuda_ok(x->device, l->capture_begin(stream, CUDA_CAPTURE_RELAXED), "cuStreamBeginCapture"))
         return NULL;
-    bool issued = (!x->profile || cuda_profile_begin(x->profile)) && walk(x, p->kernels, p->n_kernels, true, issue);
-    bool ended = cuda_ok(x->device, l->capture_end(stream, &captured), "cuStreamEndCapture");
-    bool made = issued && ended && cuda_ok(x->device, l->graph_instantiate(&g->exec, captured, 0), "cuGraphInstantiate");
+    bool issued = issue_all(x, true);
+    int ended = l->capture_end(stream, &captured);          /* where a launch has failed, that is the error */
+    bool made = issued && cuda_ok(x->device, ended, "cuStreamEndCapture") && cuda_ok(x->device, l->graph_instantiate(&g->exec, captured, 0), "cuGraphInstantiate");
     if (captured)
         l->graph_free(captured);
     if (!made)
         return NULL;
-    if (params)
-        memcpy(g->addresses, x->params, params);
-    if (results)
-        memcpy((char *)g->addresses + params, x->results, results);
+    memcpy(g->addresses, x->addresses, sizeof(void *) * x->n_addresses);
     return g;
+}
+
+static bool start_graph(cuda_execution *x)
+{
+    graph *g = graph_for_run(x);
+    if (!g)
+        return false;
+    g->used = x->runs;
+    return cuda_ok(x->device, cuda_device_library(x->device)->graph_launch(g->exec, cuda_device_stream(x->device)), "cuGraphLaunch");
 }
 
 /* -- one by one, to name a kernel that fails ------------------------------------------------------------------------------------------ */
@@ -320,10 +334,8 @@ bool cuda_execute(cuda_execution *x, void *const *params, void *const *results)
         return false;
     if (cuda_is_blocking())
         return walk(x, p->kernels, p->n_kernels, true, issue_and_wait);
-    graph *g = graph_for_run(x);
-    if (!g)
-        return false;
-    g->used = ++x->runs;
-    return cuda_ok(x->device, cuda_device_library(x->device)->graph_launch(g->exec, cuda_device_stream(x->device)), "cuGraphLaunch") && copy_results_early(x) &&
-           cuda_run_end(x->device, p->n_params - x->host_params + p->n_results, g->addresses) && (!x->profile || cuda_profile_add_run(x->profile));
+    for (size_t i = 0, of_params = (size_t)(p->n_params - x->host_params); i < x->n_addresses; i++)
+        x->addresses[i] = i < of_params ? params[i] : results[i - of_params];
+    return (x->runs++ == 0 ? issue_all(x, false) : start_graph(x)) && copy_results_early(x) && cuda_run_end(x->device, (int)x->n_addresses, x->addresses) &&
+           (!x->profile || cuda_profile_add_run(x->profile));
 }

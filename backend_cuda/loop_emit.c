@@ -117,6 +117,15 @@ static bool is_outer_sum(const cuda_loop *l, int i) { return l->loop.outputs[i].
 
 static const char *sum_of(const cuda_loop *l, int i) { return cuda_suffix(l->loop.exprs[l->loop.outputs[i].expr].dtype); }
 
+/* A row's number may have the place of one that all of the row's threads read: is there one that they may be about to read, no reduction having come between? */
+static bool reads_rows_late(const cuda_loop *l)
+{
+    bool late = false;
+    for (int i = 0; i < l->loop.n_exprs; i++)
+        late |= l->loop.exprs[i].kind == KL_LOAD && l->x->uniform[i] && l->level[i] == l->n_levels - 1;
+    return late && l->group > 1;
+}
+
 static void write_outputs(cuda_loop *l, base_text *text)
 {
     const kl_loop *loop = &l->loop;
@@ -155,6 +164,8 @@ static void write_outputs(cuda_loop *l, base_text *text)
     }
     if (!by_row)
         return;
+    if (reads_rows_late(l))
+        base_text_add(text, "        %s();\n", l->group == l->threads ? "rax_block_wait" : "rax_warp_wait");
     base_text_add(text, "        if (lane == 0 && segment == 0) {\n");
     for (int i = 0; i < loop->n_outputs; i++)
         if (l->by_row[i]) {

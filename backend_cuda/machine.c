@@ -47,8 +47,8 @@ void cuda_device_use_choices(cuda_device *d, cuda_choices *choices) { d->choices
 cuda_choices *cuda_device_choices(const cuda_device *d) { return d->choices; }
 
 /* After these the device gives nothing back any more: what lies there is gone with the process. */
-static bool is_fault(int error) { return error == 700 || error == 702 || error == 710 || (error >= 714 && error <= 719); }       /* of a kernel */
-static bool is_loss(int error) { return error == 4 || error == 46 || error == 214 || error == 220 || error == 709 || error == 999; }
+static bool is_fault(int error) { return error == 700 || error == 702 || error == 710 || (error >= 714 && error <= 719) || error == 721; }       /* of a kernel */
+static bool is_loss(int error) { return error == 4 || error == 46 || error == 214 || error == 220 || error == 226 || error == 709 || error == 999; }
 
 static bool driver_ok(const cuda_library *library, int error, const char *what)
 {
@@ -66,7 +66,37 @@ bool cuda_is_blocking(void) { return base_is_set("RAX_CUDA_BLOCKING"); }
 
 bool cuda_ok(const cuda_device *d, int error, const char *what) { return driver_ok(d->library, error, what); }
 
+/* Its errors are numbers of its own. */
+bool cuda_blas_ok(int status, const char *what)
+{
+    static const struct { int status; const char *text; } texts[] = { { 1, "not initialized" }, { 3, "no resources are left" }, { 7, "a value is not taken" }, { 8, "not for this card" },
+                                                                     { 11, "memory cannot be reached" }, { 13, "execution failed" }, { 14, "an internal error" }, { 15, "not supported" } };
+    const char *text = "an error of no name";
+    for (size_t i = 0; i < COUNT_OF(texts); i++)
+        if (texts[i].status == status)
+            text = texts[i].text;
+    return status == 0 || base_fail(BASE_FAILURE, "device cuda: cuBLASLt: %s (status %d of %s)", text, status, what);
+}
+
 /* -- opening -------------------------------------------------------------------------------------------------------------- */
+
+/* What NVRTC compiles for: the card itself; where NVRTC is older, an earlier card of its generation, whose code it runs; else PTX, which the driver compiles. */
+static bool choose_target(cuda_machine *m, const cuda_library *l)
+{
+    int n = 0, architecture = 10 * m->major + m->minor, best = 0, major = 0, minor = 0;
+    if (l->compiler_n_targets(&n) != 0 || n <= 0)
+        return base_fail(BASE_FAILURE, "device cuda: NVRTC does not say what it compiles for");
+    int *targets = base_alloc(sizeof *targets * (size_t)n);
+    n = l->compiler_targets(targets) == 0 ? n : 0;
+    for (int i = 0; i < n; i++)
+        if (targets[i] <= architecture)
+            best = MAX(best, targets[i]);
+    base_free(targets);
+    m->target = best;
+    m->target_is_ptx = best / 10 != m->major;
+    l->compiler_version(&major, &minor);
+    return best > 0 || base_fail(BASE_FAILURE, "device cuda: NVRTC of CUDA %d.%d no longer compiles for %s, of compute capability %d.%d", major, minor, m->name, m->major, m->minor);
+}
 
 static bool open_device(cuda_device *d)
 {
@@ -86,13 +116,13 @@ static bool open_device(cuda_device *d)
     m->shared_bytes = (size_t)shared;
     int compiler = 0, minor = 0;
     l->compiler_version(&compiler, &minor);
-    m->params_bytes = 10 * compiler + minor >= 121 ? 32764 : 4096;
+    m->params_bytes = 10 * compiler + minor >= 121 && m->driver_version >= 12010 ? 32764 : 4096;
     if (m->driver_version / 1000 < compiler)
         return base_fail(BASE_FAILURE, "device cuda: the driver is of CUDA %d.%d and too old for NVRTC of CUDA %d.%d", m->driver_version / 1000, m->driver_version % 1000 / 10, compiler, minor);
-    return driver_ok(l, l->context_retain(&d->context, d->ordinal), "cuDevicePrimaryCtxRetain") && driver_ok(l, l->context_set(d->context), "cuCtxSetCurrent") &&
+    return choose_target(m, l) && driver_ok(l, l->context_retain(&d->context, d->ordinal), "cuDevicePrimaryCtxRetain") && driver_ok(l, l->context_set(d->context), "cuCtxSetCurrent") &&
            driver_ok(l, l->stream_new(&d->stream, CUDA_STREAM_NON_BLOCKING), "cuStreamCreate") &&
            driver_ok(l, l->stream_new(&d->copies, CUDA_STREAM_NON_BLOCKING), "cuStreamCreate") &&
-           driver_ok(l, l->event_new(&d->filled, CUDA_EVENT_NO_TIMING), "cuEventCreate") && driver_ok(l, l->blas_new(&d->blas), "cublasLtCreate") &&
+           driver_ok(l, l->event_new(&d->filled, CUDA_EVENT_NO_TIMING), "cuEventCreate") && cuda_blas_ok(l->blas_new(&d->blas), "cublasLtCreate") &&
            driver_ok(l, l->host_alloc((void **)&d->early_memory, EARLY * CUDA_EARLY_BYTES), "pinned memory");
 }
 

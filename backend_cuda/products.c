@@ -3,8 +3,6 @@
  * cuBLASLt thinks in columns: d^T = b^T a^T, so that its first operand is b, and its rows are our columns. */
 #include "backend_cuda/backend.h"
 
-#include <string.h>
-
 enum { BLAS_WORKSPACE = 32 << 20 };
 
 /* Bytes that an address is surely a multiple of, up to 256: a choice of algorithm must hold in every iteration of a repeat. */
@@ -24,14 +22,14 @@ static bool layout(const cuda_device *device, cuda_layout *to, ir_dtype dtype, i
 {
     const cuda_library *l = cuda_device_library(device);
     int32_t count = (int32_t)batch;
-    return cuda_ok(device, l->layout_new(to, blas_type(dtype), (uint64_t)rows, (uint64_t)columns, leading), "cublasLtMatrixLayoutCreate") &&
-           cuda_ok(device, l->layout_set(*to, CUDA_LAYOUT_BATCH, &count, sizeof count), "the batch of a product") &&
-           cuda_ok(device, l->layout_set(*to, CUDA_LAYOUT_BATCH_STRIDE, &stride, sizeof stride), "the batch of a product");
+    return cuda_blas_ok(l->layout_new(to, blas_type(dtype), (uint64_t)rows, (uint64_t)columns, leading), "cublasLtMatrixLayoutCreate") &&
+           cuda_blas_ok(l->layout_set(*to, CUDA_LAYOUT_BATCH, &count, sizeof count), "the batch of a product") &&
+           cuda_blas_ok(l->layout_set(*to, CUDA_LAYOUT_BATCH_STRIDE, &stride, sizeof stride), "the batch of a product");
 }
 
 static bool set(const cuda_device *device, cuda_product_desc desc, int attribute, const void *value, size_t bytes, const char *what)
 {
-    return cuda_ok(device, cuda_device_library(device)->product_set(desc, attribute, value, bytes), what);
+    return cuda_blas_ok(cuda_device_library(device)->product_set(desc, attribute, value, bytes), what);
 }
 
 static bool set_places(const cuda_device *device, const cuda_product *p, cuda_product_desc desc, const void *bias, const void *aux)
@@ -45,7 +43,7 @@ static bool describe(const cuda_device *device, const cuda_product *p, cuda_read
     const cuda_library *l = cuda_device_library(device);
     bool f64 = p->operands == IR_F64;
     int32_t transpose_a = p->b_transposed, transpose_b = p->a_transposed, epilogue = p->epilogue;
-    return cuda_ok(device, l->product_new(&ready->desc, f64 ? CUDA_COMPUTE_F64 : p->tf32 ? CUDA_COMPUTE_TF32 : CUDA_COMPUTE_F32, f64 ? CUDA_R_F64 : CUDA_R_F32), "cublasLtMatmulDescCreate") &&
+    return cuda_blas_ok(l->product_new(&ready->desc, f64 ? CUDA_COMPUTE_F64 : p->tf32 ? CUDA_COMPUTE_TF32 : CUDA_COMPUTE_F32, f64 ? CUDA_R_F64 : CUDA_R_F32), "cublasLtMatmulDescCreate") &&
            set(device, ready->desc, CUDA_PRODUCT_TRANSPOSE_A, &transpose_a, sizeof transpose_a, "a transposed operand") &&
            set(device, ready->desc, CUDA_PRODUCT_TRANSPOSE_B, &transpose_b, sizeof transpose_b, "a transposed operand") &&
            set(device, ready->desc, CUDA_PRODUCT_EPILOGUE, &epilogue, sizeof epilogue, "an epilogue") &&
@@ -68,19 +66,21 @@ static bool choose(cuda_device *device, const kl_program *program, const cuda_pr
 {
     const cuda_library *l = cuda_device_library(device);
     uint64_t workspace = BLAS_WORKSPACE;
+    uint32_t reductions = CUDA_REDUCTION_IN_COMPUTE_TYPE;          /* where k is cut, parts are added in f32, in one order; 0, no cut, is always one of them */
     uint32_t a = alignment(program, p->a, p->operands), b = alignment(program, p->b, p->operands), d = alignment(program, p->d, p->result);
     uint32_t bias = alignment(program, p->bias, p->result), aux = alignment(program, p->aux, p->result);
     cuda_preference preference = NULL;
     base_text key = {0};
     const int64_t numbers[] = { p->m, p->n, p->k, p->batch, p->a_leading, p->b_leading, p->d_leading, p->a_batch, p->b_batch, p->d_batch, p->operands, p->result, p->a_transposed,
                                 p->b_transposed, p->accumulate, p->tf32, p->epilogue, p->aux_leading, b, a, d, bias, aux };
-    if (!set_places(device, p, ready->desc, (void *)(uintptr_t)bias, (void *)(uintptr_t)aux) || !cuda_ok(device, l->preference_new(&preference), "cublasLtMatmulPreferenceCreate"))
+    if (!set_places(device, p, ready->desc, (void *)(uintptr_t)bias, (void *)(uintptr_t)aux) || !cuda_blas_ok(l->preference_new(&preference), "cublasLtMatmulPreferenceCreate"))
         return false;
-    l->preference_set(preference, CUDA_PREFERENCE_WORKSPACE, &workspace, sizeof workspace);
-    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_A, &b, sizeof b);
-    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_B, &a, sizeof a);
-    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_C, &d, sizeof d);
-    l->preference_set(preference, CUDA_PREFERENCE_ALIGN_D, &d, sizeof d);
+    const struct { int attribute; const void *value; size_t bytes; } wishes[] = {
+        { CUDA_PREFERENCE_WORKSPACE, &workspace, sizeof workspace }, { CUDA_PREFERENCE_REDUCTIONS, &reductions, sizeof reductions }, { CUDA_PREFERENCE_ALIGN_A, &b, sizeof b },
+        { CUDA_PREFERENCE_ALIGN_B, &a, sizeof a }, { CUDA_PREFERENCE_ALIGN_C, &d, sizeof d }, { CUDA_PREFERENCE_ALIGN_D, &d, sizeof d } };
+    bool wished = true;
+    for (size_t i = 0; wished && i < COUNT_OF(wishes); i++)
+        wished = cuda_blas_ok(l->preference_set(preference, wishes[i].attribute, wishes[i].value, wishes[i].bytes), "cublasLtMatmulPreferenceSetAttribute");
     for (size_t i = 0; i < COUNT_OF(numbers); i++)
         base_text_add(&key, "%s%lld", i ? " " : "", (long long)numbers[i]);
     cuda_question q = { .key = key.at, .product = p, .ready = ready, .preference = preference,
@@ -89,7 +89,7 @@ static bool choose(cuda_device *device, const kl_program *program, const cuda_pr
                         .d_bytes = span(p->m, p->n, p->d_leading, p->batch, p->d_batch, p->result),
                         .bias_bytes = p->epilogue & CUDA_EPILOGUE_ANY_BIAS ? span(1, p->n, 0, 1, 0, p->result) : 0,
                         .aux_bytes = p->epilogue & CUDA_EPILOGUE_AUX ? span(p->m, p->n, p->aux_leading, 1, 0, p->result) : 0, .workspace_bytes = BLAS_WORKSPACE };
-    bool chosen = cuda_choose_algorithm(device, &q, found, exists);
+    bool chosen = wished && cuda_choose_algorithm(device, &q, found, exists);
     l->preference_free(preference);
     base_text_free(&key);
     return chosen;
@@ -108,7 +108,7 @@ bool cuda_ready_product(cuda_device *device, const kl_program *program, const cu
     if (!exists)
         return base_fail(BASE_FAILURE, "device cuda: cuBLASLt has no algorithm for %lld x %lld x %lld in %s, epilogue %d", (long long)p->m, (long long)p->n, (long long)p->k,
                          ir_dtype_name(p->operands), p->epilogue);
-    memcpy(ready->algorithm, found.algorithm, sizeof ready->algorithm);
+    ready->algorithm = found.algorithm;
     ready->workspace_bytes = found.workspace_bytes;
     return true;
 }
@@ -143,6 +143,6 @@ bool cuda_multiply(cuda_device *device, const cuda_product *p, const cuda_ready 
     bool f64 = p->operands == IR_F64;
     const void *alpha = f64 ? (const void *)&one64 : &one, *beta = p->accumulate ? alpha : f64 ? (const void *)&zero64 : &zero;
     return set_places(device, p, ready->desc, at->bias, at->aux) &&
-           cuda_ok(device, cuda_device_library(device)->product(cuda_device_blas(device), ready->desc, alpha, at->b, ready->a, at->a, ready->b, beta, at->d, ready->d, at->d, ready->d,
-                                                                ready->algorithm, at->workspace, ready->workspace_bytes, cuda_device_stream(device)), "cublasLtMatmul");
+           cuda_blas_ok(cuda_device_library(device)->product(cuda_device_blas(device), ready->desc, alpha, at->b, ready->a, at->a, ready->b, beta, at->d, ready->d, at->d, ready->d,
+                                                                &ready->algorithm, at->workspace, ready->workspace_bytes, cuda_device_stream(device)), "cublasLtMatmul");
 }

@@ -12,6 +12,7 @@ typedef struct { cuda_event event; int kernel; bool first; } mark;        /* fir
 
 struct cuda_profile {
     cuda_device *device;
+    bool captured;                           /* the events of the run in progress are part of a graph */
     int n, cap, n_kernels;
     mark *marks;
     double *busy_ns;                         /* by kernel id */
@@ -59,12 +60,14 @@ bool cuda_profile_mark(cuda_profile *p, int kernel, bool first)
     m->kernel = kernel;
     m->first = first;
     return (m->event || cuda_ok(p->device, l->event_new(&m->event, CUDA_EVENT_TIMING), "cuEventCreate")) &&
-           cuda_ok(p->device, l->event_record_in_graph(m->event, cuda_device_stream(p->device), CUDA_EVENT_EXTERNAL), "cuEventRecordWithFlags");
+           (p->captured ? cuda_ok(p->device, l->event_record_in_graph(m->event, cuda_device_stream(p->device), CUDA_EVENT_EXTERNAL), "cuEventRecordWithFlags")
+                        : cuda_ok(p->device, l->event_record(m->event, cuda_device_stream(p->device)), "cuEventRecord"));
 }
 
-bool cuda_profile_begin(cuda_profile *p)
+bool cuda_profile_begin(cuda_profile *p, bool captured)
 {
     p->n = 0;
+    p->captured = captured;
     return cuda_profile_mark(p, -1, false);
 }
 

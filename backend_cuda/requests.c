@@ -87,14 +87,14 @@ static bool refuse_source(const char *name, const char *source, const char *log)
     return false;
 }
 
-bool cuda_compile_source(const cuda_library *library, const char *source, const char *name, int architecture, base_bytes *cubin)
+bool cuda_compile_source(const cuda_library *library, const char *source, const char *name, int architecture, bool ptx, base_bytes *code)
 {
     char architecture_option[32];
-    snprintf(architecture_option, sizeof architecture_option, "-arch=sm_%d", architecture);
+    snprintf(architecture_option, sizeof architecture_option, "-arch=%s_%d", ptx ? "compute" : "sm", architecture);
     const char *options[] = { architecture_option, "-default-device", "-lineinfo" };
     cuda_source program;
     size_t size = 0;
-    *cubin = (base_bytes){0};
+    *code = (base_bytes){0};
     if (library->source_new(&program, source, name, 0, NULL, NULL) != 0)
         return base_fail(BASE_FAILURE, "NVRTC takes no source");
     bool compiled = library->source_compile(program, (int)COUNT_OF(options), options) == 0;
@@ -105,9 +105,9 @@ bool cuda_compile_source(const cuda_library *library, const char *source, const 
         refuse_source(name, source, log);
         base_free(log);
     } else {
-        library->source_cubin_size(program, &cubin->size);
-        cubin->at = base_alloc(cubin->size);
-        library->source_cubin(program, cubin->at);
+        (ptx ? library->source_ptx_size : library->source_cubin_size)(program, &code->size);
+        code->at = base_alloc(code->size + 1);
+        (ptx ? library->source_ptx : library->source_cubin)(program, code->at);
     }
     library->source_free(&program);
     return compiled;
@@ -131,7 +131,7 @@ cuda_store *cuda_store_new(cuda_device *device, const char *cache_dir)
     int major = 0, minor = 0;
     cuda_device_library(device)->compiler_version(&major, &minor);
     s->device = device;
-    snprintf(s->compiler, sizeof s->compiler, "nvrtc %d.%d sm_%d%d", major, minor, m->major, m->minor);
+    snprintf(s->compiler, sizeof s->compiler, "nvrtc %d.%d %s_%d", major, minor, m->target_is_ptx ? "compute" : "sm", m->target);
     if (!cache_dir || *cache_dir)
         s->cache = base_cache_open(cache_dir, 0);
     return s;
@@ -190,7 +190,7 @@ static void *compile_some(void *context)
         if (i >= w->n)
             return NULL;
         work_item *item = &w->items[i];
-        item->compiled = cuda_compile_source(cuda_device_library(w->store->device), item->source, item->request->name, 10 * m->major + m->minor, &item->cubin);
+        item->compiled = cuda_compile_source(cuda_device_library(w->store->device), item->source, item->request->name, m->target, m->target_is_ptx, &item->cubin);
         if (!item->compiled)
             item->error = base_strdup(base_error());
     }

@@ -210,6 +210,7 @@ typedef struct {
     int64_t workspace_bytes;                                 /* stated by legalise: the last bytes of the arena */
     int64_t arena_bytes;                                     /* what is taken */
     int peak_kernel;                                         /* where live_bytes live */
+    int alignment;                                           /* of what lies in the arena, as the backend wishes before it is planned; 0: 64 */
 } kl_memory;
 
 typedef struct {
@@ -296,7 +297,7 @@ void kl_rewrite_products(kl_program *program, kl_rewrite *rewrite, void *context
 
 /* -- memory_plan.c ---------------------------------------------------------------------------------------------------- */
 
-/* Sets arena_offset of every KL_TEMP (64-byte aligned) and program->memory. Buffers whose lives do not overlap share memory;
+/* Sets arena_offset of every KL_TEMP (64-byte aligned, or more where memory.alignment says so) and program->memory. Buffers whose lives do not overlap share memory;
  * a loop's output may take the place of an input that dies there and is read by the same view. A buffer that lives into a
  * repeat lives through it. Without reuse (for tests) every buffer has its own place. */
 void kl_plan_memory(kl_program *program, bool reuse);

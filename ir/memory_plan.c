@@ -125,10 +125,10 @@ typedef struct {
     const kl_kernel *kernel;   /* now */
 } planner;
 
-static int64_t bytes_of(const kl_buffer *buffer)
+static int64_t bytes_of(const kl_program *program, const kl_buffer *buffer)
 {
-    int64_t bytes = buffer->count * ir_dtype_bytes(buffer->dtype);
-    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    int64_t bytes = buffer->count * ir_dtype_bytes(buffer->dtype), unit = MAX(program->memory.alignment, ALIGNMENT);
+    return (bytes + unit - 1) / unit * unit;
 }
 
 static bool is_placed(const planner *p, int buffer) { return p->program->buffers[buffer].kind == KL_TEMP && p->lives[buffer].last >= 0; }
@@ -253,7 +253,7 @@ static int64_t place_all(planner *p, bool reuse)
             continue;
         block *b = &blocks[block_of(p, i)];
         if (!b->bytes) {
-            *b = (block){ p->lives[i].first, p->lives[i].last, bytes_of(&p->program->buffers[i]), 0 };
+            *b = (block){ p->lives[i].first, p->lives[i].last, bytes_of(p->program, &p->program->buffers[i]), 0 };
             order[n_blocks++] = b;
         }
         b->first = MIN(b->first, p->lives[i].first);
@@ -297,9 +297,9 @@ static void sum_up(planner *p)
         case KL_TEMP:
             if (is_placed(p, i)) {
                 int start = p->lives[i].first + (block_of(p, i) != i);        /* in place: counted once */
-                memory->temps_bytes += bytes_of(buffer);
-                change[start] += bytes_of(buffer);
-                change[MAX(start, p->lives[i].last + 1)] -= bytes_of(buffer);
+                memory->temps_bytes += bytes_of(program, buffer);
+                change[start] += bytes_of(program, buffer);
+                change[MAX(start, p->lives[i].last + 1)] -= bytes_of(program, buffer);
             }
             break;
         case KL_MOVING: break;
@@ -370,7 +370,7 @@ static void print_largest(base_text *text, const kl_program *program)
         if (program->buffers[i].kind != KL_TEMP || lives[i].last < 0)
             continue;
         int at = n < MOST ? n++ : MOST;
-        for (; at > 0 && bytes_of(&program->buffers[largest[at - 1]]) < bytes_of(&program->buffers[i]); at--)
+        for (; at > 0 && bytes_of(program, &program->buffers[largest[at - 1]]) < bytes_of(program, &program->buffers[i]); at--)
             if (at < MOST)
                 largest[at] = largest[at - 1];
         if (at < MOST)
@@ -378,7 +378,7 @@ static void print_largest(base_text *text, const kl_program *program)
     }
     for (int i = 0; i < n; i++) {
         const kl_buffer *buffer = &program->buffers[largest[i]];
-        print_line(text, i ? "" : "largest intermediates", bytes_of(buffer), "%s[%lld], kernels %d to %d%s%s%s%.0d", ir_dtype_name(buffer->dtype),
+        print_line(text, i ? "" : "largest intermediates", bytes_of(program, buffer), "%s[%lld], kernels %d to %d%s%s%s%.0d", ir_dtype_name(buffer->dtype),
                    (long long)buffer->count, lives[largest[i]].first, lives[largest[i]].last, buffer->place.file ? ", " : "",
                    buffer->place.file ? buffer->place.file : "", buffer->place.file ? ":" : "", buffer->place.file ? buffer->place.line : 0);
     }

@@ -167,7 +167,7 @@ static void evaluate(runner *r, int which)
 
 /* -- outputs ------------------------------------------------------------------------------------------------------------ */
 
-/* A row value whose strides are 0 along the row is stored once a row. */
+/* A row value whose strides are 0 along the row is stored once a row, with the last piece: it may have the place of one that the pieces read. */
 static bool is_once_a_row(const kl_loop *loop, const kl_output *output)
 {
     for (int i = loop->n_outer; i < loop->n_axes; i++)
@@ -223,7 +223,7 @@ static void store_outputs(runner *r, char *scratch)
                 break;
             }
             if (is_once_a_row(r->loop, output)) {
-                if (r->from > 0)
+                if (r->from + r->n < r->inner)
                     break;
                 n = 1;
             }

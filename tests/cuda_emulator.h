@@ -2,7 +2,8 @@
  *
  * The threads of a block are fibers, each with a stack of its own, that take turns: one runs until it comes to a barrier or to the end. At a
  * barrier of the block the next thread goes on, at one of a warp the next lane; whoever finds all there passes. So a block wait of n
- * threads costs n switches, and a race shows as one order of events, always the same. A thread that waits for what can never come (a
+ * threads costs n switches, and a race shows as one order of events, always the same: the stand-in runs a program forwards and then backwards, from the
+ * last block and thread to the first, so that what depends on an order has two results. A thread that waits for what can never come (a
  * barrier that others do not reach) ends the process with a line.
  *
  * Memory that is shared is static: one block runs at a time. */
@@ -38,7 +39,7 @@ typedef struct { void *at[5]; int started, done, block_waits, warp_waits; } rax_
 static rax_fiber rax_fibers[RAX_MOST_THREADS];
 static _Alignas(16) char rax_stacks[RAX_MOST_THREADS * RAX_STACK_BYTES];       /* not allocated: they go when the library is closed */
 static void *rax_launcher[5];
-static int rax_current, rax_alive, rax_progress;
+static int rax_current, rax_alive, rax_progress, rax_backwards;
 static int rax_block_arrived, rax_block_round, rax_warp_arrived[32], rax_warp_round[32], rax_warp_alive[32];
 static void (*rax_entry)(const int64_t *);
 static const int64_t *rax_params;
@@ -86,7 +87,7 @@ static void __attribute__((noinline)) rax_switch(int thread)
 static int rax_next(int first, int n)
 {
     for (int i = 1; i <= n; i++) {
-        int t = first + (rax_current - first + i) % n;
+        int t = first + (rax_current - first + (rax_backwards ? n - i : i)) % n;
         if (!rax_fibers[t].done)
             return t;
     }
@@ -159,7 +160,7 @@ static void __attribute__((noinline)) rax_run_block(void)
         rax_fibers[i].done = 0;
         rax_warp_alive[i / 32]++;
     }
-    volatile int next = 0;
+    volatile int next = rax_backwards ? n - 1 : 0;
     while (rax_alive > 0) {
         /* one that ended may be what others wait for at a barrier */
         if (rax_block_arrived > 0 && rax_block_arrived == rax_alive) {
@@ -167,14 +168,14 @@ static void __attribute__((noinline)) rax_run_block(void)
             rax_block_round++;
         }
         while (rax_fibers[next].done)
-            next = (next + 1) % n;
+            next = (next + (rax_backwards ? n - 1 : 1)) % n;
         if (!__builtin_setjmp(rax_launcher))
             rax_enter(next);
         next = rax_current;
     }
 }
 
-void rax_emulate(void (*entry)(const int64_t *), const unsigned grid[3], unsigned threads, unsigned shared_bytes, const int64_t *params)
+void rax_emulate(void (*entry)(const int64_t *), const unsigned grid[3], unsigned threads, unsigned shared_bytes, const int64_t *params, int backwards)
 {
     if (threads > RAX_MOST_THREADS || shared_bytes > RAX_SHARED_BYTES) {
         fprintf(stderr, "cuda emulator: no machine has blocks of %u threads and %u bytes\n", threads, shared_bytes);
@@ -185,10 +186,12 @@ void rax_emulate(void (*entry)(const int64_t *), const unsigned grid[3], unsigne
     gridDim = (rax_index){ grid[0], grid[1], grid[2] };
     blockDim = (rax_index){ threads, 1, 1 };
     memset(rax_dynamic_shared, 0xff, sizeof rax_dynamic_shared);         /* NaN until written */
-    for (blockIdx.z = 0; blockIdx.z < grid[2]; blockIdx.z++)
-        for (blockIdx.y = 0; blockIdx.y < grid[1]; blockIdx.y++)
-            for (blockIdx.x = 0; blockIdx.x < grid[0]; blockIdx.x++)
-                rax_run_block();
+    rax_backwards = backwards;
+    for (unsigned i = 0, n = grid[0] * grid[1] * grid[2]; i < n; i++) {
+        unsigned block = backwards ? n - 1 - i : i;
+        blockIdx = (rax_index){ block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1] };
+        rax_run_block();
+    }
 }
 
 /* -- what a warp does together --------------------------------------------------------------------------------------------- */

@@ -23,7 +23,7 @@ MAYBE_UNUSED static int compile_with_nvrtc(const cuda_library *library, const cu
         for (int a = 0; a < n; a++) {
             char *source = cuda_request_source(&compiler->requests[i]);
             base_bytes cubin = {0};
-            if (!cuda_compile_source(library, source, compiler->requests[i].name, architectures[a], &cubin))
+            if (!cuda_compile_source(library, source, compiler->requests[i].name, architectures[a], false, &cubin))
                 fail_msg("sm_%d: %s", architectures[a], base_error());
             assert_true(cubin.size > 0 && !memcmp(cubin.at, "\177ELF", 4));
             base_bytes_free(&cubin);

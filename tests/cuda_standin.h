@@ -39,6 +39,9 @@ static struct {
     block *blocks;
     size_t device_bytes, most_bytes;          /* most: what the device has */
     int arch_major, arch_minor, nvrtc_version;
+    bool backwards;                           /* the emulator goes from the last thread to the first: each graph the other way than the last */
+    int newest_target;                        /* where not 0, the one architecture that its NVRTC knows */
+    int ptx_taken;                            /* compiled code that was taken as PTX */
     int refused_epilogue;                     /* bits of one that there is no algorithm for */
     int launches, products, tf32_products, epilogues, questions, asked_epilogues, graph_launches, captures, early_waits, compiled, compiled_by_nvrtc;
     int blocking_waits, stream_waits;         /* of the host: for an event that was not there yet; for a whole stream */
@@ -103,7 +106,7 @@ static void free_block(void *at, bool pinned)
 
 /* -- the stream ------------------------------------------------------------------------------------------------------------- */
 
-struct cuda_function_opaque { void (*entry)(const int64_t *); void (*emulate)(void (*)(const int64_t *), const unsigned[3], unsigned, unsigned, const int64_t *); int shared_bytes; };
+struct cuda_function_opaque { void (*entry)(const int64_t *); void (*emulate)(void (*)(const int64_t *), const unsigned[3], unsigned, unsigned, const int64_t *, int backwards); int shared_bytes; };
 struct cuda_module_opaque { void *handle; int fd; struct cuda_function_opaque function; };
 struct cuda_event_opaque { bool recorded; int64_t ticket; cuda_stream stream; struct timespec time; };
 struct cuda_product_desc_opaque { int compute, transpose_a, transpose_b, epilogue; char *bias, *aux; int64_t aux_leading; };
@@ -275,7 +278,7 @@ static void do_op(const stream_op *op)
             standin.dead = standin.fails_with;
         if (standin.dead)
             break;
-        op->function->emulate(op->function->entry, op->grid, op->threads, op->shared_bytes, op->args);
+        op->function->emulate(op->function->entry, op->grid, op->threads, op->shared_bytes, op->args, standin.backwards);
         break;
     case DO_PRODUCT:
         standin.products++;
@@ -286,6 +289,7 @@ static void do_op(const stream_op *op)
         do_product(op);
         break;
     case DO_GRAPH:
+        standin.backwards = !standin.backwards;
         for (int i = 0; i < op->graph->ops.n; i++)
             do_op(&op->graph->ops.at[i]);
         break;
@@ -555,7 +559,7 @@ static bool compile_for_cards(cuda_source s)
         base_bytes cubin = {0};
         if (standin.only_nvrtc && architecture != 10 * standin.arch_major + standin.arch_minor)
             continue;
-        if (!cuda_compile_source(standin.nvrtc, s->text, s->name, architecture, &cubin)) {
+        if (!cuda_compile_source(standin.nvrtc, s->text, s->name, architecture, false, &cubin)) {
             fprintf(stderr, "stand-in: sm_%d: %s\n", architecture, base_error());
             return false;
         }
@@ -601,6 +605,16 @@ static int si_source_compile(cuda_source s, int n_options, const char *const *op
 }
 static int si_source_log_size(cuda_source s, size_t *bytes) { return *bytes = s->bytes - sizeof(size_t) + 1, 0; }
 static int si_source_log(cuda_source s, char *log) { return memcpy(log, s->image + sizeof(size_t), s->bytes - sizeof(size_t) + 1), 0; }
+static int si_compiler_n_targets(int *n) { return *n = standin.newest_target ? 1 : 5, 0; }
+static int si_compiler_targets(int *architectures)
+{
+    static const int all[] = { 75, 80, 86, 90, 100 };
+    if (standin.newest_target)
+        return *architectures = standin.newest_target, 0;
+    return memcpy(architectures, all, sizeof all), 0;
+}
+static int si_source_ptx_size(cuda_source s, size_t *bytes) { return *bytes = s->bytes, 0; }
+static int si_source_ptx(cuda_source s, char *ptx) { return standin.ptx_taken++, memcpy(ptx, s->image, s->bytes), 0; }
 static int si_source_cubin_size(cuda_source s, size_t *bytes) { return *bytes = s->bytes, 0; }
 static int si_source_cubin(cuda_source s, char *cubin) { return memcpy(cubin, s->image, s->bytes), 0; }
 
@@ -664,13 +678,13 @@ static int si_product_algorithms(cuda_blas blas, cuda_product_desc desc, cuda_la
         return *n_found = 0, 15;
     *n_found = MIN(wanted, 3);
     for (int i = 0; i < *n_found; i++)
-        found[i] = (cuda_algorithm){ .algorithm = { 4711 + (uint64_t)i }, .workspace_bytes = 1000 };
+        found[i] = (cuda_algorithm){ .algorithm.data = { 4711 + (uint64_t)i }, .workspace_bytes = 1000 };
     return 0;
 }
 static int si_product(cuda_blas blas, cuda_product_desc desc, const void *alpha, const void *a, cuda_layout a_layout, const void *b, cuda_layout b_layout, const void *beta,
-                      const void *c, cuda_layout c_layout, void *d, cuda_layout d_layout, const void *algorithm, void *workspace, size_t workspace_bytes, cuda_stream stream)
+                      const void *c, cuda_layout c_layout, void *d, cuda_layout d_layout, const cuda_algorithm_bytes *algorithm, void *workspace, size_t workspace_bytes, cuda_stream stream)
 {
-    STANDIN_CHECK(blas && stream == streams && *(const uint64_t *)algorithm - 4711 < 3 && c == d && c_layout == d_layout, "a product that is none");
+    STANDIN_CHECK(blas && stream == streams && algorithm->data[0] - 4711 < 3 && c == d && c_layout == d_layout, "a product that is none");
     STANDIN_CHECK(block_of(workspace, workspace_bytes, false), "the workspace of a product lies outside of memory");
     check_matrix(a, a_layout, "the first operand");
     check_matrix(b, b_layout, "the second operand");
@@ -681,7 +695,7 @@ static int si_product(cuda_blas blas, cuda_product_desc desc, const void *alpha,
                   block_of(desc->aux, ((d_layout->columns - 1) * (uint64_t)desc->aux_leading + d_layout->rows) * type_bytes(d_layout->type), false)), "the auxiliary matrix of a product");
     standin.epilogues |= epilogue;
     stream_op *op = queue(DO_PRODUCT, stream);
-    op->algorithm = (int)*(const uint64_t *)algorithm;
+    op->algorithm = (int)algorithm->data[0];
     bool f64 = desc->compute == CUDA_COMPUTE_F64;
     op->desc = *desc, op->a = *a_layout, op->b = *b_layout, op->d = *d_layout, op->pa = a, op->pb = b, op->to = d;
     op->alpha = f64 ? *(const double *)alpha : *(const float *)alpha;

@@ -92,4 +92,25 @@ MAYBE_UNUSED static kl_program *random_lists(uint64_t seed)
     return p;
 }
 
+/* Of each row r: out[r,c] = x[r] + y[r,c], and x[r] = -x[r] in place: who reads x[r] must have done so before it is written. The seed is how long a row is. */
+MAYBE_UNUSED static kl_program *negated_rows(uint64_t seed)
+{
+    enum { ROWS = 9 };
+    int64_t columns = (int64_t)seed;
+    kl_program *p = new_program(1);
+    writer w = { .program = p, .loop = new_loop(p) };
+    *w.loop = (kl_loop){ .n_axes = 2, .n_outer = 1, .extent = { ROWS, columns }, .exprs = w.loop->exprs, .outputs = w.loop->outputs };
+    kl_view row = { .buffer = add_buffer(&w, KL_PARAM, IR_F32, ROWS), .stride = { 1, 0 } }, all = { .buffer = add_buffer(&w, KL_PARAM, IR_F32, ROWS * columns), .stride = { columns, 1 } };
+    int x = add_expr(&w, (kl_expr){ .kind = KL_LOAD, .dtype = IR_F32, .view = row }), y = add_expr(&w, (kl_expr){ .kind = KL_LOAD, .dtype = IR_F32, .view = all });
+    int sum = add_op(&w, OP_add, IR_F32, 2, x, y, 0), negated = add_op(&w, OP_neg, IR_F32, 1, x, 0, 0);
+    int in_place = row.buffer;
+    all.buffer = add_buffer(&w, KL_RESULT, IR_F32, ROWS * columns);
+    row.buffer = add_buffer(&w, KL_RESULT, IR_F32, ROWS);
+    p->buffers[row.buffer].donated = p->buffers[in_place].index;
+    w.loop->outputs[w.loop->n_outputs++] = (kl_output){ .kind = KL_STORE, .expr = sum, .view = all };
+    w.loop->outputs[w.loop->n_outputs++] = (kl_output){ .kind = KL_STORE, .expr = negated, .view = row };
+    kl_renumber(p);
+    return p;
+}
+
 #endif

@@ -145,8 +145,25 @@ static void test_many_parameters(void **state)
     standin.nvrtc_version = 130;
 }
 
+/* -- a row's number in the place of what the row reads ---------------------------------------------------------------------- */
+
+/* A row by a thread, by a warp, and by a block. */
+static void test_rows_in_place(void **state)
+{
+    static const uint64_t columns[] = { 3, 40, 1500, 5000 };
+    (void)state;
+    standin_begin(NULL);
+    for (size_t i = 0; i < COUNT_OF(columns); i++)
+        for (int backwards = 0; backwards < 2; backwards++) {
+            standin.backwards = backwards;
+            check_cuda(negated_rows, columns[i], NULL);
+        }
+    standin.backwards = false;
+    standin_end();
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { GRAPH_TEST(test_random), GRAPH_TEST(test_random_lists), GRAPH_TEST(test_many_parameters) };
+    const struct CMUnitTest tests[] = { GRAPH_TEST(test_random), GRAPH_TEST(test_random_lists), GRAPH_TEST(test_many_parameters), GRAPH_TEST(test_rows_in_place) };
     return run_random_group("loops of the CUDA backend", tests);
 }

@@ -145,6 +145,43 @@ static void test_driver_too_old(void **state)
     check_refused("device cuda: the driver is of CUDA 12.4 and too old for NVRTC of CUDA 13.0");
 }
 
+/* A compiler that is older than the card: code for an earlier one of its generation runs on it, and where there is none the driver finishes the work. One that is too new for it is refused. */
+static void test_other_compilers(void **state)
+{
+    static const struct { int major, minor, newest, target; bool ptx; } cases[] = { { 8, 9, 0, 86, false }, { 9, 0, 0, 90, false }, { 12, 0, 0, 100, true }, { 10, 3, 0, 100, false },
+                                                                                    { 9, 0, 86, 86, true } };
+    int major = standin.arch_major, minor = standin.arch_minor;
+    (void)state;
+    if (standin_is_device())
+        skip();
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        standin.arch_major = cases[i].major, standin.arch_minor = cases[i].minor, standin.newest_target = cases[i].newest;
+        int taken = standin.ptx_taken;
+        standin_begin("");
+        const cuda_machine *machine = cuda_device_machine(cuda_backend_device());
+        assert_int_equal(machine->target, cases[i].target);
+        assert_int_equal(machine->target_is_ptx, cases[i].ptx);
+        ir_executable *e = compiled("graph p(%0: f32[8]) { %1: f32[8] = tanh %0 return %1 }", 0);
+        assert_non_null(e);
+        assert_int_equal(standin.ptx_taken - taken, cases[i].ptx);
+        cuda_backend.free(e);
+        standin_end();
+    }
+    standin.arch_major = 7, standin.arch_minor = 0, standin.newest_target = 75;
+    check_refused("device cuda: NVRTC of CUDA 13.0 no longer compiles for stand-in, of compute capability 7.0");
+    standin.arch_major = major, standin.arch_minor = minor, standin.newest_target = 0;
+}
+
+/* cuBLASLt's errors have its own names, not those that the driver has for the same number. */
+static void test_blas_errors(void **state)
+{
+    (void)state;
+    assert_true(cuda_blas_ok(0, "cublasLtMatmul"));
+    assert_false(cuda_blas_ok(7, "cublasLtMatmul"));
+    assert_string_equal(base_error(), "device cuda: cuBLASLt: a value is not taken (status 7 of cublasLtMatmul)");
+    base_error_clear();
+}
+
 /* The compiler's own words, and where what it was given can be read. */
 static void test_refused_kernel(void **state)
 {
@@ -153,7 +190,7 @@ static void test_refused_kernel(void **state)
     standin_begin("");
     const cuda_library *library = cuda_device_library(cuda_backend_device());
     const cuda_machine *machine = cuda_device_machine(cuda_backend_device());
-    assert_false(cuda_compile_source(library, "this is no kernel;\n", "refused", 10 * machine->major + machine->minor, &cubin));
+    assert_false(cuda_compile_source(library, "this is no kernel;\n", "refused", machine->target, machine->target_is_ptx, &cubin));
     const char *path = strstr(base_error(), "; its source is in ");
     if (strncmp(base_error(), "NVRTC refuses refused: ", 23) != 0 || !path || strchr(base_error(), '\n'))
         fail_msg("got %s", base_error());
@@ -169,6 +206,6 @@ static void test_refused_kernel(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { GRAPH_TEST(test_profile), GRAPH_TEST(test_peak), GRAPH_TEST(test_tuning), GRAPH_TEST(test_driver_too_old), GRAPH_TEST(test_refused_kernel) };
+    const struct CMUnitTest tests[] = { GRAPH_TEST(test_profile), GRAPH_TEST(test_peak), GRAPH_TEST(test_tuning), GRAPH_TEST(test_driver_too_old), GRAPH_TEST(test_other_compilers), GRAPH_TEST(test_blas_errors), GRAPH_TEST(test_refused_kernel) };
     return cmocka_run_group_tests_name("the CUDA backend's runtime", tests, NULL, NULL);
 }

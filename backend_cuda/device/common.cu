@@ -6,7 +6,11 @@
 #ifndef RAX_EMULATED
 #define RAX_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 #define RAX_DEVICE static __device__ __forceinline__
+#if __CUDACC_VER_MAJOR__ > 11 || (__CUDACC_VER_MAJOR__ == 11 && __CUDACC_VER_MINOR__ >= 7)
 #define RAX_CONSTANT const __grid_constant__
+#else
+#define RAX_CONSTANT const
+#endif
 #define RAX_SHARED __shared__
 #define RAX_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define RAX_ALIGN(bytes) __align__(bytes)
