@@ -38,6 +38,7 @@ static void catch_signals(void)
     struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    signal(SIGXFSZ, SIG_IGN);                    /* a file beyond the process's limit is then an error of write, as a full disk is */
 }
 
 /* -- the command line ----------------------------------------------------------------------------------------------- */

@@ -15,6 +15,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -321,7 +322,7 @@ void gpt_checkpoint_close(gpt_checkpoint *checkpoint)
 
 struct gpt_metrics {
     char *path;
-    int file;
+    int file, folder;                                /* the folder is locked while it is open: the kernel unlocks it whatever the run's end */
 };
 
 /* Copies the rows of the old file with iter < first into the new one. A torn or foreign line is dropped. */
@@ -349,6 +350,13 @@ gpt_metrics *gpt_metrics_open(const char *out_dir, int64_t first_iteration)
     gpt_metrics *metrics = rax_alloc(sizeof *metrics);
     metrics->path = gpt_path_join(out_dir, "metrics.jsonl");
     metrics->file = -1;
+    metrics->folder = open(out_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    /* a file system without locks lets everyone in */
+    if (metrics->folder >= 0 && flock(metrics->folder, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+        rax_fail(RAX_MISTAKE, "%s: out_dir: another run is writing there", out_dir);
+        gpt_metrics_close(metrics);
+        return NULL;
+    }
 
     gpt_new_file *fresh = gpt_new_file_open(metrics->path);
     if (first_iteration > 0 && !keep_rows(metrics->path, fresh, first_iteration)) {
@@ -409,6 +417,8 @@ void gpt_metrics_close(gpt_metrics *metrics)
         return;
     if (metrics->file >= 0)
         close(metrics->file);
+    if (metrics->folder >= 0)
+        close(metrics->folder);
     rax_free(metrics->path);
     rax_free(metrics);
 }

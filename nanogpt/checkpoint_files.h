@@ -52,7 +52,7 @@ void gpt_checkpoint_close(gpt_checkpoint *checkpoint);    /* NULL is fine */
 typedef struct { const char *name; double value; } gpt_metric;
 
 /* OUT_DIR/metrics.jsonl, a JSON object a line. Opening keeps the rows with iter < first_iteration (0: none) and drops the
- * others, by a whole new file in place of the old one; rows are then appended. */
+ * others, by a whole new file in place of the old one; rows are then appended. Until it is closed no other run gets into the folder. */
 typedef struct gpt_metrics gpt_metrics;
 gpt_metrics *gpt_metrics_open(const char *out_dir, int64_t first_iteration);
 

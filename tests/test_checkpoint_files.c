@@ -300,6 +300,9 @@ static void test_metrics(void **state)
     gpt_metrics *metrics = gpt_metrics_open(out, 0);
     assert_non_null(metrics);
     const gpt_metric first[] = { { "loss", (double)4.1843710f }, { "lr", 0.0002 }, { "x", 1.0 / 3 } };
+    assert_null(gpt_metrics_open(out, 0));               /* two runs would take each other's checkpoints away */
+    assert_non_null(strstr(rax_error(), "another run is writing there"));
+    assert_int_equal(rax_error_kind_of(), RAX_MISTAKE);
     assert_true(gpt_metrics_row(metrics, 0, first, 3));
     assert_true(gpt_metrics_row(metrics, 1, (gpt_metric[]){ { "loss", NAN }, { "grad_norm", -INFINITY } }, 2));
     assert_true(gpt_metrics_row(metrics, 2, (gpt_metric[]){ { "val_loss", 2 } }, 1));

@@ -233,7 +233,17 @@ END
 }
 
 # A limit on the size of a file stands for a disk that is full.
-full_disk() { trap '' XFSZ; ulimit -f "$1"; }
+full_disk() { ulimit -f "$1"; }
+
+@test "two runs in one folder: the second is refused before it writes" {
+    "$RAX_BIN" train "$CONFIG" --out_dir=out --max_iters=100000000 --log_interval=0 >first 2>&1 &
+    await '"iter": 2' out/metrics.jsonl
+    fails 2 "out: out_dir: another run is writing there" train "$CONFIG" --out_dir=out --max_iters=1
+    kill -9 $!
+    wait $! || true
+    [ "$(wc -l <out/metrics.jsonl)" -gt 2 ]
+    train --max_iters=1
+}
 
 @test "a full disk: a checkpoint is whole or absent" {
     train --max_iters=3
