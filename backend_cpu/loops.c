@@ -15,32 +15,12 @@ enum { SEGMENT_UNIT = 1024, RANDOM_SEGMENT = 8192 };
 #define KEEP_COST 6.0
 #define NS_PER_COST 0.3
 
-static int64_t product(const int64_t *extent, int from, int to)
-{
-    int64_t n = 1;
-    for (int i = from; i < to; i++)
-        n *= extent[i];
-    return n;
-}
-
 static int64_t divided_up(int64_t a, int64_t b) { return b ? (a + b - 1) / b : 0; }
 static int64_t aligned(int64_t n, int64_t to) { return divided_up(n, to) * to; }
 
 /* -- form -------------------------------------------------------------------------------------------------------------- */
 
 static kl_view *view_of(kl_loop *loop, int i) { return i < loop->n_exprs ? &loop->exprs[i].view : &loop->outputs[i - loop->n_exprs].view; }
-
-static kl_loop copy_of(base_arena *arena, const kl_loop *from)
-{
-    kl_loop loop = *from;
-    loop.exprs = ARENA_NEW(arena, kl_expr, loop.n_exprs);
-    loop.outputs = ARENA_NEW(arena, kl_output, loop.n_outputs);
-    if (loop.n_exprs)
-        memcpy(loop.exprs, from->exprs, sizeof(kl_expr) * (size_t)loop.n_exprs);
-    if (loop.n_outputs)
-        memcpy(loop.outputs, from->outputs, sizeof(kl_output) * (size_t)loop.n_outputs);
-    return loop;
-}
 
 /* Axis `from` goes to `to`; those between make room. */
 static void move_axis(kl_loop *loop, int from, int to)
@@ -54,26 +34,10 @@ static void move_axis(kl_loop *loop, int from, int to)
     }
 }
 
-static bool has_kind(const kl_loop *loop, kl_expr_kind kind)
-{
-    for (int i = 0; i < loop->n_exprs; i++)
-        if (loop->exprs[i].kind == kind)
-            return true;
-    return false;
-}
-
-static bool has_output(const kl_loop *loop, kl_output_kind kind)
-{
-    for (int i = 0; i < loop->n_outputs; i++)
-        if (loop->outputs[i].kind == kind)
-            return true;
-    return false;
-}
-
 /* Whether an output is of a row, not of each of its elements. */
 static bool is_of_row(const kl_loop *loop, const kl_output *o)
 {
-    bool still = loop->exprs[o->expr].row && product(loop->extent, loop->n_outer, loop->n_axes) != 1;
+    bool still = loop->exprs[o->expr].row && kl_inner(loop) != 1;
     if (o->kind == KL_SUM_OUTER)
         return false;
     for (int i = loop->n_outer; i < loop->n_axes; i++)
@@ -124,7 +88,7 @@ static bool choose_lanes(kl_loop *loop, bool rows_matter, int lanes)
     for (int i = 0; i < loop->n_exprs; i++)
         ordered |= loop->exprs[i].kind == KL_REDUCE && loop->exprs[i].op == OP_argmax;
     int inner = cheapest_axis(loop, ordered ? loop->n_axes - 1 : loop->n_outer, loop->n_axes, lanes, &inner_cost);
-    if (loop->n_outer > 0 && !has_output(loop, KL_SUM_OUTER)) {
+    if (loop->n_outer > 0 && !kl_count_outputs(loop, KL_SUM_OUTER)) {
         int outer = cheapest_axis(loop, 0, loop->n_outer, lanes, &outer_cost);
         if (outer_cost < inner_cost) {
             move_axis(loop, outer, loop->n_outer - 1);
@@ -328,16 +292,16 @@ static int unroll_for(double cost) { return cost <= 5 ? 4 : cost <= 10 ? 2 : 1; 
 static bool plan_phases(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
 {
     cpu_loop_code *code = ARENA_NEW(c->arena, cpu_loop_code, 1);
-    kl_loop loop = copy_of(c->arena, from);
+    kl_loop loop = kl_copy_loop(c->arena, from, 0);
     kl_merge_axes(&loop);
-    if (product(loop.extent, 0, loop.n_axes) == 0)
+    if (kl_rows(&loop) * kl_inner(&loop) == 0)
         return plan_finish(c, plan, &loop, KL_SUM_OUTER, NULL, 0) && plan_finish(c, plan, &loop, KL_SUM_ALL, NULL, 0);
     if (loop.n_outer == loop.n_axes) {                     /* a row has something inside */
         CHECK(loop.n_axes < KL_MAX_AXES, "expected a loop of fewer axes than %d", loop.n_axes);
         loop.extent[loop.n_axes++] = 1;
     }
-    int64_t inner = product(loop.extent, loop.n_outer, loop.n_axes);
-    bool rows_matter = has_kind(&loop, KL_REDUCE), wide = false;
+    int64_t inner = kl_inner(&loop);
+    bool rows_matter = kl_has_expr(&loop, KL_REDUCE), wide = false;
     code->row_output = ARENA_NEW(c->arena, bool, loop.n_outputs);
     for (int i = 0; i < loop.n_outputs; i++) {
         if (loop.outputs[i].kind == KL_SUM_OUTER && inner == 1)
@@ -349,7 +313,7 @@ static bool plan_phases(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
         wide |= loop.exprs[i].dtype == IR_F64;
     code->lanes = c->machine->f32_lanes / (wide ? 2 : 1);
     code->across_rows = choose_lanes(&loop, rows_matter, code->lanes);
-    inner = product(loop.extent, loop.n_outer, loop.n_axes);      /* where rows do not matter the split is another one now */
+    inner = kl_inner(&loop);      /* where rows do not matter the split is another one now */
 
     int base = plan->n_args, last = loop.n_axes - 1, strips = loop.n_outer - 1;
     int vector_axis = code->across_rows ? strips : last;
@@ -358,7 +322,7 @@ static bool plan_phases(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
 
     code->unroll = ARENA_NEW(c->arena, int, code->n_levels);
     double vector = 0, cost = 0;
-    bool runs = false, sums = has_output(&loop, KL_SUM_OUTER) || has_output(&loop, KL_SUM_ALL), any_row = false;
+    bool runs = false, sums = kl_count_outputs(&loop, KL_SUM_OUTER) || kl_count_outputs(&loop, KL_SUM_ALL), any_row = false;
     for (int i = 0; i < code->n_levels; i++) {
         vector += level_cost(code, i);
         code->unroll[i] = code->across_rows ? 1 : unroll_for(level_cost(code, i));
@@ -370,16 +334,16 @@ static bool plan_phases(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
         any_row |= code->row_output[i];
 
     /* Tasks. */
-    int64_t columns = loop.extent[last], units = product(loop.extent, 0, loop.n_outer), lanes = code->lanes, segments = 1, segment = columns;
+    int64_t columns = loop.extent[last], units = kl_rows(&loop), lanes = code->lanes, segments = 1, segment = columns;
     if (code->across_rows)
-        units = product(loop.extent, 0, strips) * divided_up(loop.extent[strips], lanes);
+        units = units / loop.extent[strips] * divided_up(loop.extent[strips], lanes);
     double vectors = code->across_rows ? (double)inner : (double)(inner / MAX(columns, 1)) * (double)divided_up(columns, lanes);
     double work = (double)units * (vectors * vector + 20 * code->n_levels) * NS_PER_COST;
-    int64_t wanted = (int64_t)MIN(MAX(work / c->grain.task_ns, 1), has_output(&loop, KL_SUM_OUTER) ? MAX_BLOCKS : MAX_TASKS);
-    bool whole = has_kind(&loop, KL_REDUCE) || any_row || (runs && inner != columns);      /* a unit must not be cut */
+    int64_t wanted = (int64_t)MIN(MAX(work / c->grain.task_ns, 1), kl_count_outputs(&loop, KL_SUM_OUTER) ? MAX_BLOCKS : MAX_TASKS);
+    bool whole = kl_has_expr(&loop, KL_REDUCE) || any_row || (runs && inner != columns);      /* a unit must not be cut */
     if (!code->across_rows && !whole && columns >= 2 * SEGMENT_UNIT) {
         int64_t most = columns / SEGMENT_UNIT;
-        segments = MIN(most, has_output(&loop, KL_SUM_OUTER) ? wanted : divided_up(wanted, MAX(units, 1)));
+        segments = MIN(most, kl_count_outputs(&loop, KL_SUM_OUTER) ? wanted : divided_up(wanted, MAX(units, 1)));
         segment = aligned(divided_up(columns, segments), SEGMENT_UNIT / 4);
         if (runs)
             segment = MIN(segment, RANDOM_SEGMENT);

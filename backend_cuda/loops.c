@@ -14,44 +14,8 @@ enum { MOST_VECTOR = 8, THREADS = 256, LISTED_ITERATIONS = 4, WARP = 32, MOST_RO
 
 static int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-static int64_t product(const int64_t *extent, int from, int to)
-{
-    int64_t n = 1;
-    for (int i = from; i < to; i++)
-        n *= extent[i];
-    return n;
-}
-
-static kl_loop copy_of(base_arena *arena, const kl_loop *from)
-{
-    kl_loop loop = *from;
-    loop.exprs = ARENA_NEW(arena, kl_expr, from->n_exprs);
-    loop.outputs = ARENA_NEW(arena, kl_output, from->n_outputs);
-    if (from->n_exprs)
-        memcpy(loop.exprs, from->exprs, sizeof(kl_expr) * (size_t)from->n_exprs);
-    if (from->n_outputs)
-        memcpy(loop.outputs, from->outputs, sizeof(kl_output) * (size_t)from->n_outputs);
-    return loop;
-}
-
-static bool has_reduction(const kl_loop *loop)
-{
-    for (int i = 0; i < loop->n_exprs; i++)
-        if (loop->exprs[i].kind == KL_REDUCE)
-            return true;
-    return false;
-}
-
-static int count_outputs(const kl_loop *loop, kl_output_kind kind)
-{
-    int n = 0;
-    for (int i = 0; i < loop->n_outputs; i++)
-        n += loop->outputs[i].kind == kind;
-    return n;
-}
-
 /* More than one column, or another loop of the list may have. */
-static bool has_columns(const kl_loop *loop, bool listed) { return listed || product(loop->extent, loop->n_outer, loop->n_axes) != 1; }
+static bool has_columns(const kl_loop *loop, bool listed) { return listed || kl_inner(loop) != 1; }
 
 /* A row value whose place is the same all along the row. */
 static bool is_once_a_row(const kl_loop *loop, const kl_output *o, bool listed)
@@ -137,15 +101,15 @@ static int choose_vector(const kl_loop *loop)
 static void choose_shape(cuda_loop *l)
 {
     kl_loop *loop = &l->loop;
-    bool sums = count_outputs(loop, KL_SUM_OUTER) > 0, all = count_outputs(loop, KL_SUM_ALL) > 0, whole = has_reduction(loop);
+    bool sums = kl_count_outputs(loop, KL_SUM_OUTER) > 0, all = kl_count_outputs(loop, KL_SUM_ALL) > 0, whole = kl_has_expr(loop, KL_REDUCE);
     for (int i = 0; i < loop->n_outputs; i++)
         whole |= l->by_row[i];
     if (!whole && !sums) {
         loop->n_outer = 0;
         kl_merge_axes(loop);
     }
-    l->rows = product(loop->extent, 0, loop->n_outer);
-    l->columns = product(loop->extent, loop->n_outer, loop->n_axes);
+    l->rows = kl_rows(loop);
+    l->columns = kl_inner(loop);
     l->V = MIN(choose_vector(loop), l->widest);
     l->threads = THREADS;
     bool across = lies_across(loop);
@@ -157,7 +121,7 @@ static void choose_shape(cuda_loop *l)
         l->group = WARP;
     else
         l->group = THREADS;
-    int n_sums = count_outputs(loop, KL_SUM_OUTER);
+    int n_sums = kl_count_outputs(loop, KL_SUM_OUTER);
     if (l->group == 1 && sums && l->columns * n_sums > SUM_REGISTERS)
         l->group = WARP;
     if (l->group == THREADS && loop->n_outer > 0)
@@ -190,7 +154,7 @@ static void plan_loops(cuda_compiler *c, const kl_kernel *kernel, const kl_loop 
 
 static cuda_loop shaped(cuda_compiler *c, const kl_loop *from, bool listed, int widest)
 {
-    cuda_loop l = { .loop = copy_of(c->arena, from), .listed = listed, .widest = widest };
+    cuda_loop l = { .loop = kl_copy_loop(c->arena, from, 0), .listed = listed, .widest = widest };
     kl_loop *loop = &l.loop;
     kl_merge_axes(loop);
     if (loop->n_axes == loop->n_outer) {                     /* a row has something inside */
@@ -200,7 +164,7 @@ static cuda_loop shaped(cuda_compiler *c, const kl_loop *from, bool listed, int 
     l.once = ARENA_NEW(c->arena, bool, loop->n_outputs);
     l.by_row = ARENA_NEW(c->arena, bool, loop->n_outputs);
     for (int i = 0; i < loop->n_outputs; i++) {
-        if (loop->outputs[i].kind == KL_SUM_OUTER && product(loop->extent, loop->n_outer, loop->n_axes) == 1)
+        if (loop->outputs[i].kind == KL_SUM_OUTER && kl_inner(loop) == 1)
             loop->outputs[i].kind = KL_SUM_ALL;
         l.once[i] = is_once_a_row(loop, &loop->outputs[i], listed);
         l.by_row[i] = l.once[i] || (loop->outputs[i].kind == KL_SUM_ALL && loop->exprs[loop->outputs[i].expr].row && has_columns(loop, listed));
@@ -290,7 +254,7 @@ static void plan_loops(cuda_compiler *c, const kl_kernel *kernel, const kl_loop 
         kl_loop *rest = ARENA_NEW(c->arena, kl_loop, n);
         int n_rest = 0;
         for (int i = 0; i < n; i++)
-            if (count_outputs(&l[i].loop, kind) > 0)
+            if (kl_count_outputs(&l[i].loop, kind) > 0)
                 rest[n_rest++] = kl_finish_sums(c->program, c->arena, &l[i].loop, kind, l[i].offset, l[i].row_blocks * (kind == KL_SUM_OUTER ? 1 : l[i].segments));
         if (n_rest > 0)
             plan_loops(c, kernel, rest, n_rest, n_rest > 1 ? 1 : widest, plan);      /* short rows of any length, which one text serves */

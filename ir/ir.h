@@ -55,6 +55,7 @@ void ir_type_print(base_text *text, const ir_type *type);          /* f32[B=8,64
 void ir_row_major(const ir_type *type, int64_t *stride);           /* in elements */
 /* bf16 is the upper half of an f32, rounded to nearest even. */
 float ir_bf16_to_f32(uint16_t bits);
+double ir_element(ir_dtype dtype, const void *data, int64_t i);      /* data[i]; every dtype's values are doubles */
 uint16_t ir_f32_to_bf16(float value);
 
 /* -- ops.c ------------------------------------------------------------------------------------------------------------ */
@@ -227,6 +228,8 @@ void ir_print(base_text *text, const ir_graph *graph);
 char *ir_to_text(const ir_graph *graph);                                            /* the caller frees it */
 /* NULL on a mistake in the text: "FILE:LINE: ..." in base_error. Never reads beyond len bytes; refuses what does not verify. */
 ir_graph *ir_parse(const char *file, const char *text, size_t len);
+/* In quotes, with backslashes before what ends it, and control characters by number. */
+void ir_print_quoted(base_text *text, const char *quoted);
 /* The interpreter's and the tests' messages. */
 void ir_print_node(base_text *text, const ir_node *node);
 

@@ -11,7 +11,7 @@
  *   lower_anchors.c, lower_scan.c           contractions, attention, scatter; repeat
  *   lower_order.c      the order of kernels
  *   affine.c           index forms: what views are computed with
- *   loop_shape.c       merges a loop's axes where every view allows it
+ *   loop_shape.c       what a loop consists of; merges its axes where every view allows it; sums in parts
  *   coalesce.c         drops copies by letting the producer write to the copy's place
  *   accumulate.c       adds sums to their accumulator at once
  *   narrow_stores.c    stores gradients of attention in the type that they are read in
@@ -261,6 +261,12 @@ ir_kernel_profile kl_profile_of(const kl_program *program, const kl_kernel *kern
 
 /* -- loop_shape.c, coalesce.c, accumulate.c, narrow_stores.c, hoist.c -------------------------------------------------- */
 
+int64_t kl_rows(const kl_loop *loop);                        /* indices of the outer axes */
+int64_t kl_inner(const kl_loop *loop);                       /* and of the others */
+bool kl_has_expr(const kl_loop *loop, kl_expr_kind kind);
+int kl_count_outputs(const kl_loop *loop, kl_output_kind kind);
+/* With expressions and outputs of its own, and room for more expressions. What they point to is shared. */
+kl_loop kl_copy_loop(base_arena *arena, const kl_loop *loop, int more_exprs);
 void kl_merge_axes(kl_loop *loop);
 /* For backends that make a loop's sums in parts: the loop that adds up, in order, what `parts` parts have left of its outputs of one kind, over outer axes or over everything. By
  * output, offset bytes into workspace (buffer program->n_buffers), lie the parts side by side, each as long as the sum, in f32 where it is bf16. No outputs: there is none of that kind. */

@@ -1,10 +1,55 @@
-/* Merges axes of a loop that every view crosses as one: for each view, stepping the outer axis is the same as running off the
+/* What a loop's shape is, and how it is made simpler.
+ *
+ * Merging takes axes of a loop that every view crosses as one: for each view, stepping the outer axis is the same as running off the
  * end of the inner one. Drops axes of one. Outer and inner axes merge only among themselves where the loop has rows.
  *
  *     axes 8, 64 | 384 with strides 24576, 384, 1       axes 512 | 384 with strides 384, 1 */
 #include "ir/kernels.h"
 
 #include <string.h>
+
+/* -- questions, and a copy ---------------------------------------------------------------------------------------------- */
+
+static int64_t extent_of(const kl_loop *loop, int from, int to)
+{
+    int64_t n = 1;
+    for (int i = from; i < to; i++)
+        n *= loop->extent[i];
+    return n;
+}
+
+int64_t kl_rows(const kl_loop *loop) { return extent_of(loop, 0, loop->n_outer); }
+int64_t kl_inner(const kl_loop *loop) { return extent_of(loop, loop->n_outer, loop->n_axes); }
+
+bool kl_has_expr(const kl_loop *loop, kl_expr_kind kind)
+{
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (loop->exprs[i].kind == kind)
+            return true;
+    return false;
+}
+
+int kl_count_outputs(const kl_loop *loop, kl_output_kind kind)
+{
+    int n = 0;
+    for (int i = 0; i < loop->n_outputs; i++)
+        n += loop->outputs[i].kind == kind;
+    return n;
+}
+
+kl_loop kl_copy_loop(base_arena *arena, const kl_loop *loop, int more_exprs)
+{
+    kl_loop copy = *loop;
+    copy.exprs = ARENA_NEW(arena, kl_expr, loop->n_exprs + more_exprs);
+    copy.outputs = ARENA_NEW(arena, kl_output, loop->n_outputs);
+    if (loop->n_exprs)                           /* an empty loop may have NULL */
+        memcpy(copy.exprs, loop->exprs, sizeof(kl_expr) * (size_t)loop->n_exprs);
+    if (loop->n_outputs)
+        memcpy(copy.outputs, loop->outputs, sizeof(kl_output) * (size_t)loop->n_outputs);
+    return copy;
+}
+
+/* -- merging axes --------------------------------------------------------------------------------------------------------- */
 
 static bool for_all_views(const kl_loop *loop, bool (*test)(const kl_view *view, int axis, int64_t extent), int axis, int64_t extent)
 {
@@ -37,17 +82,6 @@ static void drop_axis(kl_loop *loop, int axis)
         loop->n_outer--;
 }
 
-static bool has_rows(const kl_loop *loop)
-{
-    for (int i = 0; i < loop->n_exprs; i++)
-        if (loop->exprs[i].kind == KL_REDUCE)
-            return true;
-    for (int i = 0; i < loop->n_outputs; i++)
-        if (loop->outputs[i].kind == KL_SUM_OUTER)
-            return true;
-    return false;
-}
-
 /* A row value may be stored, and is summed, once a row. */
 static bool is_once_a_row(const kl_loop *loop, const kl_output *output)
 {
@@ -62,7 +96,7 @@ static bool is_once_a_row(const kl_loop *loop, const kl_output *output)
 
 void kl_merge_axes(kl_loop *loop)
 {
-    bool rows = has_rows(loop);
+    bool rows = kl_has_expr(loop, KL_REDUCE) || kl_count_outputs(loop, KL_SUM_OUTER) > 0;
     for (int i = 0; i < loop->n_outputs; i++)
         rows |= is_once_a_row(loop, &loop->outputs[i]);
     for (int axis = loop->n_axes - 1; axis >= 0; axis--) {
@@ -93,6 +127,8 @@ void kl_merge_axes(kl_loop *loop)
         }
     }
 }
+
+/* -- sums in parts -------------------------------------------------------------------------------------------------------- */
 
 kl_loop kl_finish_sums(const kl_program *program, base_arena *arena, const kl_loop *loop, kl_output_kind kind, const int64_t *offset, int64_t parts)
 {

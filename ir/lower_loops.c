@@ -111,31 +111,33 @@ static bool retry_refined(loop_builder *b)
 
 static void finish_loop(loop_builder *b, kl_loop *loop)
 {
-    base_arena *arena = b->l->program->arena;
-    *loop = b->loop;
-    loop->exprs = memcpy(ARENA_NEW(arena, kl_expr, loop->n_exprs), b->loop.exprs, sizeof(kl_expr) * (size_t)loop->n_exprs);
-    loop->outputs = memcpy(ARENA_NEW(arena, kl_output, loop->n_outputs), b->loop.outputs, sizeof(kl_output) * (size_t)loop->n_outputs);
+    *loop = kl_copy_loop(b->l->program->arena, &b->loop, 0);
     loop->n_axes = b->space.n_axes;
     loop->n_outer = b->space.n_outer;
     memcpy(loop->extent, b->space.extent, sizeof loop->extent);
     kl_merge_axes(loop);
 }
 
+/* A row is the last axis. */
+static index_space space_of_type(const ir_type *type)
+{
+    index_space space = { .n_axes = MAX(1, type->rank), .extent = { 1 } };
+    space.n_outer = space.n_axes - 1;
+    for (int i = 0; i < type->rank; i++)
+        space.extent[i] = type->dim[i];
+    return space;
+}
+
 /* Room for a loop over no elements: whatever has elements is what sums and maxima of nothing are. */
 void kl_fill(lowering *l, kernel_list *list, ir_node *node, const node_place *place, double value)
 {
-    loop_builder b = { .l = l, .cluster = -1 };
+    loop_builder b = { .l = l, .cluster = -1, .space = space_of_type(&node->type) };
     index_form where[IR_MAX_RANK];
     kl_view view;
     if (ir_type_count(&node->type) == 0)
         return;
-    b.space.n_axes = MAX(1, node->type.rank);
-    b.space.n_outer = b.space.n_axes - 1;
-    b.space.extent[0] = 1;
-    for (int i = 0; i < node->type.rank; i++) {
-        b.space.extent[i] = node->type.dim[i];
+    for (int i = 0; i < node->type.rank; i++)
         where[i] = form_axis(i);
-    }
     kl_view_at(l->program, place, &node->type, where, b.space.n_axes, &view);
     add_output(&b, KL_STORE, kl_add_value(&b, node->type.dtype, value), view);
     finish_loop(&b, &kl_new_kernel(l, list, KL_LOOP, node, "fill")->loop);
@@ -146,12 +148,7 @@ void kl_copy_to(lowering *l, kernel_list *list, ir_node *node, const node_place 
 {
     if (ir_type_count(&node->type) == 0)
         return;
-    loop_builder b = { .l = l, .cluster = -1, .root = root ? node : NULL };
-    b.space.n_axes = MAX(1, node->type.rank);
-    b.space.n_outer = b.space.n_axes - 1;
-    b.space.extent[0] = 1;
-    for (int i = 0; i < node->type.rank; i++)
-        b.space.extent[i] = node->type.dim[i];
+    loop_builder b = { .l = l, .cluster = -1, .root = root ? node : NULL, .space = space_of_type(&node->type) };
     do {
         index_form where[IR_MAX_RANK];
         kl_view view;
@@ -272,12 +269,7 @@ void kl_lower_update_slice(lowering *l, kernel_list *list, ir_node *node)
     kl_copy_to(l, list, base, place, false, "update_base");
     if (ir_type_count(&update->type) == 0)
         return;
-    loop_builder b = { .l = l, .cluster = -1 };
-    b.space.n_axes = MAX(1, update->type.rank);
-    b.space.n_outer = b.space.n_axes - 1;
-    b.space.extent[0] = 1;
-    for (int i = 0; i < update->type.rank; i++)
-        b.space.extent[i] = update->type.dim[i];
+    loop_builder b = { .l = l, .cluster = -1, .space = space_of_type(&update->type) };
     do {
         index_form where[IR_MAX_RANK], at[IR_MAX_RANK];
         kl_view view;

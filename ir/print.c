@@ -25,7 +25,7 @@ typedef struct { base_text *out; size_t line_start; } printer;
 
 /* -- words and numbers -------------------------------------------------------------------------------------------------- */
 
-static void print_quoted(base_text *out, const char *text)
+void ir_print_quoted(base_text *out, const char *text)
 {
     base_text_add(out, "\"");
     for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
@@ -212,7 +212,7 @@ static void print_parameter(base_text *out, const ir_node *node)
     ir_type_print(out, &node->type);
     if (node->attr.name) {
         base_text_add(out, " ");
-        print_quoted(out, node->attr.name);
+        ir_print_quoted(out, node->attr.name);
     }
 }
 
@@ -306,7 +306,7 @@ static void print_one_result(base_text *out, const ir_graph *graph, int i)
     base_text_add(out, "%%%d", graph->results[i]->id);
     if (graph->result_names[i]) {
         base_text_add(out, " ");
-        print_quoted(out, graph->result_names[i]);
+        ir_print_quoted(out, graph->result_names[i]);
     }
     if (graph->donated[i] >= 0)
         base_text_add(out, " -> %%%d", graph->params[graph->donated[i]]->id);
@@ -340,7 +340,7 @@ static void print_graph(printer *p, const ir_graph *graph, int depth, ir_place p
     if (is_word(graph->name))
         base_text_add(p->out, "%s", graph->name);
     else
-        print_quoted(p->out, graph->name);
+        ir_print_quoted(p->out, graph->name);
     print_params(p, graph, depth, place, born);
     for (const ir_node *n = graph->first; n; n = n->next)
         if (n->op != OP_parameter)

@@ -42,20 +42,6 @@ typedef struct { base_text *out; const kl_program *program; int depth; size_t li
 
 /* -- words, numbers, lines ---------------------------------------------------------------------------------------------- */
 
-static void print_quoted(base_text *out, const char *text)
-{
-    base_text_add(out, "\"");
-    for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
-        if (*c == '"' || *c == '\\')
-            base_text_add(out, "\\%c", *c);
-        else if (*c < 0x20 || *c == 0x7f)
-            base_text_add(out, "\\x%02x", *c);
-        else
-            base_text_bytes(out, c, 1);
-    }
-    base_text_add(out, "\"");
-}
-
 /* As few digits as give the same number of the dtype. */
 static void print_number(base_text *out, ir_dtype dtype, double value)
 {
@@ -76,19 +62,6 @@ static void print_number(base_text *out, ir_dtype dtype, double value)
             break;
     }
     base_text_add(out, "%s", digits);
-}
-
-static double element(ir_dtype dtype, const void *data, int64_t i)
-{
-    switch (dtype) {
-    case IR_F32:   return ((const float *)data)[i];
-    case IR_F64:   return ((const double *)data)[i];
-    case IR_BF16:  return ir_bf16_to_f32(((const uint16_t *)data)[i]);
-    case IR_I32:   return ((const int32_t *)data)[i];
-    case IR_BOOL:  return ((const uint8_t *)data)[i];
-    case IR_TUPLE: break;
-    }
-    return 0;
 }
 
 static void print_dims(base_text *out, int n, const int64_t *dim)
@@ -136,7 +109,7 @@ static void print_buffer(printer *p, int which)
         base_text_add(out, "const [");
         for (int64_t i = 0; i < b->count; i++) {
             base_text_add(out, "%s", i ? "," : "");
-            print_number(out, b->dtype, element(b->dtype, b->data, i));
+            print_number(out, b->dtype, ir_element(b->dtype, b->data, i));
         }
         base_text_add(out, "]");
         break;
@@ -149,7 +122,7 @@ static void print_buffer(printer *p, int which)
     }
     if (b->name) {
         base_text_add(out, " ");
-        print_quoted(out, b->name);
+        ir_print_quoted(out, b->name);
     }
     if (b->kind == KL_RESULT && b->donated >= 0)
         base_text_add(out, " -> param %d", b->donated);
@@ -356,7 +329,7 @@ static void print_kernel(printer *p, const kl_kernel *kernel)
                                          [KL_SCATTER] = "scatter", [KL_REPEAT] = "repeat" };
     begin_line(p);
     base_text_add(p->out, "k%d: %s ", kernel->id, names[kernel->kind]);
-    print_quoted(p->out, kernel->name ? kernel->name : "");
+    ir_print_quoted(p->out, kernel->name ? kernel->name : "");
     switch (kernel->kind) {
     case KL_LOOP:
         print_loop(p, &kernel->loop, kernel->place);
@@ -396,7 +369,7 @@ void kl_print(base_text *text, const kl_program *program)
 {
     printer p = { .out = text, .program = program };
     base_text_add(text, "kernels ");
-    print_quoted(text, program->name);
+    ir_print_quoted(text, program->name);
     base_text_add(text, " arena %lld workspace %lld {\n", (long long)program->memory.arena_bytes, (long long)program->memory.workspace_bytes);
     p.depth = 1;
     for (int i = 0; i < program->n_buffers; i++)

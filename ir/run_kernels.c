@@ -71,14 +71,6 @@ typedef struct {
     char **sum;                        /* by output: SUM_OUTER inner, SUM_ALL 1; double, or int64_t for i32 */
 } runner;
 
-static int64_t extent_product(const kl_loop *loop, int from, int to)
-{
-    int64_t product = 1;
-    for (int i = from; i < to; i++)
-        product *= loop->extent[i];
-    return product;
-}
-
 /* r->at[i]: the element that view has at the i-th index of the piece; n is 1 for a row value. */
 static void locate(runner *r, const kl_view *view, int64_t n)
 {
@@ -269,20 +261,12 @@ static void store_sums(runner *r, char *scratch)
 
 /* -- loops -------------------------------------------------------------------------------------------------------------- */
 
-static bool has_reduction(const kl_loop *loop)
-{
-    for (int i = 0; i < loop->n_exprs; i++)
-        if (loop->exprs[i].kind == KL_REDUCE)
-            return true;
-    return false;
-}
-
 static void run_loop(const kl_machine *machine, const kl_loop *loop, const char *product, char *operand)
 {
     runner r = { .machine = machine, .loop = loop, .product = product, .operand = operand };
-    r.rows = extent_product(loop, 0, loop->n_outer);
-    r.inner = extent_product(loop, loop->n_outer, loop->n_axes);
-    int64_t piece = has_reduction(loop) ? r.inner : MIN(r.inner, (int64_t)PIECE), room = MAX(piece, (int64_t)PIECE);
+    r.rows = kl_rows(loop);
+    r.inner = kl_inner(loop);
+    int64_t piece = kl_has_expr(loop, KL_REDUCE) ? r.inner : MIN(r.inner, (int64_t)PIECE), room = MAX(piece, (int64_t)PIECE);
     int n_arrays = loop->n_exprs + 2;
     base_arena *arena = base_arena_new();
     r.value = ARENA_NEW(arena, char *, n_arrays);

@@ -32,23 +32,13 @@ static kl_view new_matrix(kl_program *program, const kl_kernel *kernel, int64_t 
     return view;
 }
 
-static kl_loop copy_of(base_arena *arena, const kl_loop *from, int more_exprs)
-{
-    kl_loop loop = *from;
-    loop.exprs = ARENA_NEW(arena, kl_expr, from->n_exprs + more_exprs);
-    loop.outputs = ARENA_NEW(arena, kl_output, from->n_outputs);
-    memcpy(loop.exprs, from->exprs, sizeof(kl_expr) * (size_t)from->n_exprs);
-    memcpy(loop.outputs, from->outputs, sizeof(kl_output) * (size_t)from->n_outputs);
-    return loop;
-}
-
 kl_kernel *kl_split_operand(kl_program *program, kl_kernel *kernel, bool is_b, ir_dtype dtype)
 {
     kl_contraction *c = &kernel->contraction;
     kl_loop *operand = is_b ? &c->b : &c->a;
     kl_kernel *copy = new_loop(program, kernel, "operand");
     kl_view matrix = new_matrix(program, kernel, is_b ? c->k : c->m, is_b ? c->n : c->k, dtype);
-    copy->loop = copy_of(program->arena, operand, 1);
+    copy->loop = kl_copy_loop(program->arena, operand, 1);
     kl_output *out = &copy->loop.outputs[0];
     if (copy->loop.exprs[out->expr].dtype != dtype) {
         kl_expr cast = { .kind = KL_OP, .op = OP_cast, .dtype = dtype, .n_args = 1, .args = { out->expr }, .view.buffer = -1,
@@ -58,7 +48,7 @@ kl_kernel *kl_split_operand(kl_program *program, kl_kernel *kernel, bool is_b, i
     }
     out->kind = KL_STORE;
     out->view = matrix;
-    *operand = copy_of(program->arena, operand, 0);
+    *operand = kl_copy_loop(program->arena, operand, 0);
     operand->n_exprs = 1;
     operand->exprs[0] = (kl_expr){ .kind = KL_LOAD, .dtype = dtype, .view = matrix };
     operand->outputs[0].expr = 0;
@@ -90,7 +80,7 @@ kl_kernel *kl_split_epilogue(kl_program *program, kl_kernel *kernel)
     kl_kernel *rest = new_loop(program, kernel, "epilogue");
     const kl_output *stored = stored_product(program, c);
     kl_view matrix = stored ? stored->view : new_matrix(program, kernel, c->m, c->n, dtype);
-    rest->loop = copy_of(arena, &c->c, 0);
+    rest->loop = kl_copy_loop(arena, &c->c, 0);
     for (int i = 0; i < rest->loop.n_exprs; i++)
         if (rest->loop.exprs[i].kind == KL_PRODUCT)
             rest->loop.exprs[i] = (kl_expr){ .kind = KL_LOAD, .dtype = dtype, .view = matrix };

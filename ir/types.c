@@ -99,6 +99,20 @@ void ir_row_major(const ir_type *type, int64_t *stride)
 
 /* -- bf16 ------------------------------------------------------------------------------------------------------------- */
 
+double ir_element(ir_dtype dtype, const void *data, int64_t i)
+{
+    switch (dtype) {
+    case IR_F32:   return ((const float *)data)[i];
+    case IR_F64:   return ((const double *)data)[i];
+    case IR_BF16:  return ir_bf16_to_f32(((const uint16_t *)data)[i]);
+    case IR_I32:   return ((const int32_t *)data)[i];
+    case IR_BOOL:  return ((const uint8_t *)data)[i] != 0;
+    case IR_TUPLE: break;
+    }
+    CHECK(false, "expected a dtype of elements, got %s", ir_dtype_name(dtype));
+    return 0;
+}
+
 float ir_bf16_to_f32(uint16_t bits)
 {
     uint32_t wide = (uint32_t)bits << 16;

@@ -102,19 +102,7 @@ MAYBE_UNUSED static void check_graph(ir_graph *graph)
 
 MAYBE_UNUSED static ir_array array_of(ir_type type) { return (ir_array){ type, room((size_t)ir_type_bytes(&type)) }; }
 
-MAYBE_UNUSED static double get(const ir_array *x, int64_t i)
-{
-    switch (x->type.dtype) {
-    case IR_F32:   return ((float *)x->data)[i];
-    case IR_F64:   return ((double *)x->data)[i];
-    case IR_BF16:  return ir_bf16_to_f32(((uint16_t *)x->data)[i]);
-    case IR_I32:   return ((int32_t *)x->data)[i];
-    case IR_BOOL:  return ((uint8_t *)x->data)[i];
-    case IR_TUPLE: break;
-    }
-    fail_msg("a tuple has no elements");
-    return 0;
-}
+MAYBE_UNUSED static double get(const ir_array *x, int64_t i) { return ir_element(x->type.dtype, x->data, i); }
 
 MAYBE_UNUSED static void put(ir_array *x, int64_t i, double value)
 {

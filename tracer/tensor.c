@@ -359,15 +359,7 @@ double rax_item(rax_tensor tensor, int64_t index)
     const void *data = host_elements(body, READS);
     if (!data)
         return 0;
-    switch (body->type->dtype) {
-    case IR_F32: return ((const float *)data)[index];
-    case IR_F64: return ((const double *)data)[index];
-    case IR_BF16: return ir_bf16_to_f32(((const uint16_t *)data)[index]);
-    case IR_I32: return ((const int32_t *)data)[index];
-    case IR_BOOL: return ((const uint8_t *)data)[index] != 0;
-    case IR_TUPLE: break;
-    }
-    return 0;
+    return ir_element(body->type->dtype, data, index);
 }
 
 /* -- what is known of any tensor ---------------------------------------------------------------------------------------- */
