@@ -44,8 +44,10 @@ static bool choose_generated(const cpu_machine *machine)
 void cpu_legalise(kl_program *program, const cpu_machine *machine)
 {
     bool generated = choose_generated(machine);
-    if (generated)
+    if (generated) {
         kl_fuse_epilogues(program);
+        kl_store_derived(program);
+    }
     kl_rewrite_products(program, generated ? legalise_for_generated : legalise_for_openblas, NULL);
     kl_list_loops(program);
     kl_renumber(program);

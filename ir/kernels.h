@@ -18,6 +18,7 @@
  *   hoist.c            does before a repeat what is the same in all its iterations
  *   kernels.c          buffers, walking over kernels and views
  *   fuse_epilogues.c   loops that read a product join it
+ *   store_derived.c    stores what a value's only reader makes of it in its place
  *   list_loops.c       independent loops of one form become one kernel
  *   split_products.c   and leave it again where a backend's products take less
  *   memory_plan.c      live ranges, offsets in one arena, what the program needs
@@ -280,6 +281,11 @@ void kl_hoist(kl_program *program);
 
 /* For backends whose products have epilogues: before memory is planned. */
 void kl_fuse_epilogues(kl_program *program);
+
+/* -- store_derived.c --------------------------------------------------------------------------------------------------- */
+
+/* For backends whose products have epilogues of any expression: after kl_fuse_epilogues. */
+void kl_store_derived(kl_program *program);
 
 /* -- list_loops.c ------------------------------------------------------------------------------------------------------ */
 

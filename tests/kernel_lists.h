@@ -190,8 +190,10 @@ MAYBE_UNUSED static void check_kernels(ir_graph *graph, settings s)
     for (int variant = 0; variant < 8; variant++) {      /* memory reused or not; loops of one form together; epilogues fused */
         bool reuse = variant & 1, listed = variant & 2, fused = variant & 4;
         kl_program *program = lowered(graph, s.keep_attention);
-        if (fused)
+        if (fused) {
             kl_fuse_epilogues(program);
+            kl_store_derived(program);
+        }
         if (listed)
             kl_list_loops(program);
         if (!kl_verify(program, &why))

@@ -506,7 +506,7 @@ static void test_costs(void **state)
 /* -- as text ------------------------------------------------------------------------------------------------------------ */
 
 /* tests/kernels/NAME.rax is a graph and the kernel list that is to come of it, `=== kernels ===` between them; `=== kernels attention ===`
- * where attention is a kernel, `=== kernels listed ===` where loops of one form are. UPDATE=1 writes the lists anew. */
+ * where attention is a kernel, `=== kernels listed ===` where loops of one form are, `=== kernels fused ===` with epilogues. UPDATE=1 writes the lists anew. */
 static void check_file(const char *path)
 {
     base_text text = {0};
@@ -519,7 +519,8 @@ static void check_file(const char *path)
     char *section = strstr(text.at, "\n=== "), *list = section ? strchr(section + 1, '\n') : NULL;
     if (!list)
         fail_msg("%s: no section === kernels ===", path);
-    bool attention = strncmp(section, "\n=== kernels attention ===", 26) == 0, listed = strncmp(section, "\n=== kernels listed ===", 23) == 0;
+    bool attention = strncmp(section, "\n=== kernels attention ===", 26) == 0, listed = strncmp(section, "\n=== kernels listed ===", 23) == 0,
+         fused = strncmp(section, "\n=== kernels fused ===", 22) == 0;
     forget();
     ir_graph *graph = ir_parse(path, text.at, (size_t)(section - text.at));
     if (!graph)
@@ -527,6 +528,10 @@ static void check_file(const char *path)
     keep(graph);
     check_kernels(graph, (settings){ .keep_attention = attention, .tolerance = 1e-4, .lo = 0.1, .hi = 0.9 });
     kl_program *program = lowered(graph, attention);
+    if (fused) {
+        kl_fuse_epilogues(program);
+        kl_store_derived(program);
+    }
     if (listed)
         kl_list_loops(program);
     kl_plan_memory(program, true);
