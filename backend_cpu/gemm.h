@@ -8,7 +8,8 @@
  *   gemm_amx.c        those of bf16 for CPUs with tile registers
  *   gemm_pack.c       packing: copies a block of A or B for the micro-kernel, with a prologue of the caller's on the way
  *   gemm_epilogue.c   what becomes of a finished tile, by a callback of the caller's
- *   gemm.c            the plan of blocks, and the driver; calls no LLVM, so that a start without compilation does without
+ *   gemm.c            the plan of blocks
+ *   gemm_run.c        the driver; both call no LLVM, so that a start without compilation does without
  *
  * Shapes, strides and pointers are arguments at run time: one compiled piece serves all shapes. What is compiled in is the
  * ISA, the dtypes, which axis of an operand lies side by side in memory, and the callbacks.
@@ -136,7 +137,7 @@ typedef struct { void *at; int64_t row_stride, batch_stride; } cpu_gemm_c;      
 typedef struct { ir_dtype dtype; bool accumulate; } cpu_gemm_store_class;
 void cpu_gemm_store_plain(void *context, const cpu_gemm_place *at, LLVMValueRef sum, LLVMValueRef *columns, LLVMValueRef *rows);
 
-/* -- running them: gemm.c -------------------------------------------------------------------------------------------- */
+/* -- running them: gemm.c, gemm_run.c ------------------------------------------------------------------------------------ */
 
 /* How the micro-kernel comes to an operand. */
 typedef enum {
@@ -167,6 +168,13 @@ typedef struct {
     int64_t block_rows, block_depth;             /* of A, that stay in the second-level cache */
     int64_t row_tasks, column_tasks, depth_blocks;
     bool fetches;                                /* what the epilogue touches is more than lies in the second-level cache anyway */
+    cpu_gemm_tile_shape tile;                    /* what follows from these, for the driver: */
+    cpu_gemm_unit unit;
+    bool has_tiles, packs_rows;                  /* of A, packed: rows as they lie, or panels of a_panel rows */
+    bool keeps_panels;                           /* of B, packed by a task: all, for blocks of rows come back to them; or one at a time */
+    int64_t a_panel, a_line_bytes, b_panel_bytes;    /* of a row or a panel of A; of a panel of B */
+    int64_t tile_bytes, partial_stride;
+    size_t scratch_b, scratch_a;                 /* where they are in scratch, behind the sums of tiles */
     size_t workspace_bytes;                      /* of the product, 64-byte aligned: shared panels, then */
     size_t partial_bytes;                        /* the partial column sums */
     size_t scratch_bytes;                        /* of each thread, likewise */
