@@ -83,16 +83,24 @@ static bool lies_across(const kl_loop *loop)
     return across > along;
 }
 
-/* The widest vector that divides the last axis: 16 bytes of the widest dtype that memory has. */
+/* The widest vector that divides the last axis: 16 bytes of the widest dtype that memory has along it. What is read once for all neighbours (a learning rate in f64), or
+ * summed up in registers, does not make it narrower; where nothing lies along it, all of it counts. */
 static int choose_vector(const kl_loop *loop)
 {
     int64_t last = loop->extent[loop->n_axes - 1];
-    int bytes = 1, V = MOST_VECTOR;
+    int bytes = 0, any = 1, V = MOST_VECTOR;
     for (int i = 0; i < loop->n_exprs; i++)
-        if (loop->exprs[i].kind == KL_LOAD)
-            bytes = MAX(bytes, ir_dtype_bytes(loop->exprs[i].dtype));
-    for (int i = 0; i < loop->n_outputs; i++)
-        bytes = MAX(bytes, ir_dtype_bytes(loop->exprs[loop->outputs[i].expr].dtype));
+        if (loop->exprs[i].kind == KL_LOAD) {
+            int of = ir_dtype_bytes(loop->exprs[i].dtype);
+            any = MAX(any, of);
+            bytes = MAX(bytes, loop->exprs[i].view.stride[loop->n_axes - 1] ? of : 0);
+        }
+    for (int i = 0; i < loop->n_outputs; i++) {
+        int of = ir_dtype_bytes(loop->exprs[loop->outputs[i].expr].dtype);
+        any = MAX(any, of);
+        bytes = MAX(bytes, loop->outputs[i].kind == KL_STORE && loop->outputs[i].view.stride[loop->n_axes - 1] ? of : 0);
+    }
+    bytes = bytes ? bytes : any;
     while (V > 1 && (V * bytes > 16 || last % V))
         V /= 2;
     return V;

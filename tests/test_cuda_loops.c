@@ -145,6 +145,50 @@ static void test_many_parameters(void **state)
     standin.nvrtc_version = 130;
 }
 
+/* -- widths ------------------------------------------------------------------------------------------------------------------- */
+
+/* y = x s for a number s in f64, and the sums of b's rows, b in bf16. */
+static kl_program *scaled(uint64_t seed)
+{
+    enum { SIZE = 4096, ROWS = 8 };
+    kl_program *p = new_program(2);
+    (void)seed;
+    writer w = { .program = p, .loop = new_loop(p) };
+    *w.loop = (kl_loop){ .n_axes = 1, .extent = { SIZE }, .exprs = w.loop->exprs, .outputs = w.loop->outputs };
+    int x = load_of(&w, add_buffer(&w, KL_PARAM, IR_F32, SIZE));
+    int s = add_expr(&w, (kl_expr){ .kind = KL_LOAD, .dtype = IR_F64, .view.buffer = add_buffer(&w, KL_PARAM, IR_F64, 1) });
+    int y = add_op(&w, OP_mul, IR_F32, 2, x, add_op(&w, OP_cast, IR_F32, 1, s, 0, 0), 0);
+    w.loop->outputs[w.loop->n_outputs++] = (kl_output){ .kind = KL_STORE, .expr = y, .view = { .buffer = add_buffer(&w, KL_RESULT, IR_F32, SIZE), .stride = { 1 } } };
+    w.loop = new_loop(p);
+    *w.loop = (kl_loop){ .n_axes = 2, .n_outer = 1, .extent = { ROWS, SIZE / ROWS }, .exprs = w.loop->exprs, .outputs = w.loop->outputs };
+    int b = add_expr(&w, (kl_expr){ .kind = KL_LOAD, .dtype = IR_BF16, .view = { .buffer = add_buffer(&w, KL_PARAM, IR_BF16, SIZE), .stride = { SIZE / ROWS, 1 } } });
+    int wide = add_op(&w, OP_cast, IR_F32, 1, b, 0, 0);
+    w.loop->outputs[w.loop->n_outputs++] = (kl_output){ .kind = KL_SUM_OUTER, .expr = wide, .view = { .buffer = add_buffer(&w, KL_RESULT, IR_F32, SIZE / ROWS), .stride = { 0, 1 } } };
+    kl_renumber(p);
+    return p;
+}
+
+/* What is read and written along memory is so by 128 bits, whatever is read once or summed up beside it. */
+static void test_widths(void **state)
+{
+    int f32 = 0, bf16 = 0;
+    ir_compile_report report = {0};
+    (void)state;
+    standin_begin("");
+    check_cuda(scaled, 5, NULL);
+    ir_executable *e = cuda_compile_list(scaled(5), &(ir_compile_options){ .name = "widths", .verify = true }, &report);
+    assert_non_null(e);
+    const cuda_compiler *compiler = cuda_last_compiler(e);
+    for (int i = 0; i < compiler->n_requests; i++) {
+        f32 += strstr(compiler->requests[i].text, "*(const rax_f32x4 *)") && strstr(compiler->requests[i].text, "double");
+        bf16 += strstr(compiler->requests[i].text, "*(const rax_bf16x8 *)") != NULL;
+    }
+    assert_true(f32 == 1 && bf16 == 1);
+    cuda_backend.free(e);
+    base_text_free(&report.lines);
+    standin_end();
+}
+
 /* -- a row's number in the place of what the row reads ---------------------------------------------------------------------- */
 
 /* A row by a thread, by a warp, and by a block. */
@@ -164,6 +208,6 @@ static void test_rows_in_place(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { GRAPH_TEST(test_random), GRAPH_TEST(test_random_lists), GRAPH_TEST(test_many_parameters), GRAPH_TEST(test_rows_in_place) };
+    const struct CMUnitTest tests[] = { GRAPH_TEST(test_random), GRAPH_TEST(test_random_lists), GRAPH_TEST(test_many_parameters), GRAPH_TEST(test_widths), GRAPH_TEST(test_rows_in_place) };
     return run_random_group("loops of the CUDA backend", tests);
 }
