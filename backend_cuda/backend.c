@@ -11,9 +11,10 @@
 
 /* -- what the process keeps ------------------------------------------------------------------------------------------------ */
 
-static struct { cuda_device *device; cuda_store *store; } process;
+static struct { cuda_device *device; cuda_store *store; bool tf32; } process;
 
 cuda_device *cuda_backend_device(void) { return process.device; }
+bool cuda_wants_tf32(void) { return process.tf32; }
 
 static void shut_down(void)
 {
@@ -31,6 +32,7 @@ static bool configure(const ir_backend_settings *settings)
     if (!process.device)
         return false;
     process.store = cuda_store_new(process.device, settings->cache_dir);
+    process.tf32 = settings->tf32;
     int blas_version = cuda_device_library(process.device)->blas_version();
     cuda_device_use_choices(process.device, cuda_choices_open(cuda_store_folder(process.store), cuda_device_machine(process.device), blas_version, settings->tune));
     return true;

@@ -250,5 +250,6 @@ extern const ir_backend cuda_backend;
 ir_executable *cuda_compile_list(kl_program *list, const ir_compile_options *options, ir_compile_report *report);
 const cuda_compiler *cuda_last_compiler(const ir_executable *executable);
 cuda_device *cuda_backend_device(void);                       /* NULL before configure */
+bool cuda_wants_tf32(void);                                   /* products in f32 round their operands to TF32's ten bits */
 
 #endif

@@ -63,9 +63,6 @@ static batches merged(const kl_contraction *c, const kl_view *const view[3])
     return b;
 }
 
-/* RAX_TF32=1: f32 operands are rounded to TF32's ten bits, for tensor cores. */
-static bool wants_tf32(void) { return base_is_set("RAX_TF32"); }
-
 /* The product, or the first of those that its batch axes make; b: the axes. */
 static bool first_product(const kl_contraction *c, const cuda_epilogue *e, cuda_product *p, batches *b)
 {
@@ -74,7 +71,7 @@ static bool first_product(const kl_contraction *c, const cuda_epilogue *e, cuda_
         return false;
     const kl_view *view[3] = { &a_load->view, &b_load->view, &e->d->view };
     *p = (cuda_product){ .m = c->m, .n = c->n, .k = c->k, .batch = 1, .operands = c->dtype, .result = e->result, .accumulate = e->d->accumulate, .epilogue = e->bits,
-                         .tf32 = c->dtype == IR_F32 && wants_tf32(), .bias.buffer = -1, .aux.buffer = -1 };
+                         .tf32 = c->dtype == IR_F32 && cuda_wants_tf32(), .bias.buffer = -1, .aux.buffer = -1 };
     set_operand(view[0], c->n_batch, c->m, c->k, &p->a_transposed, &p->a_leading);
     set_operand(view[1], c->n_batch, c->k, c->n, &p->b_transposed, &p->b_leading);
     p->d_leading = c->m == 1 ? c->n : e->d->view.stride[c->n_batch];

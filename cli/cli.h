@@ -88,7 +88,7 @@ typedef struct {
     gpt_setting *settings;                       /* configuration keys, in their order */
     int setting_count;
     int verbose;
-    bool no_jit, help;
+    bool no_jit, tf32, help;
     int64_t threads;                             /* 0: all */
     const char *data_dir, *isa, *dump_dir;       /* NULL: not said */
     const char *cache_dir;                       /* never NULL; "": compiled code is not kept on disk */

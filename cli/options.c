@@ -10,7 +10,7 @@
 
 #include "nanogpt/files.h"
 
-enum { COMMON = 8 };                             /* rows of fill_common, with the last */
+enum { COMMON = 9 };                             /* rows of fill_common, with the last */
 
 static void fill_common(cli_option rows[COMMON], cli_line *line)
 {
@@ -19,6 +19,7 @@ static void fill_common(cli_option rows[COMMON], cli_line *line)
         { "no-jit", 0, CLI_FLAG, &line->no_jit, .help = "run by the interpreter", .environment = "RAX_NO_JIT" },
         { "threads", 0, CLI_INTEGER, &line->threads, 0, 4096, "N", "threads; 0: all the process may use", "RAX_NUM_THREADS" },
         { "isa", 0, CLI_TEXT, &line->isa, .what = "NAME", .help = "generic, avx2, avx512, avx512bf16 or amx [RAX_ISA]" },   /* which rax.h reads itself */
+        { "tf32", 0, CLI_FLAG, &line->tf32, .help = "round operands of products in f32 to ten bits, for tensor cores (cuda)", .environment = "RAX_TF32" },
         { "data-dir", 0, CLI_TEXT, &line->data_dir, .what = "DIR", .help = "folder with source texts and vocabularies", .environment = "RAX_DATA" },
         { "cache-dir", 0, CLI_TEXT, &line->cache_dir, .what = "DIR", .help = "folder for compiled code and data", .environment = "RAX_CACHE_DIR" },
         { "dump-ir", 0, CLI_TEXT, &line->dump_dir, .what = "DIR", .help = "write graphs, kernels, LLVM IR and assembly there" },
@@ -294,7 +295,7 @@ bool cli_config_load(const cli_line *line, const char *path, gpt_config *config)
 
 rax_settings cli_settings(const cli_line *line)
 {
-    return (rax_settings){ .no_jit = line->no_jit, .verbose = line->verbose, .threads = (int)line->threads, .isa = line->isa,
+    return (rax_settings){ .no_jit = line->no_jit, .verbose = line->verbose, .threads = (int)line->threads, .isa = line->isa, .tf32 = line->tf32,
                            .cache_dir = line->cache_dir, .dump_dir = line->dump_dir };
 }
 

@@ -91,6 +91,8 @@ static bool train(const gpt_config *config, const data_corpus *corpus, loaders *
 {
     gpt_batches batches = { .context = l, .train = train_batch, .val = l->val ? val_batch : NULL, .val_part = val_part };
     gpt_trainer *trainer = gpt_trainer_new(config, &batches);
+    if (trainer && gpt_trainer_warning(trainer))
+        fprintf(stderr, "rax: warning: %s\n", gpt_trainer_warning(trainer));
     cli_end_gracefully();
     bool trained = trainer && gpt_trainer_run(trainer, cli_signal) &&
                    (!corpus->tokenizer || cli_signal() != 0 || print_samples(config, trainer, corpus));

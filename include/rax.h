@@ -56,12 +56,13 @@ typedef struct { const char *file; int line; } rax_place;
 /* == settings ========================================================================================================== */
 
 /* What holds for the whole process. {0} are the defaults; text is copied. Where the program does not say otherwise, the environment
- * does: RAX_NO_JIT, RAX_NUM_THREADS, RAX_ISA, RAX_CACHE_DIR. */
+ * does: RAX_NO_JIT, RAX_NUM_THREADS, RAX_ISA, RAX_TF32, RAX_CACHE_DIR. */
 typedef struct {
     bool no_jit;              /* run every function by the interpreter */
     int verbose;              /* to standard error: 0 a line a compiled function; 1 the compile trace; 2 every kernel; 3 why */
     int threads;              /* 0: all that the process may use */
     const char *isa;          /* "generic", "avx2", "avx512", "avx512bf16", "amx"; NULL: the CPU's own */
+    bool tf32;                /* round the operands of products in f32 to ten bits, for tensor cores (cuda) */
     const char *device;       /* "cpu", "cuda"; NULL: cpu. Tensors lie in its memory: to be chosen before the first is made */
     const char *cache_dir;    /* compiled objects; NULL: $XDG_CACHE_HOME/rax or ~/.cache/rax; "": no cache on disk */
     const char *dump_dir;     /* where graphs after each pass, kernels, LLVM IR and assembly are written; NULL: nowhere */

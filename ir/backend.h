@@ -71,6 +71,7 @@ typedef struct ir_executable ir_executable;   /* each backend's own */
 typedef struct {
     int threads;                          /* 0: all that the process may use */
     const char *isa;                      /* NULL: the machine's own */
+    bool tf32;                            /* products in f32 may round their operands to ten bits */
     const char *cache_dir;                /* of compiled objects; NULL: the default; "": none */
     bool tune;                            /* where there is a choice, time what there is and keep the fastest */
 } ir_backend_settings;

@@ -123,6 +123,7 @@ struct gpt_trainer {
     double known_ms;                  /* when the last loss was known */
     evaluator evaluator;
     gpt_metrics *metrics;
+    char *warning;                    /* NULL: none */
 };
 
 /* Weights, moments and iteration from the latest checkpoint of out_dir. */
@@ -137,6 +138,9 @@ static bool resume(gpt_trainer *t)
                            checkpoint->folder, checkpoint->seed, config->seed);
     if (resumed)
         t->iteration = checkpoint->iteration;
+    if (resumed && checkpoint->config.device == config->device && strcmp(checkpoint->tuned, rax_tuned()) != 0)
+        t->warning = gpt_format("%s: the run goes on with other algorithms for its products than it was begun with (%s, now %s): its last bits are no longer those of a run that never stopped",
+                                checkpoint->folder, *checkpoint->tuned ? checkpoint->tuned : "not tuned", *rax_tuned() ? rax_tuned() : "not tuned");
     gpt_checkpoint_close(checkpoint);
     return resumed;
 }
@@ -210,10 +214,12 @@ void gpt_trainer_free(gpt_trainer *trainer)
     }
     rax_tree_free(trainer->moments);
     rax_tree_free(trainer->params);
+    rax_free(trainer->warning);
     rax_free(trainer);
 }
 
 rax_tree gpt_trainer_params(const gpt_trainer *trainer) { return trainer->params; }
+const char *gpt_trainer_warning(const gpt_trainer *trainer) { return trainer->warning; }
 rax_fn *gpt_trainer_train_step(const gpt_trainer *trainer) { return trainer->step; }
 rax_fn *gpt_trainer_eval_step(const gpt_trainer *trainer) { return trainer->evaluator.step; }
 

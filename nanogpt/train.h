@@ -29,6 +29,9 @@ typedef struct gpt_trainer gpt_trainer;
 gpt_trainer *gpt_trainer_new(const gpt_config *config, const gpt_batches *batches);
 void gpt_trainer_free(gpt_trainer *trainer);              /* NULL is fine */
 
+/* What is to be said of a run before it goes on, in one line; NULL: nothing. */
+const char *gpt_trainer_warning(const gpt_trainer *trainer);
+
 /* Asked between programs: whether the run is to end before its time, if the answer is not 0. */
 typedef int gpt_stop(void);
 

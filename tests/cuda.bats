@@ -6,7 +6,7 @@ setup_file() {
     [ -x "$ON_STANDIN" ] || return 0
     cd "$BATS_FILE_TMPDIR"
     export RAX_CACHE_DIR="$PWD/cache"
-    unset RAX_DATA RAX_NO_JIT RAX_NUM_THREADS RAX_ISA RAX_CUDA_BLOCKING
+    unset RAX_DATA RAX_NO_JIT RAX_NUM_THREADS RAX_ISA RAX_CUDA_BLOCKING RAX_TF32
     for i in $(seq 300); do echo "line $i: the quick brown fox, and so on"; done >text
     "$RAX_BIN" prepare --tokenizer=char --out_dir=tokens text >/dev/null
     cat >config.json <<'JSON'
@@ -76,6 +76,24 @@ lines() { sed -n '/^\(iter\|eval\) /s/, time .*//p' "$1"; }
     "$ON_STANDIN" train config.json --device=cuda --out_dir=out-tuned --max_iters=2 >tuned.out 2>err
     grep -q '"tuned":[[:space:]]*"xxh3:' out-tuned/latest/state.json
     diff <(lines cuda.out | head -3) <(lines tuned.out | head -3)
+}
+
+@test "a run that goes on with other algorithms than it was begun with is warned" {
+    "$ON_STANDIN" train config.json --device=cuda --out_dir=out-tuned --max_iters=3 --init_from=resume >out.txt 2>err
+    [ "$(grep -c warning err)" -eq 0 ]
+    rm cache/objects/*.table
+    "$ON_STANDIN" train config.json --device=cuda --out_dir=out-tuned --max_iters=4 --init_from=resume >out.txt 2>err
+    grep -qE '^rax: warning: out-tuned/ckpt-0*3: the run goes on with other algorithms .*\(xxh3:[0-9a-f]*, now not tuned\)' err
+    "$ON_STANDIN" train config.json --device=cuda --out_dir=out-tuned --max_iters=5 --init_from=resume >out.txt 2>err
+    [ "$(grep -c warning err)" -eq 0 ]
+}
+
+@test "--tf32 and RAX_TF32 round the operands of products in f32" {
+    "$ON_STANDIN" train config.json --device=cuda --out_dir=out-tf32 --max_iters=3 --tf32 >flag.out 2>err
+    RAX_TF32=1 "$ON_STANDIN" train config.json --device=cuda --out_dir=out-tf32-2 --max_iters=3 >variable.out 2>err
+    cmp out-tf32/latest/model.safetensors out-tf32-2/latest/model.safetensors
+    RAX_TF32=0 "$ON_STANDIN" train config.json --device=cuda --out_dir=plain --max_iters=3 >plain.out 2>err
+    run -1 cmp -s out-tf32/latest/model.safetensors plain/latest/model.safetensors
 }
 
 @test "a CPU has nothing to tune" {

@@ -724,12 +724,14 @@ static void standin_use(void)
         cuda_library_use(&standin_library);
 }
 
-MAYBE_UNUSED static void standin_begin(const char *cache_dir)
+MAYBE_UNUSED static void standin_begin_with(const ir_backend_settings *settings)
 {
     standin_use();
-    if (!cuda_backend.configure(&(ir_backend_settings){ .cache_dir = cache_dir }))
+    if (!cuda_backend.configure(settings))
         fail_msg("%s", base_error());
 }
+
+MAYBE_UNUSED static void standin_begin(const char *cache_dir) { standin_begin_with(&(ir_backend_settings){ .cache_dir = cache_dir }); }
 
 /* Everything was given back. */
 MAYBE_UNUSED static void standin_end(void)

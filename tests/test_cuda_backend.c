@@ -237,10 +237,10 @@ static void test_tf32(void **state)
     standin_begin(NULL);
     check_graph_text(text, 1e-5, NULL);
     assert_int_equal(standin.questions - questions, 1);
-    setenv("RAX_TF32", "1", 1);
+    standin_end();
+    standin_begin_with(&(ir_backend_settings){ .tf32 = true });
     check_graph_text(text, 2e-2, NULL);
     assert_int_equal(standin.questions - questions, 2);
-    unsetenv("RAX_TF32");
     standin_end();
     assert_int_equal(standin.tf32_products - tf32, 4);
 }

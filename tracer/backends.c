@@ -1,6 +1,6 @@
 /* Which backends there are, and the settings of the process. The only file of the tracer that knows a backend by name.
  *
- * What the environment says (RAX_NO_JIT, RAX_NUM_THREADS; the CPU backend reads RAX_ISA and RAX_CACHE_DIR) holds where
+ * What the environment says (RAX_NO_JIT, RAX_NUM_THREADS, RAX_TF32; the CPU backend reads RAX_ISA and RAX_CACHE_DIR) holds where
  * the program does not say otherwise. */
 #include <stdlib.h>
 #include <string.h>
@@ -66,7 +66,7 @@ static bool choose_backend(const rax_settings *wanted)
 
 static bool configure_backend(void)
 {
-    ir_backend_settings wanted = { .threads = settings.threads, .isa = settings.isa, .cache_dir = settings.cache_dir, .tune = settings.tune };
+    ir_backend_settings wanted = { .threads = settings.threads, .isa = settings.isa, .tf32 = settings.tf32, .cache_dir = settings.cache_dir, .tune = settings.tune };
     return settings.no_jit || !compiler->configure || compiler->configure(&wanted);
 }
 
@@ -79,6 +79,7 @@ bool rax_configure(const rax_settings *given)
     if (fresh.threads < 0)
         return rax_fail(RAX_MISTAKE, "threads: expected 0 or more, got %d", fresh.threads);
     fresh.no_jit |= base_is_set("RAX_NO_JIT");
+    fresh.tf32 |= base_is_set("RAX_TF32");
     if (!choose_backend(&fresh))
         return false;
     if (fresh.tune && (fresh.no_jit || !compiler->tuned))
