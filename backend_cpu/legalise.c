@@ -1,8 +1,8 @@
 /* Looks at the list once before memory is planned, and splits off what the chosen algorithms cannot take: an operand that OpenBLAS
  * cannot read becomes a loop that writes it out and a plain operand; an epilogue becomes a plain product and a loop that reads it
- * (ir/split_products.c).
- */
+ * (ir/split_products.c). Where products are generated code, what is near them joins them first. */
 #include "backend_cpu/contraction.h"
+#include "backend_cpu/gemm.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +47,8 @@ void cpu_legalise(kl_program *program, const cpu_machine *machine)
     if (generated) {
         kl_fuse_epilogues(program);
         kl_store_derived(program);
+        if (cpu_gemm_unit_of(machine->isa, IR_BF16).k_per_unit == 2)      /* else elements are widened again while they are packed */
+            kl_fold_casts(program);
     }
     kl_rewrite_products(program, generated ? legalise_for_generated : legalise_for_openblas, NULL);
     kl_list_loops(program);

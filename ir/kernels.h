@@ -19,6 +19,7 @@
  *   kernels.c          buffers, walking over kernels and views
  *   fuse_epilogues.c   loops that read a product join it
  *   store_derived.c    stores what a value's only reader makes of it in its place
+ *   fold_casts.c       products cast their second operand themselves
  *   list_loops.c       independent loops of one form become one kernel
  *   split_products.c   and leave it again where a backend's products take less
  *   memory_plan.c      live ranges, offsets in one arena, what the program needs
@@ -286,6 +287,11 @@ void kl_fuse_epilogues(kl_program *program);
 
 /* For backends whose products have epilogues of any expression: after kl_fuse_epilogues. */
 void kl_store_derived(kl_program *program);
+
+/* -- fold_casts.c ------------------------------------------------------------------------------------------------------ */
+
+/* For backends whose products pack the second operand in bf16, whatever it is in memory: before memory is planned. */
+void kl_fold_casts(kl_program *program);
 
 /* -- list_loops.c ------------------------------------------------------------------------------------------------------ */
 

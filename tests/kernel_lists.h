@@ -193,6 +193,7 @@ MAYBE_UNUSED static void check_kernels(ir_graph *graph, settings s)
         if (fused) {
             kl_fuse_epilogues(program);
             kl_store_derived(program);
+            kl_fold_casts(program);
         }
         if (listed)
             kl_list_loops(program);

@@ -506,7 +506,7 @@ static void test_costs(void **state)
 /* -- as text ------------------------------------------------------------------------------------------------------------ */
 
 /* tests/kernels/NAME.rax is a graph and the kernel list that is to come of it, `=== kernels ===` between them; `=== kernels attention ===`
- * where attention is a kernel, `=== kernels listed ===` where loops of one form are, `=== kernels fused ===` with epilogues. UPDATE=1 writes the lists anew. */
+ * where attention is a kernel, `=== kernels listed ===` where loops of one form are, `=== kernels fused ===` with epilogues, and casts folded. UPDATE=1 writes the lists anew. */
 static void check_file(const char *path)
 {
     base_text text = {0};
@@ -531,6 +531,7 @@ static void check_file(const char *path)
     if (fused) {
         kl_fuse_epilogues(program);
         kl_store_derived(program);
+        kl_fold_casts(program);
     }
     if (listed)
         kl_list_loops(program);
