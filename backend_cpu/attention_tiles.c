@@ -46,6 +46,12 @@ static value choose(const piece *p, value condition, value a, value b)
 static value negate(const piece *p, value a) { return LLVMBuildFNeg(p->e.v.builder, a, ""); }
 static value zero(const piece *p) { return LLVMConstNull(p->vector); }
 
+/* What becomes bf16 need not be more exact. */
+static value power_of_2(const piece *p, value x)
+{
+    return p->class->dtype == IR_BF16 ? cpu_vexp2_rough(&p->e.v, x) : cpu_vexp2_below(&p->e.v, x);
+}
+
 static value greater_of(const piece *p, value a, value b)          /* NaN in b is passed over: it shows in the sum */
 {
     return choose(p, LLVMBuildFCmp(p->e.v.builder, LLVMRealOGT, b, a, ""), b, a);
@@ -170,11 +176,14 @@ static value keep_mask(const piece *p, value key, int j)
     return LLVMBuildBitCast(builder, bits, LLVMVectorType(LLVMInt1TypeInContext(p->e.v.context), lanes), "");
 }
 
-/* bf16 in the upper or lower half of a pair. */
-static value half_of_pair(const piece *p, value bf16, int q)
+/* Pairs of bf16: from lane a on, and from lane b on, of x and y side by side. */
+static value interleaved(const piece *p, value x, value y, int a, int b)
 {
-    value x = LLVMBuildZExt(p->e.v.builder, bf16, cpu_vtype(&p->e.v, p->e.i32), "");
-    return q == 0 ? x : LLVMBuildShl(p->e.v.builder, x, cpu_vconst(&p->e.v, x, 16), "");
+    value index[2 * MAX_LANES];
+    int n = 2 * p->e.v.lanes;
+    for (int i = 0; i < n; i++)
+        index[i] = LLVMConstInt(p->e.i32, (unsigned)(i % 2 ? b : a) + (unsigned)i / 2, 0);
+    return LLVMBuildShuffleVector(p->e.v.builder, x, y, LLVMConstVector(index, (unsigned)n), "");
 }
 
 /* x[q][j] of two keys as operand A of a product over keys: in place of their rows, or in pairs [key/2][W]. */
@@ -184,10 +193,8 @@ static void store_over_keys(const piece *p, value x[2][VECTORS], value base, val
     value row = row_of(p, base, p->pairs ? LLVMBuildLShr(v->builder, key, constant(&p->e, 1), "") : key);
     for (int j = 0; j < VECTORS; j++) {
         if (p->pairs) {
-            value low = half_of_pair(p, cpu_vbf16_from_f32(v, x[0][j]), 0),
-                  high = half_of_pair(p, cpu_vbf16_from_f32(v, x[1][j]), 1);
-            value both = LLVMBuildOr(v->builder, low, high, "");
-            cpu_vstore(v, both, sums_at(p, row, j), NULL);
+            value both = cpu_vbf16_from_two(v, x[0][j], x[1][j]);
+            cpu_vstore(v, interleaved(p, both, LLVMGetPoison(LLVMTypeOf(both)), 0, v->lanes), sums_at(p, row, j), NULL);
             continue;
         }
         for (int q = 0; q < 2; q++) {
@@ -198,20 +205,22 @@ static void store_over_keys(const piece *p, value x[2][VECTORS], value base, val
 }
 
 /* The same as operand A of a product over queries, which are pairs as they lie: rows of bf16 are half as long, in place
- * still. */
-static void store_over_queries(const piece *p, value x[2][VECTORS], value base, value key)
+ * still. With pairs not NULL over keys, too, there. */
+static void store_over_queries(const piece *p, value x[2][VECTORS], value base, value pairs, value key)
 {
     if (!p->pairs) {
         store_over_keys(p, x, base, key);
         return;
     }
     const cpu_vector_env *v = &p->e.v;
+    value rows[2];
     for (int q = 0; q < 2; q++) {
-        value row = advance(&p->e, base, imul_constant(&p->e, iadd_constant(&p->e, key, q), p->row_bytes / 2));
-        for (int j = 0; j < VECTORS; j++) {
-            value y = cpu_vbf16_from_f32(v, x[q][j]);
-            cpu_vstore(v, y, advance(&p->e, row, constant(&p->e, j * v->lanes * 2)), NULL);
-        }
+        rows[q] = cpu_vbf16_from_two(v, x[q][0], x[q][1]);
+        cpu_vstore(v, rows[q], advance(&p->e, base, imul_constant(&p->e, iadd_constant(&p->e, key, q), p->row_bytes / 2)), NULL);
+    }
+    for (int j = 0; pairs && j < VECTORS; j++) {
+        value row = row_of(p, pairs, LLVMBuildLShr(v->builder, key, constant(&p->e, 1), ""));
+        cpu_vstore(v, interleaved(p, rows[0], rows[1], j * v->lanes, (VECTORS + j) * v->lanes), sums_at(p, row, j), NULL);
     }
 }
 
@@ -245,7 +254,7 @@ static void visit_exp(piece *p, const two_keys *at, value *carried)
         for (int j = 0; j < VECTORS; j++) {
             value key = iadd_constant(&p->e, at->key, q), score = load_sums(p, row_of(p, p->scores, key), j);
             /* Rounded as the maximum was, so that no difference is above 0 and the greatest is 0, whatever the scale. */
-            value y = cpu_vexp2_below(&p->e.v, sub(p, mul(p, score, p->scale), p->most[j]));
+            value y = power_of_2(p, sub(p, mul(p, score, p->scale), p->most[j]));
             if (at->mask[q][j])
                 y = choose(p, at->mask[q][j], y, zero(p));
             carried[q * VECTORS + j] = add(p, carried[q * VECTORS + j], y);
@@ -365,7 +374,7 @@ static void visit_gradient(piece *p, const two_keys *at, value *carried)
         for (int j = 0; j < VECTORS; j++) {
             value key = iadd_constant(&p->e, at->key, q), score = load_sums(p, row_of(p, p->scores, key), j);
             value dp = load_sums(p, row_of(p, p->gradients, key), j), mask = at->mask[q][j];
-            value x = cpu_vexp2_below(&p->e.v, cpu_vfma(&p->e.v, score, p->scale, negate(p, p->lse[j])));
+            value x = power_of_2(p, cpu_vfma(&p->e.v, score, p->scale, negate(p, p->lse[j])));
             value kept = p->class->dropout ? keep_mask(p, key, j) : NULL;
             if (kept)
                 dp = choose(p, kept, mul(p, dp, p->keep_scale), zero(p));
@@ -375,10 +384,17 @@ static void visit_gradient(piece *p, const two_keys *at, value *carried)
             probability[q][j] = kept ? choose(p, kept, x, zero(p)) : x;
             gradient[q][j] = dx;
         }
-    store_over_queries(p, probability, p->scores, at->key);
-    store_over_queries(p, gradient, p->gradients, at->key);
-    if (p->pairs)
-        store_over_keys(p, gradient, p->pair_rows, at->key);
+    store_over_queries(p, probability, p->scores, NULL, at->key);
+    store_over_queries(p, gradient, p->gradients, p->pair_rows, at->key);
+}
+
+/* lse is rounded a few times, so that probabilities are off by a factor of 2 from scores of some millions on, whatever is done here; at
+ * 2^31 they would be infinite. There lse is raised by as much as it may be too small. */
+static value at_least_the_greatest(const piece *p, value lse)
+{
+    const cpu_vector_env *v = &p->e.v;
+    value size = cpu_vabs(v, lse), far = LLVMBuildFCmp(v->builder, LLVMRealOGT, size, cpu_vconst(v, size, 0x1p24), "");
+    return choose(p, far, cpu_vfma(v, size, cpu_vconst(v, size, 0x1p-21), lse), lse);
 }
 
 void cpu_attention_emit_gradient(LLVMModuleRef module, cpu_isa isa, const cpu_attention_class *class, const char *name)
@@ -393,7 +409,7 @@ void cpu_attention_emit_gradient(LLVMModuleRef module, cpu_isa isa, const cpu_at
     if (class->dropout)
         p.keep_scale = factor_field(&p, offsetof(cpu_attention_block, keep_scale));
     for (int j = 0; j < VECTORS; j++)
-        p.lse[j] = mul(&p, load_sums(&p, lse, j), cpu_vconst(&e->v, zero(&p), M_LOG2E)), p.delta[j] = load_sums(&p, delta, j);
+        p.lse[j] = at_least_the_greatest(&p, mul(&p, load_sums(&p, lse, j), cpu_vconst(&e->v, zero(&p), M_LOG2E))), p.delta[j] = load_sums(&p, delta, j);
     each_two_keys(&p, 0, NULL, visit_gradient);
     end_function(&p.e);
 }

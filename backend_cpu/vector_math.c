@@ -322,6 +322,16 @@ value cpu_vbf16_from_f32(env *e, value x)
     return LLVMBuildTrunc(e->builder, y, i16_like(e, x), "");
 }
 
+value cpu_vbf16_from_two(env *e, value low, value high)
+{
+    int n = lanes_of(low);
+    if (e->isa >= CPU_AVX512BF16 && n == 16) {
+        value y = call_on(e, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", NULL, 0, (value[]){high, low}, 2);
+        return bitcast(e, y, LLVMVectorType(LLVMInt16TypeInContext(e->context), 32));
+    }
+    return lanes_from(e, cpu_vbf16_from_f32(e, low), cpu_vbf16_from_f32(e, high), 0, 2 * n);
+}
+
 value cpu_vf32_from_bf16(env *e, value x)
 {
     value wide = shift_left(e, LLVMBuildZExt(e->builder, x, i32_like(e, x), ""), 16);
@@ -407,19 +417,51 @@ value cpu_vexp(env *e, value x)
     return exp_within(e, at_most(e, at_least(e, x, -104), 89));      /* exp(-104) rounds to 0, exp(89) to infinity */
 }
 
-/* 2^f = 1 + f P(f) on |f| <= 1/2: 2^-23.4. A shorter polynomial than that of exp, and a reduction in one subtraction, which is exact. */
-static const double exp2_short[] = {0x1.62e42ap-1, 0x1.ebf9bcp-3, 0x1.c6b752p-5, 0x1.3cea88p-7, 0x1.5bba18p-10};
+/* 2^f by polynomials, without the accurate reduction of exp: of f, |f| <= 1/2, within 2^-23.4 and 2^-13.7; and of f, 0 <= f <= 1, within
+ * 2^-29 and 2^-13.5. */
+static const double exp2_near[] = {1, 0x1.62e42ap-1, 0x1.ebf9bcp-3, 0x1.c6b752p-5, 0x1.3cea88p-7, 0x1.5bba18p-10};
+static const double exp2_near_rough[] = {0.9999280735393679, 0.6932609854607087, 0.24261112219343306, 0.055171669057768505};
+static const double exp2_above[] = {1, 0.6931470444433256, 0.24022930555223293, 0.05548528061859608, 0.009675451567073255, 0.0012467846444336823, 0.0002161291496144282};
+static const double exp2_above_rough[] = {1, 0.6951167864172784, 0.22764499119559342, 0.07706704199883592};
 
-value cpu_vexp2_below(env *e, value x)
+/* x - floor(x), the difference rounded towards -inf; 0 of infinities. The instruction for any number of lanes, for no other way has its bits. */
+static value fraction(env *e, value x)
+{
+    LLVMTypeRef i32 = LLVMInt32TypeInContext(e->context);
+    value all = LLVMConstInt(LLVMInt16TypeInContext(e->context), 0xffff, 0), to_floor = LLVMConstInt(i32, 9, 0), as_is = LLVMConstInt(i32, 4, 0);
+    value index[16], wide = widen(e, x);
+    int n = lanes_of(x);
+    CHECK(n <= 16, "expected at most 16 lanes, got %d", n);
+    for (int i = 0; i < 16; i++)
+        index[i] = LLVMConstInt(i32, (unsigned)(i < n ? i : 0), 0);
+    if (n < 16)
+        wide = LLVMBuildShuffleVector(e->builder, wide, LLVMGetPoison(LLVMTypeOf(wide)), LLVMConstVector(index, 16), "");
+    value f = call_on(e, "llvm.x86.avx512.mask.reduce.ps.512", NULL, 0, (value[]){wide, to_floor, wide, all, as_is}, 5);
+    if (LLVMGetTypeKind(LLVMTypeOf(x)) != LLVMVectorTypeKind)
+        return LLVMBuildExtractElement(e->builder, f, index[0], "");
+    return n < 16 ? lanes_from(e, f, LLVMGetPoison(LLVMTypeOf(f)), 0, n) : f;
+}
+
+static value exp2_of(env *e, value x, bool rough)
 {
     if (is_f64(x))
         return libm1(e, "exp2", x);
-    LLVMTypeRef f32 = LLVMTypeOf(x);
+    LLVMTypeRef i32 = i32_like(e, x);
+    if (e->isa >= CPU_AVX512) {
+        value f = fraction(e, x), p = rough ? POLYNOMIAL(e, f, exp2_above_rough) : POLYNOMIAL(e, f, exp2_above);
+        if (lanes_of(x) == 16)                             /* scalef takes the floor itself, and all that is out of range */
+            return scale_by_exponent(e, p, (exponent_split){x, NULL, NULL});
+        value n = cpu_vfloor(e, at_least(e, x, -152));
+        return scale_by_exponent(e, p, (exponent_split){n, bitcast(e, plus(e, n, round_f32), i32), f});
+    }
     x = at_least(e, x, -150);                              /* 2^-150 rounds to 0 */
     value shifted = plus(e, x, round_f32), n = plus(e, shifted, -round_f32), f = sub(e, x, n);
-    value p = cpu_vfma(e, f, POLYNOMIAL(e, f, exp2_short), real(f32, 1));
-    return scale_by_exponent(e, p, (exponent_split){n, bitcast(e, shifted, i32_like(e, x)), f});
+    value p = rough ? POLYNOMIAL(e, f, exp2_near_rough) : POLYNOMIAL(e, f, exp2_near);
+    return scale_by_exponent(e, p, (exponent_split){n, bitcast(e, shifted, i32), f});
 }
+
+value cpu_vexp2_below(env *e, value x) { return exp2_of(e, x, false); }
+value cpu_vexp2_rough(env *e, value x) { return exp2_of(e, x, true); }
 
 value cpu_vsigmoid(env *e, value x)
 {

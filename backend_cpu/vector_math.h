@@ -52,6 +52,7 @@ LLVMValueRef cpu_vfma(const cpu_vector_env *env, LLVMValueRef a, LLVMValueRef b,
 /* Round to nearest, ties to even; NaN stays NaN. x: f32, result: i16 lanes. From CPU_AVX512BF16 on the instruction is used, which
  * takes and gives denormals as 0. */
 LLVMValueRef cpu_vbf16_from_f32(const cpu_vector_env *env, LLVMValueRef x);
+LLVMValueRef cpu_vbf16_from_two(const cpu_vector_env *env, LLVMValueRef low, LLVMValueRef high);    /* the lanes of low, then those of high */
 LLVMValueRef cpu_vf32_from_bf16(const cpu_vector_env *env, LLVMValueRef x);            /* i16 lanes; exact */
 
 LLVMValueRef cpu_vabs(const cpu_vector_env *env, LLVMValueRef x);
@@ -67,6 +68,7 @@ LLVMValueRef cpu_vsqrt(const cpu_vector_env *env, LLVMValueRef x);              
 LLVMValueRef cpu_vrsqrt(const cpu_vector_env *env, LLVMValueRef x);                    /* 1/sqrt(x), both rounded correctly */
 LLVMValueRef cpu_vexp(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vexp2_below(const cpu_vector_env *env, LLVMValueRef x);               /* 2^x for x < 127.5, within 2.5 ulp: shorter than exp */
+LLVMValueRef cpu_vexp2_rough(const cpu_vector_env *env, LLVMValueRef x);               /* the same within 2^-13, for what is rounded to bf16 */
 LLVMValueRef cpu_vlog(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vtanh(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vsigmoid(const cpu_vector_env *env, LLVMValueRef x);                  /* 1/(1 + exp(-x)) */

@@ -361,6 +361,23 @@ static void attention_of_any_scale(void **state)
 }
 
 /* Too many heads for keys to be split; so many that a task takes several. The first queries do not see the last block of keys. */
+/* Scores of which f32 knows no digit below a thousand: which key has the greatest is lost, but nothing becomes infinite. */
+static void attention_of_far_scores(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        attention_case c = { .dtype = i ? IR_BF16 : IR_F32, .batch = 1, .heads = 2, .rows = 70, .keys = 70, .head_dim = 16, .causal = true };
+        tensors t = make_tensors(&c, false);
+        const struct { const char *name; tensor *of; double most; } all[] = { { "out", &t.out, 1.01 }, { "dq", &t.dq, 1e13 }, { "dk", &t.dk, 1e14 }, { "dv", &t.dv, 71 } };
+        run_kernel(&c, 1e10, false, &t, 1);
+        run_kernel(&c, 1e10, true, &t, 1);
+        for (size_t j = 0; j < COUNT_OF(all); j++)
+            for (int64_t k = 0; k < tensor_count(all[j].of); k++)
+                if (!(fabs(get_element(all[j].of, k)) <= all[j].most))
+                    fail_msg("%s: %s[%lld]: expected at most %g, got %g", describe(&c), all[j].name, (long long)k, all[j].most, get_element(all[j].of, k));
+    }
+}
+
 static void attention_of_many_heads(void **state)
 {
     (void)state;
@@ -470,7 +487,7 @@ int main(void)
         KERNEL_TEST(attention_generic),
         KERNEL_TEST(attention_as_decomposed),
         KERNEL_TEST(attention_through_the_backend),
-        KERNEL_TEST(attention_of_any_scale),
+        KERNEL_TEST(attention_of_any_scale), KERNEL_TEST(attention_of_far_scores),
         KERNEL_TEST(attention_of_many_heads),
         KERNEL_TEST(attention_of_nothing),
         KERNEL_TEST(same_bits_for_any_threads),

@@ -29,6 +29,12 @@ static LLVMValueRef emit_exp2_below(const cpu_vector_env *e, LLVMValueRef x, LLV
     LLVMValueRef most = cpu_vconst(e, x, 127), above = LLVMBuildFCmp(e->builder, LLVMRealOGT, x, most, "");
     return cpu_vexp2_below(e, LLVMBuildSelect(e->builder, above, most, x, ""));
 }
+static LLVMValueRef emit_exp2_rough(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y)
+{
+    (void)y;
+    LLVMValueRef most = cpu_vconst(e, x, 127), above = LLVMBuildFCmp(e->builder, LLVMRealOGT, x, most, "");
+    return cpu_vexp2_rough(e, LLVMBuildSelect(e->builder, above, most, x, ""));
+}
 static LLVMValueRef emit_log(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y) { (void)y; return cpu_vlog(e, x); }
 static LLVMValueRef emit_tanh(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y) { (void)y; return cpu_vtanh(e, x); }
 static LLVMValueRef emit_sigmoid(const cpu_vector_env *e, LLVMValueRef x, LLVMValueRef y) { (void)y; return cpu_vsigmoid(e, x); }
@@ -79,6 +85,7 @@ static const function functions[] = {
     {"trunc", emit_trunc, trunc, 0},
     {"round", emit_round, rint, 0},
     {"exp2_below", emit_exp2_below, exp2_below_f64, 2.5},
+    {"exp2_rough", emit_exp2_rough, exp2_below_f64, 2048},         /* 2^-13 of numbers just below a power of two */
 };
 
 /* -- compiling ------------------------------------------------------------------------------------------------------- */
