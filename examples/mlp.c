@@ -6,7 +6,7 @@
 
 #include "rax.h"
 
-/* (params, x, y, lr) -> (params, loss) */
+/* (params, x, y, lr) -> (params, loss, share of right answers) */
 static void train_step(rax_args *in, rax_results *out)
 {
     rax_tree params = rax_arg_tree(in, 0);

@@ -7,7 +7,7 @@
  *     the block     a row for each argument and each result, then copies of records
  *     a tree        its line: the handle is of its generation, and its layout is the one of the row
  *     a tensor      its line: as a tree's, and in no tree
- *     a record      its bytes, compared with the copy, and its texts with their leaves'
+ *     a record      its fields, compared with the copy, and its texts with their leaves'
  *     a number      against the row; another one is put where the program reads it, unless programs are chosen by it
  *
  * Whatever is not as it was, wrong or only another, goes the long way of call.c, which looks at everything anew. */
@@ -197,12 +197,29 @@ static bool same_tensor(const row *r, rax_tensor tensor)
            body->type == r->tensor.type && body->data == r->tensor.data;
 }
 
-/* The letters of a text may have changed where it lies. */
+static bool same_field(rax_field_type type, const char *a, const char *b)
+{
+    switch (type) {
+    case RAX_FIELD_INT: return memcmp(a, b, sizeof(int)) == 0;
+    case RAX_FIELD_INT64: return memcmp(a, b, sizeof(int64_t)) == 0;
+    case RAX_FIELD_FLOAT: return memcmp(a, b, sizeof(float)) == 0;
+    case RAX_FIELD_DOUBLE: return memcmp(a, b, sizeof(double)) == 0;
+    case RAX_FIELD_BOOL: return memcmp(a, b, sizeof(bool)) == 0;
+    case RAX_FIELD_TEXT: return memcmp(a, b, sizeof(void *)) == 0;
+    }
+    return false;
+}
+
+/* What lies between the fields of a record made anew at each call is anything. The letters of a text may have changed where it lies. */
 static bool same_record(const trace_repeat *repeat, const row *r, const rax_value *value)
 {
     const rax_record_type *type = r->record.type;
-    if (!value->record || value->record_type != type || memcmp(value->record, (const char *)repeat + r->record.copy, type->bytes) != 0)
+    const char *given = value->record, *copy = (const char *)repeat + r->record.copy;
+    if (!given || value->record_type != type)
         return false;
+    for (int i = 0; i < type->n_fields; i++)
+        if (!same_field(type->fields[i].type, given + type->fields[i].offset, copy + type->fields[i].offset))
+            return false;
     for (int i = 0; r->record.text && i < type->n_fields; i++)
         if (type->fields[i].type == RAX_FIELD_TEXT) {
             trace_number now = { .text = *(const char *const *)((const char *)value->record + type->fields[i].offset) };
