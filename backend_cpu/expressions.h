@@ -97,8 +97,6 @@ LLVMValueRef cpu_lane_numbers(const cpu_vector_env *env, LLVMTypeRef integer);  
 
 /* -- random.c ---------------------------------------------------------------------------------------------------------- */
 
-/* Philox4x32-10: key low, high; counter (block low, block high, site, step). All i32, vectors or scalars of one type. */
-void cpu_emit_philox(const cpu_vector_env *env, LLVMValueRef key[2], LLVMValueRef counter[4], LLVMValueRef word[4]);
 /* The word of elements (i64, vector or scalar): each lane computes its block. */
 LLVMValueRef cpu_emit_random_at(const cpu_vector_env *env, LLVMValueRef element, LLVMValueRef key[2], LLVMValueRef site, LLVMValueRef step);
 /* Words of 4*lanes elements from 4*block on, in order: four vectors. block is an i64 scalar. */

@@ -28,7 +28,6 @@ struct cpu_jit {
     cpu_machine machine;
     LLVMTargetRef target;
     char *triple, *cpu, *features, *layout;
-    char *title;                             /* for cpu_jit_target */
     char vector_bits[8];                     /* "512" */
     bool verify;
     char *dump_folder;                       /* NULL: none */
@@ -147,9 +146,6 @@ cpu_jit *cpu_jit_new(const cpu_machine *machine)
     LLVMDisposeTargetData(data);
     LLVMDisposeTargetMachine(tm);
 
-    base_text title = {0};
-    base_text_add(&title, "%s, %s", jit->cpu, jit->triple);
-    jit->title = base_text_take(&title);
     return jit;
 }
 
@@ -161,12 +157,10 @@ void cpu_jit_free(cpu_jit *jit)
     base_free(jit->cpu);
     base_free(jit->features);
     base_free(jit->layout);
-    base_free(jit->title);
     base_free(jit->dump_folder);
     base_free(jit);
 }
 
-const char *cpu_jit_target(const cpu_jit *jit) { return jit->title; }
 void cpu_jit_set_verify(cpu_jit *jit, bool verify) { jit->verify = verify; }
 
 void cpu_jit_set_dump(cpu_jit *jit, const char *folder)

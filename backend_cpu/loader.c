@@ -45,7 +45,7 @@ const cpu_symbol *cpu_runtime_functions(int *n)
     return runtime_functions;
 }
 
-void *cpu_runtime_function(const char *name)
+static void *runtime_function(const char *name)
 {
     for (size_t i = 0; i < COUNT_OF(runtime_functions); i++)
         if (strcmp(runtime_functions[i].name, name) == 0)
@@ -434,7 +434,7 @@ static bool symbol_address(const linker *l, const object *o, uint32_t index, uin
         if (strcmp(l->externals[i].name, name) == 0)
             *address = (uint64_t)(uintptr_t)l->externals[i].address;
     if (!*address)
-        *address = (uint64_t)(uintptr_t)cpu_runtime_function(name);
+        *address = (uint64_t)(uintptr_t)runtime_function(name);
     if (!*address && ELF64_ST_BIND(s.st_info) != STB_WEAK)
         return base_fail(BASE_FAILURE, "object %d: nothing defines %s", o->number, name);
     return true;

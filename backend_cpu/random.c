@@ -37,7 +37,8 @@ static void multiply(const cpu_vector_env *env, LLVMValueRef x, uint32_t factor,
     *high = LLVMBuildBitCast(b, LLVMBuildOr(b, even, odd, ""), type, "");
 }
 
-void cpu_emit_philox(const cpu_vector_env *env, LLVMValueRef key[2], LLVMValueRef counter[4], LLVMValueRef word[4])
+/* Philox4x32-10: key low, high; counter (block low, block high, site, step). All i32, vectors or scalars of one type. */
+static void emit_philox(const cpu_vector_env *env, LLVMValueRef key[2], LLVMValueRef counter[4], LLVMValueRef word[4])
 {
     LLVMBuilderRef b = env->builder;
     LLVMValueRef c[4] = { counter[0], counter[1], counter[2], counter[3] }, k[2] = { key[0], key[1] };
@@ -71,7 +72,7 @@ LLVMValueRef cpu_emit_random_at(const cpu_vector_env *env, LLVMValueRef element,
     LLVMValueRef high = LLVMBuildTrunc(b, LLVMBuildLShr(b, block, cpu_vconst(env, element, 32), ""), i32, "");
     LLVMValueRef keys[2] = { spread(env, key[0], vector), spread(env, key[1], vector) }, word[4];
     LLVMValueRef counter[4] = { low, high, spread(env, site, vector), spread(env, step, vector) };
-    cpu_emit_philox(env, keys, counter, word);
+    emit_philox(env, keys, counter, word);
     LLVMValueRef which = LLVMBuildAnd(b, LLVMBuildTrunc(b, element, i32, ""), cpu_vconst(env, low, 3), "");
     LLVMValueRef x = word[0];
     for (int i = 1; i < 4; i++)
@@ -101,7 +102,7 @@ void cpu_emit_random_run(const cpu_vector_env *env, LLVMValueRef block, LLVMValu
     LLVMValueRef high = LLVMBuildTrunc(b, LLVMBuildLShr(b, blocks, cpu_vconst(env, blocks, 32), ""), cpu_vtype(env, i32), "");
     LLVMValueRef keys[2] = { spread(env, key[0], true), spread(env, key[1], true) }, word[4];
     LLVMValueRef counter[4] = { low, high, spread(env, site, true), spread(env, step, true) };
-    cpu_emit_philox(env, keys, counter, word);
+    emit_philox(env, keys, counter, word);
     int half = env->lanes / 2;
     LLVMValueRef a[2] = { interleave(env, word[0], word[1], 1, 0), interleave(env, word[0], word[1], 1, half) };
     LLVMValueRef c[2] = { interleave(env, word[2], word[3], 1, 0), interleave(env, word[2], word[3], 1, half) };

@@ -94,7 +94,6 @@ void cpu_jit_free(cpu_jit *jit);                        /* NULL is fine */
 /* The cache's key of what text describes, compiled by this LLVM for this machine. */
 base_key cpu_cache_key(const cpu_machine *machine, const void *text, size_t size);
 const char *cpu_jit_version(void);                      /* "19.1.7", of the LLVM that this was built with; calls nothing */
-const char *cpu_jit_target(const cpu_jit *jit);         /* "znver5, x86_64-pc-linux-gnu", for the trace */
 void cpu_jit_set_verify(cpu_jit *jit, bool verify);     /* LLVM's verifier before compiling; off at first */
 /* From now on every module leaves NAME.ll, NAME.opt.ll and NAME.s in folder, NAME being the module's identifier, with what
  * is no letter, digit, '-', '_' or '.' replaced by '_'. NULL: no more. The folder must exist. */
@@ -131,13 +130,12 @@ void cpu_code_free(cpu_code *code);                              /* NULL is fine
  * first looked for: a name that none defines is a NULL of cpu_code_find. */
 cpu_code *cpu_code_load_orc(const base_bytes *objects, int n, const cpu_symbol *externals, int n_externals);
 
-/* Between the two: a cpu_code begins with these. NULL for a name that the C library's table has not. */
+/* Between the two: a cpu_code begins with these. The functions of the C library that code may call. */
 struct cpu_code {
     void *(*find)(const cpu_code *code, const char *name);
     void (*free)(cpu_code *code);
     size_t bytes;
 };
-void *cpu_runtime_function(const char *name);
 const cpu_symbol *cpu_runtime_functions(int *n);
 
 #endif

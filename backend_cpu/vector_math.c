@@ -91,7 +91,7 @@ static value call_on(env *e, const char *name, LLVMTypeRef *types, int n_types, 
     return LLVMBuildCall2(e->builder, LLVMGlobalGetValueType(function), function, args, (unsigned)n, "");
 }
 
-value cpu_vcall(env *e, const char *intrinsic, value *args, int n)
+static value call(env *e, const char *intrinsic, value *args, int n)
 {
     LLVMTypeRef type = LLVMTypeOf(args[0]);
     return call_on(e, intrinsic, &type, 1, args, n);
@@ -227,7 +227,7 @@ static value or(env *e, value a, value b) { return LLVMBuildOr(e->builder, a, b,
 static value bitcast(env *e, value x, LLVMTypeRef type) { return LLVMBuildBitCast(e->builder, x, type, ""); }
 static value compare(env *e, LLVMRealPredicate how, value a, value b) { return LLVMBuildFCmp(e->builder, how, a, b, ""); }
 static value choose(env *e, value which, value a, value b) { return LLVMBuildSelect(e->builder, which, a, b, ""); }
-static value call1(env *e, const char *name, value x) { return cpu_vcall(e, name, &x, 1); }
+static value call1(env *e, const char *name, value x) { return call(e, name, &x, 1); }
 
 static value times(env *e, value x, double factor) { return mul(e, x, real(LLVMTypeOf(x), factor)); }
 static value plus(env *e, value x, double term) { return add(e, x, real(LLVMTypeOf(x), term)); }
@@ -253,7 +253,7 @@ value cpu_vfma(env *e, value a, value b, value c)
     if (e->isa == CPU_GENERIC)                             /* llvm.fma would call fmaf once a lane */
         return add(e, mul(e, a, b), c);
 #endif
-    return cpu_vcall(e, "llvm.fma", (value[]){a, b, c}, 3);
+    return call(e, "llvm.fma", (value[]){a, b, c}, 3);
 }
 
 /* c[0] + c[1]*x + ... by Horner's rule: the shortest code, and kernels have other lanes to fill its latency. */
@@ -269,12 +269,10 @@ static value polynomial(env *e, value x, const double *c, int n)
 
 value cpu_vabs(env *e, value x) { return call1(e, "llvm.fabs", x); }
 value cpu_vfloor(env *e, value x) { return call1(e, "llvm.floor", x); }
-value cpu_vceil(env *e, value x) { return call1(e, "llvm.ceil", x); }
 value cpu_vtrunc(env *e, value x) { return call1(e, "llvm.trunc", x); }
-value cpu_vround(env *e, value x) { return call1(e, "llvm.rint", x); }
 value cpu_vcopysign(env *e, value magnitude, value sign)
 {
-    return cpu_vcall(e, "llvm.copysign", (value[]){magnitude, sign}, 2);
+    return call(e, "llvm.copysign", (value[]){magnitude, sign}, 2);
 }
 
 /* -- bf16 ------------------------------------------------------------------------------------------------------------ */
@@ -295,7 +293,7 @@ value cpu_vbf16_from_f32(env *e, value x)
         value none = LLVMGetPoison(LLVMTypeOf(widen(e, x)));
         if (n == 8 || n == 16)
             return native_bf16(e, x, n);
-        if (n < 8 || (n < 16 && n > 8)) {
+        if (n < 16) {
             int full = n < 8 ? 8 : 16;
             value padded = widen(e, x);
             value index[16];

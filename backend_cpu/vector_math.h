@@ -31,7 +31,6 @@ typedef struct {
 LLVMTypeRef cpu_vtype(const cpu_vector_env *env, LLVMTypeRef element);                 /* the element itself for one lane */
 LLVMValueRef cpu_vsplat(const cpu_vector_env *env, LLVMValueRef scalar);
 LLVMValueRef cpu_vconst(const cpu_vector_env *env, LLVMValueRef like, double value);   /* of like's type, floating or integer */
-LLVMValueRef cpu_vcall(const cpu_vector_env *env, const char *intrinsic, LLVMValueRef *args, int n);  /* overloaded on args[0] */
 
 /* Lanes 0..count-1 are on; count is an i64 >= 0, and may be more than there are lanes. */
 LLVMValueRef cpu_vmask(const cpu_vector_env *env, LLVMValueRef count);
@@ -57,9 +56,7 @@ LLVMValueRef cpu_vf32_from_bf16(const cpu_vector_env *env, LLVMValueRef x);     
 
 LLVMValueRef cpu_vabs(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vfloor(const cpu_vector_env *env, LLVMValueRef x);
-LLVMValueRef cpu_vceil(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vtrunc(const cpu_vector_env *env, LLVMValueRef x);
-LLVMValueRef cpu_vround(const cpu_vector_env *env, LLVMValueRef x);                    /* to nearest, ties to even */
 LLVMValueRef cpu_vcopysign(const cpu_vector_env *env, LLVMValueRef magnitude, LLVMValueRef sign);
 
 /* -- functions, f32 and f64 ------------------------------------------------------------------------------------------ */

@@ -19,9 +19,8 @@ static void plan_walk(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan
     const kl_scatter *s = &kernel->scatter;
     const char *memory = cuda_memory_type(s->dtype), *value = cuda_register_type(s->dtype);
     const char *load = s->dtype == IR_BF16 ? "rax_from_bf16" : "", *store = s->dtype == IR_BF16 ? "rax_to_bf16" : "", *round = s->dtype == IR_BF16 ? "rax_round_bf16" : "";
-    int64_t columns = (s->post + THREADS - 1) / THREADS;
     int threads = s->post >= THREADS ? THREADS : s->post > 32 ? 128 : 32;
-    columns = (s->post + threads - 1) / threads;
+    int64_t columns = (s->post + threads - 1) / threads;
     cuda_writer w = { .compiler = c };
     cuda_param_view(&w, &s->indices, IR_I32, false);
     cuda_param_bytes(&w, c->program->n_buffers, links, "const int");

@@ -44,7 +44,6 @@ base_arena *base_arena_new(void);
 void base_arena_free(base_arena *arena);                           /* NULL is fine */
 void *base_arena_alloc(base_arena *arena, size_t bytes);           /* 16-byte aligned */
 char *base_arena_text(base_arena *arena, const char *format, ...) PRINTF_LIKE(2, 3);
-size_t base_arena_bytes(const base_arena *arena);
 /* What was handed out since the mark was taken is the arena's again. */
 typedef struct { void *chunk; size_t used, bytes; } base_arena_mark;
 base_arena_mark base_arena_now(const base_arena *arena);

@@ -278,7 +278,6 @@ char *base_arena_text(base_arena *arena, const char *format, ...)
     return text;
 }
 
-size_t base_arena_bytes(const base_arena *arena) { return arena->bytes; }
 
 base_arena_mark base_arena_now(const base_arena *arena)
 {

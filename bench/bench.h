@@ -67,7 +67,6 @@ typedef struct {
     void *context;
 } bench_case;
 
-double bench_now_ms(void);
 /* Times the cases, a sample of each in turn, so that what else happens on the machine falls on all alike, and frees them. A first call of each
  * (which compiles) is not counted. False: rax_error(). */
 bool bench_measure(bench *b, int n, bench_case *cases);

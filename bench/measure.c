@@ -5,7 +5,7 @@
 #include <string.h>
 #include <time.h>
 
-double bench_now_ms(void)
+static double now_ms(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -14,13 +14,13 @@ double bench_now_ms(void)
 
 static bool timed_calls(const bench_case *c, int calls, double *ms)
 {
-    double start = bench_now_ms();
+    double start = now_ms();
     for (int i = 0; i < calls; i++)
         if (!c->call(c->context))
             return false;
     if (!rax_wait())
         return false;
-    *ms = (bench_now_ms() - start) / calls;
+    *ms = (now_ms() - start) / calls;
     return true;
 }
 

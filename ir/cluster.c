@@ -49,7 +49,8 @@ node_role role_of(const ir_node *node)
     return ROLE_ANCHOR;
 }
 
-bool has_memory_of_its_own(const ir_node *node)
+/* Parameter, literal, anchors and their results. */
+static bool has_memory_of_its_own(const ir_node *node)
 {
     return node->op == OP_parameter || node->op == OP_literal || role_of(node) == ROLE_ANCHOR;
 }

@@ -52,12 +52,13 @@ ir_node *ir_normalised(ir_graph *graph, const ir_softmax_parts *parts, int axis)
     return ir_binary(graph, OP_mul, parts->exp, back_on(graph, share, parts->exp, axis));
 }
 
-ir_node *ir_log_sum_exp(ir_graph *graph, const ir_softmax_parts *parts)
+static ir_node *log_sum_exp(ir_graph *graph, const ir_softmax_parts *parts)
 {
     return ir_binary(graph, OP_add, parts->max, ir_unary(graph, OP_log, parts->sum));
 }
 
-ir_node *ir_is_target(ir_graph *graph, ir_node *targets, ir_type logits)
+/* logits[...,V], targets[...]: whether the index on the last axis is the target. */
+static ir_node *is_target_of(ir_graph *graph, ir_node *targets, ir_type logits)
 {
     ir_node *index = ir_iota(graph, ir_type_with_dtype(logits, IR_I32), logits.rank - 1);
     return ir_binary(graph, OP_eq, index, back_on(graph, targets, index, logits.rank - 1));
@@ -66,7 +67,7 @@ ir_node *ir_is_target(ir_graph *graph, ir_node *targets, ir_type logits)
 ir_cross_entropy_parts ir_cross_entropy_parts_of(ir_graph *graph, ir_node *logits, ir_node *targets)
 {
     ir_cross_entropy_parts parts = { .logits = logits };
-    parts.is_target = ir_is_target(graph, targets, logits->type);
+    parts.is_target = is_target_of(graph, targets, logits->type);
     parts.softmax = ir_softmax_parts_of(graph, logits, logits->type.rank - 1);
     return parts;
 }
@@ -75,7 +76,7 @@ ir_node *ir_cross_entropy_loss(ir_graph *graph, const ir_cross_entropy_parts *pa
 {
     ir_node *hit = ir_select(graph, parts->is_target, parts->logits, ir_constant_like(graph, parts->logits, 0));
     ir_node *target = ir_reduce_last(graph, OP_reduce_sum, hit);
-    return ir_binary(graph, OP_sub, ir_log_sum_exp(graph, &parts->softmax), target);
+    return ir_binary(graph, OP_sub, log_sum_exp(graph, &parts->softmax), target);
 }
 
 ir_node *ir_cross_entropy_gradient(ir_graph *graph, const ir_cross_entropy_parts *parts, ir_node *dloss)
@@ -159,7 +160,7 @@ void decompose_silu(ir_graph *graph, const ir_node *node, ir_node **results)
 
 void decompose_one_hot(ir_graph *graph, const ir_node *node, ir_node **results)
 {
-    results[0] = ir_cast(graph, ir_is_target(graph, node->args[0], node->type), node->type.dtype);
+    results[0] = ir_cast(graph, is_target_of(graph, node->args[0], node->type), node->type.dtype);
 }
 
 /* -- losses ------------------------------------------------------------------------------------------------------------- */
@@ -368,7 +369,7 @@ void decompose_attention(ir_graph *graph, const ir_node *node, ir_node **results
     ir_node *p = with_dropout(graph, node, ir_normalised(graph, &parts, 3));
     ir_node *out = ir_matmul(graph, ir_cast(graph, p, dtype), v, ir_wide_dtype(dtype));
     results[0] = ir_cast(graph, out, dtype);
-    results[1] = ir_log_sum_exp(graph, &parts);
+    results[1] = log_sum_exp(graph, &parts);
 }
 
 /* With p = exp(scores - lse) and p' its dropped-out form, out = p' v. As in FlashAttention (arXiv:2205.14135, B.4), the sum over keys in

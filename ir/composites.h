@@ -19,10 +19,7 @@ ir_node *ir_mean_last(ir_graph *graph, ir_node *x);                       /* ove
 typedef struct { ir_node *max, *shifted, *exp, *sum; } ir_softmax_parts;
 ir_softmax_parts ir_softmax_parts_of(ir_graph *graph, ir_node *x, int axis);
 ir_node *ir_normalised(ir_graph *graph, const ir_softmax_parts *parts, int axis);             /* exp / sum */
-ir_node *ir_log_sum_exp(ir_graph *graph, const ir_softmax_parts *parts);
 
-/* logits[...,V], targets[...]: whether the index on the last axis is the target. */
-ir_node *ir_is_target(ir_graph *graph, ir_node *targets, ir_type logits);
 /* Of wide logits: the loss, and its gradient by the logits (softmax - one_hot) * dloss. */
 typedef struct { ir_node *logits, *is_target; ir_softmax_parts softmax; } ir_cross_entropy_parts;
 ir_cross_entropy_parts ir_cross_entropy_parts_of(ir_graph *graph, ir_node *logits, ir_node *targets);

@@ -230,8 +230,6 @@ char *ir_to_text(const ir_graph *graph);                                        
 ir_graph *ir_parse(const char *file, const char *text, size_t len);
 /* In quotes, with backslashes before what ends it, and control characters by number. */
 void ir_print_quoted(base_text *text, const char *quoted);
-/* The interpreter's and the tests' messages. */
-void ir_print_node(base_text *text, const ir_node *node);
 
 /* -- verify.c --------------------------------------------------------------------------------------------------------- */
 

@@ -327,7 +327,6 @@ void kl_lives(const kl_program *program, kl_life *lives);
 /* -- print_kernels.c, parse_kernels.c ---------------------------------------------------------------------------------- */
 
 void kl_print(base_text *text, const kl_program *program);
-void kl_print_kernel(base_text *text, const kl_program *program, const kl_kernel *kernel);
 void kl_print_memory(base_text *text, const kl_program *program);        /* the memory table */
 kl_program *kl_parse(const char *file, const char *text, size_t len);    /* NULL and base_error on a mistake */
 /* What must hold: ranges of every view inside its buffer for all indices, dtypes, order of expressions, row flags. */

@@ -82,7 +82,6 @@ typedef enum {
     ROLE_ANCHOR       /* a kernel, or several, of its own */
 } node_role;
 node_role role_of(const ir_node *node);
-bool has_memory_of_its_own(const ir_node *node);          /* parameter, literal, anchors and their results */
 ir_node *view_base(const lower_state *state, const ir_node *node);   /* what is under a chain of views that are not stored */
 
 typedef enum { REDUCE_TRAILING, REDUCE_LEADING, REDUCE_EVERYTHING, REDUCE_MIDDLE } reduce_kind;
@@ -185,7 +184,6 @@ void kl_lower_update_slice(lowering *l, kernel_list *list, ir_node *node);
 void kl_lower_anchor(lowering *l, kernel_list *list, ir_node *node);
 /* An operand as it lies, through any views. Where that is no place it is stored in the next round. */
 bool kl_operand_place(lowering *l, ir_node *node, node_place *place);
-kl_view kl_view_of_place(const node_place *place, int rank);
 /* The place of a tuple's result; a result that nobody reads gets memory all the same. */
 kl_view kl_result_view(lowering *l, ir_node *tuple, int index);
 void kl_lower_scan(lowering *l, kernel_list *list, ir_node *node);

@@ -26,7 +26,7 @@ static bool operand_place_as(lowering *l, ir_node *node, const ir_type *type, no
     return false;
 }
 
-kl_view kl_view_of_place(const node_place *place, int rank)
+static kl_view view_of_place(const node_place *place, int rank)
 {
     kl_view view = { .buffer = place->buffer, .offset = place->offset };
     for (int i = 0; i < rank; i++)
@@ -73,8 +73,8 @@ static void lower_matmul(lowering *l, kernel_list *list, ir_node *node)
     c->n = n;
     c->k = k;
     c->dtype = lhs->type.dtype;
-    c->a = plain_operand(l, n_batch, c->batch, m, k, kl_view_of_place(&a, rank), c->dtype);
-    c->b = plain_operand(l, n_batch, c->batch, k, n, kl_view_of_place(&b, rank), c->dtype);
+    c->a = plain_operand(l, n_batch, c->batch, m, k, view_of_place(&a, rank), c->dtype);
+    c->b = plain_operand(l, n_batch, c->batch, k, n, view_of_place(&b, rank), c->dtype);
     c->c = plain_operand(l, n_batch, c->batch, m, n, (kl_view){ .buffer = -1 }, sum);
     c->c.exprs[0] = (kl_expr){ .kind = KL_PRODUCT, .dtype = sum, .view.buffer = -1 };
     if (node->type.dtype != sum) {
@@ -84,7 +84,7 @@ static void lower_matmul(lowering *l, kernel_list *list, ir_node *node)
         c->c.exprs = exprs;
         c->c.n_exprs = 2;
     }
-    c->c.outputs[0] = (kl_output){ .kind = KL_STORE, .expr = c->c.n_exprs - 1, .view = kl_view_of_place(out, rank) };
+    c->c.outputs[0] = (kl_output){ .kind = KL_STORE, .expr = c->c.n_exprs - 1, .view = view_of_place(out, rank) };
 }
 
 /* The place of a tuple's result; a result that nobody reads gets memory all the same. */
@@ -93,11 +93,11 @@ kl_view kl_result_view(lowering *l, ir_node *tuple, int index)
     const ir_type *type = &tuple->tuple[index];
     for (ir_node *node = INFO(l->state, tuple)->results; node; node = INFO(l->state, node)->results)
         if (node->attr.index == index)
-            return kl_view_of_place(&INFO(l->state, node)->place, type->rank);
+            return view_of_place(&INFO(l->state, node)->place, type->rank);
     node_place place = { .buffer = kl_add_buffer(l->program, (kl_buffer){ .kind = KL_TEMP, .dtype = type->dtype, .count = ir_type_count(type),
                                                                           .place = tuple->place }) };
     ir_row_major(type, place.stride);
-    return kl_view_of_place(&place, type->rank);
+    return view_of_place(&place, type->rank);
 }
 
 static void lower_attention(lowering *l, kernel_list *list, ir_node *node)
@@ -120,11 +120,11 @@ static void lower_attention(lowering *l, kernel_list *list, ir_node *node)
                          .site = node->attr.site, .dtype = q->dtype, .grad_dtype = q->dtype };
     kl_view *views[] = { &a->q, &a->k, &a->v, &a->out, &a->lse, &a->dout, &a->dlse };
     for (int i = 0; i < n_views; i++)
-        *views[i] = kl_view_of_place(&places[i], node->args[i]->type.rank);
+        *views[i] = view_of_place(&places[i], node->args[i]->type.rank);
     a->seed.buffer = a->counter.buffer = -1;
     if (node->attr.dropout > 0) {
-        a->seed = kl_view_of_place(&places[n_views], 1);
-        a->counter = kl_view_of_place(&places[n_views + 1], 0);
+        a->seed = view_of_place(&places[n_views], 1);
+        a->counter = view_of_place(&places[n_views + 1], 0);
     }
     if (backward) {
         a->dq = kl_result_view(l, node, 0);
@@ -155,8 +155,8 @@ static void lower_scatter(lowering *l, kernel_list *list, ir_node *node)
     ok = operand_place_as(l, indices, &line, &at) && ok;
     if (!ok)
         return;
-    s.updates = kl_view_of_place(&from, 3);
-    s.indices = kl_view_of_place(&at, 1);
+    s.updates = view_of_place(&from, 3);
+    s.indices = view_of_place(&at, 1);
     CHECK(place->dense, "%%%d scatter_add: expected a row-major place", node->id);
     s.target = (kl_view){ .buffer = place->buffer, .offset = place->offset, .stride = { s.rows * s.post, s.post, 1 } };
     kl_new_kernel(l, list, KL_SCATTER, node, "scatter_add")->scatter = s;

@@ -227,14 +227,6 @@ static void print_head(base_text *out, const ir_node *node)
     print_attributes(out, node);
 }
 
-void ir_print_node(base_text *text, const ir_node *node)
-{
-    if (node->op == OP_parameter)
-        print_parameter(text, node);
-    else
-        print_head(text, node);
-}
-
 /* -- lines -------------------------------------------------------------------------------------------------------------- */
 
 static void indent(printer *p, int depth)

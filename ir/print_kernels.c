@@ -359,12 +359,6 @@ static void print_kernel(printer *p, const kl_kernel *kernel)
     }
 }
 
-void kl_print_kernel(base_text *text, const kl_program *program, const kl_kernel *kernel)
-{
-    printer p = { .out = text, .program = program };
-    print_kernel(&p, kernel);
-}
-
 void kl_print(base_text *text, const kl_program *program)
 {
     printer p = { .out = text, .program = program };

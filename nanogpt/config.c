@@ -325,7 +325,7 @@ bool gpt_config_from_json(gpt_config *config, const cJSON *object, const char *o
     return end_layer(config, fresh, origin);
 }
 
-bool gpt_config_read(gpt_config *config, const char *path)
+static bool read_config(gpt_config *config, const char *path)
 {
     cJSON *object = gpt_json_read(path);
     char *folder = gpt_path_folder(path);
@@ -379,7 +379,7 @@ bool gpt_config_check(const gpt_config *config, const char *file)
 bool gpt_config_load(gpt_config *config, const char *path, const gpt_setting *settings, int count)
 {
     gpt_config_init(config);
-    return gpt_config_read(config, path) && gpt_config_override(config, settings, count) && gpt_config_check(config, path);
+    return read_config(config, path) && gpt_config_override(config, settings, count) && gpt_config_check(config, path);
 }
 
 /* -- out again ------------------------------------------------------------------------------------------------------ */

@@ -52,7 +52,6 @@ bool gpt_config_load(gpt_config *config, const char *path, const gpt_setting *se
  * that names one takes the place of the other. Relative paths in a file are joined to its folder; in settings they stay. */
 void gpt_config_init(gpt_config *config);
 void gpt_config_free(gpt_config *config);
-bool gpt_config_read(gpt_config *config, const char *path);
 bool gpt_config_override(gpt_config *config, const gpt_setting *settings, int count);
 bool gpt_config_check(const gpt_config *config, const char *file);        /* what keys owe each other, and none is missing */
 

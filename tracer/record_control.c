@@ -5,9 +5,9 @@
 
 /* -- scopes ----------------------------------------------------------------------------------------------------------- */
 
-/* In the graph's arena: the handles of a body remember their scope, and another one must never stand at the same
- * address. */
-trace_scope *trace_scope_open(const char *name)
+/* From here on ops are recorded into a body of the graph being recorded, until the scope is closed. It is in the graph's arena: the
+ * handles of a body remember their scope, and another one must never stand at the same address. */
+static trace_scope *scope_open(const char *name)
 {
     trace *t = trace_current;
     trace_scope *scope = ARENA_NEW(t->graph->arena, trace_scope, 1);
@@ -17,10 +17,10 @@ trace_scope *trace_scope_open(const char *name)
     return scope;
 }
 
-void trace_scope_close(trace_scope *scope)
+static void scope_close(trace_scope *scope)
 {
     trace *t = trace_current;
-    CHECK(t->scope == scope, "trace_scope_close: expected the innermost scope");
+    CHECK(t->scope == scope, "scope_close: expected the innermost scope");
     t->scope = scope->outer;
 }
 
@@ -133,9 +133,9 @@ void rax_scan_at(rax_place place, rax_scan_body *body, void *context, int64_t co
     s.operands = base_alloc(sizeof *s.operands * (size_t)(MAX(n_carry, 0) + MAX(n_xs, 0)));
     s.results = base_alloc(sizeof *s.results * (size_t)(MAX(n_carry, 0) + MAX(n_ys, 0)));
     if (trace_current && scan_operands(&s, carry, xs)) {
-        trace_scope *scope = trace_scope_open("scan");
+        trace_scope *scope = scope_open("scan");
         bool whole = scan_body(&s, body, context);
-        trace_scope_close(scope);
+        scope_close(scope);
         if (whole)
             node = scan_node(&s, scope);
         forget_captured(scope);
@@ -215,9 +215,9 @@ rax_tensor rax_custom_gradient_at(rax_place place, rax_tensor y, int n, const ra
     for (int i = 0; i < n; i++)
         whole = (operands[1 + i] = trace_operand(place, name, "an x", xs[i])) && whole;
     if (whole) {
-        trace_scope *scope = trace_scope_open("vjp");
+        trace_scope *scope = scope_open("vjp");
         whole = record_vjp(place, n, operands, vjp, context, results);
-        trace_scope_close(scope);
+        scope_close(scope);
         if (whole) {
             int k = scope->n_captured;
             ir_attr attr = { .body = body_with_captured(scope, n, results) };

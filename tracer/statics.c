@@ -27,7 +27,7 @@
 
 /* -- numbers ---------------------------------------------------------------------------------------------------------- */
 
-bool trace_number_is_float(const trace_leaf *leaf)
+static bool is_float(const trace_leaf *leaf)
 {
     return leaf->type == RAX_FIELD_FLOAT || leaf->type == RAX_FIELD_DOUBLE;
 }
@@ -49,7 +49,7 @@ static trace_number from_double(double value)
 double trace_number_value(const trace_leaf *leaf, trace_number number)
 {
     double value;
-    if (!trace_number_is_float(leaf))
+    if (!is_float(leaf))
         return (double)(int64_t)number.bits;
     memcpy(&value, &number.bits, sizeof value);
     return value;
@@ -129,7 +129,7 @@ int trace_probes(const trace_leaf *leaf, trace_number probes[MAX_PROBES])
     probes[n++] = leaf->previous;
     if (leaf->type == RAX_FIELD_BOOL)
         probes[0].bits = !leaf->value.bits;
-    if (trace_number_is_float(leaf)) {
+    if (is_float(leaf)) {
         double value = trace_number_value(leaf, leaf->value);
         probes[n++] = from_double(0);
         probes[n++] = from_double(value != 0 ? -value : -1);

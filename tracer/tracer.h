@@ -178,7 +178,6 @@ typedef struct {
 
 bool trace_number_equal(const trace_leaf *leaf, trace_number a, trace_number b);
 double trace_number_value(const trace_leaf *leaf, trace_number number);
-bool trace_number_is_float(const trace_leaf *leaf);
 void trace_number_print(base_text *text, const trace_leaf *leaf, trace_number number);
 /* Reads every leaf's value from the arguments, counts changes, and sets fn->leaves_changed where any is another than before.
  * The first call makes the leaves. False and an error where a number is none of its dtype, or a record is of another type. */
@@ -263,12 +262,6 @@ ir_node *trace_scalar(ir_graph *graph, ir_dtype dtype, double value);
 
 void trace_begin(trace *t, rax_fn *fn, const rax_value *args);
 void trace_end(trace *t);                /* its handles are out of date; the graph stays the caller's */
-
-/* -- record_control.c ------------------------------------------------------------------------------------------------- */
-
-/* From here on ops are recorded into a body of the graph being recorded, until the scope is closed. */
-trace_scope *trace_scope_open(const char *name);
-void trace_scope_close(trace_scope *scope);
 
 /* -- record_arguments.c ----------------------------------------------------------------------------------------------- */
 
