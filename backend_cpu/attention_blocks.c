@@ -172,12 +172,12 @@ static int tile_height(const cpu_attention *a, int64_t rows)
     return h;
 }
 
-/* A tile of so many vectors, and on the way the next lines of what is expected. */
-static void multiply_tile(cpu_attention_run *run, int h, int vectors, int64_t units, cpu_attention_left l,
-                          cpu_attention_right r, char *sums, int64_t resume)
+/* A tile of so many vectors, and on the way the next lines of what is expected. Operands begin at left and right, with the strides of l and r. */
+static inline void multiply_tile(cpu_attention_run *run, int h, int vectors, int64_t units, const char *left, const cpu_attention_left *l,
+                                 const char *right, const cpu_attention_right *r, char *sums, int64_t resume)
 {
     cpu_attention_soon *soon = &run->soon;
-    const char *ahead = r.at;
+    const char *ahead = right;
     int64_t step = 0;
     if (soon->next < soon->n) {
         const cpu_attention_span *span = &soon->spans[soon->next];
@@ -190,28 +190,26 @@ static void multiply_tile(cpu_attention_run *run, int h, int vectors, int64_t un
                 soon->line = 0, soon->next++;
         }
     }
-    cpu_gemm_micro_of(&run->a->code.products, h, vectors, l.row, run->a->unit)(units, l.at, l.row, l.unit, r.at, r.unit, sums, resume, ahead, step);
+    cpu_gemm_micro_of(&run->a->code.products, h, vectors, l->row, run->a->unit)(units, left, l->row, l->unit, right, r->unit, sums, resume, ahead, step);
 }
 
 void cpu_attention_multiply(cpu_attention_run *run, const cpu_attention_product *p)
 {
     const cpu_attention *a = run->a;
-    int64_t per_unit = a->unit.k_per_unit, row_bytes = a->tile.columns * a->sum_bytes;
+    int64_t row_bytes = a->tile.columns * a->sum_bytes;
+    int halves = a->unit.k_per_unit - 1;             /* a unit is 1 << halves depths */
     for (int64_t row = 0; row < p->rows;) {
         int h = tile_height(a, p->rows - row);
         int64_t height = a->tile.heights[h];
-        int64_t from = MAX(row + p->low, 0) / per_unit, to = MIN(row + height + p->high, p->depth);
-        int64_t units = (to + per_unit - 1) / per_unit - from;
+        int64_t from = MAX(row + p->low, 0) >> halves, to = MIN(row + height + p->high, p->depth);
+        int64_t units = ((to + halves) >> halves) - from;
         if (a->tiles)
-            from = 0, units = round_up(p->depth, CPU_GEMM_TILES_K) / per_unit;
-        cpu_attention_left left = p->left;
-        left.at += row * left.row + from * left.unit;
+            from = 0, units = round_up(p->depth, CPU_GEMM_TILES_K) >> halves;
+        const char *left = p->left.at + row * p->left.row + from * p->left.unit, *right = p->right.at + from * p->right.unit;
+        char *sums = p->sums + row * row_bytes;
         for (int64_t column = 0; column < p->columns && units > 0; column += a->tile.columns) {
-            int64_t panel = column / a->tile.columns;
-            cpu_attention_right right = p->right;
-            right.at += panel * right.panel + from * right.unit;
-            multiply_tile(run, h, p->columns - column <= a->tile.lanes ? 1 : 2, units, left, right,
-                          p->sums + panel * p->panel_bytes + row * row_bytes, p->resume);
+            multiply_tile(run, h, p->columns - column <= a->tile.lanes ? 1 : 2, units, left, &p->left, right, &p->right, sums, p->resume);
+            right += p->right.panel, sums += p->panel_bytes;
         }
         row += height;
     }
@@ -227,16 +225,15 @@ void cpu_attention_scores(cpu_attention_run *run, cpu_attention_left left, cpu_a
         memset(scores, 0, (size_t)(rows * row_bytes));
         return;
     }
-    cpu_attention_right second = right;
-    second.at += a->tile.lanes * a->unit.bytes;
+    const char *second = right.at + a->tile.lanes * a->unit.bytes, *at = left.at;
     for (int64_t row = 0; row < rows;) {
         int h = tile_height(a, rows - row);
         if (row - diagonal >= a->tile.lanes)         /* the first vector sees no row of this tile */
-            multiply_tile(run, h, 1, units, left, second, scores + row * row_bytes + a->tile.lanes * a->sum_bytes, 0);
+            multiply_tile(run, h, 1, units, at, &left, second, &right, scores + row * row_bytes + a->tile.lanes * a->sum_bytes, 0);
         else
-            multiply_tile(run, h, 2, units, left, right, scores + row * row_bytes, 0);
+            multiply_tile(run, h, 2, units, at, &left, right.at, &right, scores + row * row_bytes, 0);
         row += a->tile.heights[h];
-        left.at += a->tile.heights[h] * left.row;
+        at += a->tile.heights[h] * left.row;
     }
 }
 
