@@ -287,7 +287,109 @@ static bool plan_finish(cpu_compiler *c, cpu_plan *plan, const kl_loop *loop, kl
     return sum.n_outputs == 0 || plan_function(c, plan, &sum);
 }
 
+/* Which outputs are of a row, and along which axis lanes lie. */
+static void choose_form(const cpu_compiler *c, cpu_loop_code *code, kl_loop *loop)
+{
+    int64_t inner = kl_inner(loop);
+    bool rows_matter = kl_has_expr(loop, KL_REDUCE), wide = false;
+    code->row_output = ARENA_NEW(c->arena, bool, loop->n_outputs);
+    for (int i = 0; i < loop->n_outputs; i++) {
+        if (loop->outputs[i].kind == KL_SUM_OUTER && inner == 1)
+            loop->outputs[i].kind = KL_SUM_ALL;
+        code->row_output[i] = is_of_row(loop, &loop->outputs[i]);
+        rows_matter |= code->row_output[i] || loop->outputs[i].kind == KL_SUM_OUTER;
+    }
+    for (int i = 0; i < loop->n_exprs; i++)
+        wide |= loop->exprs[i].dtype == IR_F64;
+    code->lanes = c->machine->f32_lanes / (wide ? 2 : 1);
+    code->across_rows = choose_lanes(loop, rows_matter, code->lanes);
+}
+
 static int unroll_for(double cost) { return cost <= 5 ? 4 : cost <= 10 ? 2 : 1; }
+
+/* What a vector costs to run through all levels; *text_cost is what their code costs to make. */
+static double plan_unrolls(const cpu_compiler *c, cpu_loop_code *code, double *text_cost)
+{
+    double vector = 0;
+    *text_cost = 0;
+    code->unroll = ARENA_NEW(c->arena, int, code->n_levels);
+    for (int i = 0; i < code->n_levels; i++) {
+        double cost = level_cost(code, i);
+        code->unroll[i] = code->across_rows ? 1 : unroll_for(cost);
+        vector += cost;
+        *text_cost += cost * (code->unroll[i] + 1);
+    }
+    return vector;
+}
+
+/* A loop as blocks of units times segments of columns, a task each. By shape alone: sums are made in this order. */
+typedef struct { int64_t inner, columns, units, per_task, blocks, segments, segment, tasks; double work; } division;
+
+static division divide(const cpu_compiler *c, const cpu_loop_code *code, double vector)
+{
+    const kl_loop *loop = &code->x->loop;
+    int64_t lanes = code->lanes, strip = loop->n_outer > 0 ? loop->extent[loop->n_outer - 1] : 1;
+    division d = { .inner = kl_inner(loop), .columns = loop->extent[loop->n_axes - 1], .units = kl_rows(loop), .segments = 1 };
+    bool across = code->across_rows, sums_rows = kl_count_outputs(loop, KL_SUM_OUTER) > 0, runs = false, any_row = false;
+    for (int i = 0; i < loop->n_exprs; i++)
+        runs |= code->run_arg[i] >= 0;
+    for (int i = 0; i < loop->n_outputs; i++)
+        any_row |= code->row_output[i];
+    if (across)
+        d.units = d.units / strip * divided_up(strip, lanes);
+    double vectors = across ? (double)d.inner : (double)(d.inner / MAX(d.columns, 1)) * (double)divided_up(d.columns, lanes);
+    d.work = (double)d.units * (vectors * vector + 20 * code->n_levels) * NS_PER_COST;
+
+    int64_t wanted = (int64_t)MIN(MAX(d.work / c->grain.task_ns, 1), sums_rows ? MAX_BLOCKS : MAX_TASKS);
+    bool whole = kl_has_expr(loop, KL_REDUCE) || any_row || (runs && d.inner != d.columns);      /* a unit must not be cut */
+    d.segment = d.columns;
+    if (!across && !whole && d.columns >= 2 * SEGMENT_UNIT) {
+        d.segments = MIN(d.columns / SEGMENT_UNIT, sums_rows ? wanted : divided_up(wanted, MAX(d.units, 1)));
+        d.segment = aligned(divided_up(d.columns, d.segments), SEGMENT_UNIT / 4);
+        if (runs)
+            d.segment = MIN(d.segment, RANDOM_SEGMENT);
+        d.segments = divided_up(d.columns, d.segment);
+    }
+    d.blocks = MIN(MAX(wanted / d.segments, 1), MAX(d.units, 1));
+    d.per_task = MAX(divided_up(d.units, d.blocks), 1);
+    d.blocks = divided_up(d.units, d.per_task);
+    d.tasks = d.blocks * d.segments;
+    return d;
+}
+
+static void plan_extents(cpu_compiler *c, cpu_plan *plan, cpu_loop_code *code, const division *d)
+{
+    const kl_loop *loop = &code->x->loop;
+    int strips = loop->n_outer - 1;
+    code->units_arg = add_arg(c, plan, code, d->units);
+    code->units_per_task_arg = add_arg(c, plan, code, d->per_task);
+    code->segments_arg = add_arg(c, plan, code, d->segments);
+    code->segment_arg = add_arg(c, plan, code, d->segment);
+    code->inner_arg = add_arg(c, plan, code, d->inner);
+    code->strip_rows_arg = code->across_rows ? add_arg(c, plan, code, loop->extent[strips]) : -1;
+    for (int i = 0; i < loop->n_axes; i++)
+        code->extent_arg[i] = add_arg(c, plan, code, code->across_rows && i == strips ? divided_up(loop->extent[i], code->lanes) : loop->extent[i]);
+}
+
+/* Workspace for the sums of each block or task; by output, where it begins. */
+static int64_t *plan_partials(cpu_compiler *c, cpu_plan *plan, cpu_loop_code *code, const division *d, int base)
+{
+    const kl_loop *loop = &code->x->loop;
+    int64_t *offset = ARENA_NEW(c->arena, int64_t, loop->n_outputs);
+    code->partial_arg = ARENA_NEW(c->arena, int, loop->n_outputs);
+    for (int i = 0; i < loop->n_outputs; i++) {
+        const kl_output *o = &loop->outputs[i];
+        code->partial_arg[i] = -1;
+        if (o->kind == KL_STORE)
+            continue;
+        int64_t size = loop->exprs[o->expr].dtype == IR_F64 ? 8 : 4;
+        offset[i] = (int64_t)plan->workspace_bytes;
+        plan->workspace_bytes += (size_t)aligned(size * (o->kind == KL_SUM_OUTER ? d->blocks * d->inner : d->tasks), 64);
+        kl_view view = { .buffer = c->program->n_buffers, .offset = offset[i] / size };
+        code->partial_arg[i] = cpu_arg_view(c, plan, &view, size == 8 ? IR_F64 : IR_F32) - base;
+    }
+    return offset;
+}
 
 static bool plan_phases(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
 {
@@ -300,90 +402,26 @@ static bool plan_phases(cpu_compiler *c, cpu_plan *plan, const kl_loop *from)
         CHECK(loop.n_axes < KL_MAX_AXES, "expected a loop of fewer axes than %d", loop.n_axes);
         loop.extent[loop.n_axes++] = 1;
     }
-    int64_t inner = kl_inner(&loop);
-    bool rows_matter = kl_has_expr(&loop, KL_REDUCE), wide = false;
-    code->row_output = ARENA_NEW(c->arena, bool, loop.n_outputs);
-    for (int i = 0; i < loop.n_outputs; i++) {
-        if (loop.outputs[i].kind == KL_SUM_OUTER && inner == 1)
-            loop.outputs[i].kind = KL_SUM_ALL;
-        code->row_output[i] = is_of_row(&loop, &loop.outputs[i]);
-        rows_matter |= code->row_output[i] || loop.outputs[i].kind == KL_SUM_OUTER;
-    }
-    for (int i = 0; i < loop.n_exprs; i++)
-        wide |= loop.exprs[i].dtype == IR_F64;
-    code->lanes = c->machine->f32_lanes / (wide ? 2 : 1);
-    code->across_rows = choose_lanes(&loop, rows_matter, code->lanes);
-    inner = kl_inner(&loop);      /* where rows do not matter the split is another one now */
+    choose_form(c, code, &loop);
 
-    int base = plan->n_args, last = loop.n_axes - 1, strips = loop.n_outer - 1;
-    int vector_axis = code->across_rows ? strips : last;
-    code->x = cpu_expressions_plan(c, plan, &loop, loop.n_outer, vector_axis, base);
+    int base = plan->n_args;
+    double text_cost;
+    code->x = cpu_expressions_plan(c, plan, &loop, loop.n_outer, code->across_rows ? loop.n_outer - 1 : loop.n_axes - 1, base);
     plan_levels(c, plan, code);
-
-    code->unroll = ARENA_NEW(c->arena, int, code->n_levels);
-    double vector = 0, cost = 0;
-    bool runs = false, sums = kl_count_outputs(&loop, KL_SUM_OUTER) || kl_count_outputs(&loop, KL_SUM_ALL), any_row = false;
-    for (int i = 0; i < code->n_levels; i++) {
-        vector += level_cost(code, i);
-        code->unroll[i] = code->across_rows ? 1 : unroll_for(level_cost(code, i));
-        cost += level_cost(code, i) * (code->unroll[i] + 1);
-    }
-    for (int i = 0; i < loop.n_exprs; i++)
-        runs |= code->run_arg[i] >= 0;
-    for (int i = 0; i < loop.n_outputs; i++)
-        any_row |= code->row_output[i];
-
-    /* Tasks. */
-    int64_t columns = loop.extent[last], units = kl_rows(&loop), lanes = code->lanes, segments = 1, segment = columns;
-    if (code->across_rows)
-        units = units / loop.extent[strips] * divided_up(loop.extent[strips], lanes);
-    double vectors = code->across_rows ? (double)inner : (double)(inner / MAX(columns, 1)) * (double)divided_up(columns, lanes);
-    double work = (double)units * (vectors * vector + 20 * code->n_levels) * NS_PER_COST;
-    int64_t wanted = (int64_t)MIN(MAX(work / c->grain.task_ns, 1), kl_count_outputs(&loop, KL_SUM_OUTER) ? MAX_BLOCKS : MAX_TASKS);
-    bool whole = kl_has_expr(&loop, KL_REDUCE) || any_row || (runs && inner != columns);      /* a unit must not be cut */
-    if (!code->across_rows && !whole && columns >= 2 * SEGMENT_UNIT) {
-        int64_t most = columns / SEGMENT_UNIT;
-        segments = MIN(most, kl_count_outputs(&loop, KL_SUM_OUTER) ? wanted : divided_up(wanted, MAX(units, 1)));
-        segment = aligned(divided_up(columns, segments), SEGMENT_UNIT / 4);
-        if (runs)
-            segment = MIN(segment, RANDOM_SEGMENT);
-        segments = divided_up(columns, segment);
-    }
-    int64_t blocks = MIN(MAX(wanted / segments, 1), MAX(units, 1)), per_task = MAX(divided_up(units, blocks), 1);
-    blocks = divided_up(units, per_task);
-    int64_t tasks = blocks * segments;
-
-    code->units_arg = add_arg(c, plan, code, units);
-    code->units_per_task_arg = add_arg(c, plan, code, per_task);
-    code->segments_arg = add_arg(c, plan, code, segments);
-    code->segment_arg = add_arg(c, plan, code, segment);
-    code->inner_arg = add_arg(c, plan, code, inner);
-    code->strip_rows_arg = code->across_rows ? add_arg(c, plan, code, loop.extent[strips]) : -1;
-    for (int i = 0; i < loop.n_axes; i++)
-        code->extent_arg[i] = add_arg(c, plan, code, code->across_rows && i == strips ? divided_up(loop.extent[i], lanes) : loop.extent[i]);
-    plan_scratch(c, plan, code, code->across_rows ? inner * lanes : inner, inner / MAX(columns, 1) * segment);
-    code->partial_arg = ARENA_NEW(c->arena, int, loop.n_outputs);
-    int64_t *partial_offset = ARENA_NEW(c->arena, int64_t, loop.n_outputs);
-    for (int i = 0; i < loop.n_outputs; i++) {
-        const kl_output *o = &loop.outputs[i];
-        code->partial_arg[i] = -1;
-        if (o->kind == KL_STORE)
-            continue;
-        int64_t size = loop.exprs[o->expr].dtype == IR_F64 ? 8 : 4;
-        partial_offset[i] = (int64_t)plan->workspace_bytes;
-        plan->workspace_bytes += (size_t)aligned(size * (o->kind == KL_SUM_OUTER ? blocks * inner : tasks), 64);
-        kl_view view = { .buffer = c->program->n_buffers, .offset = partial_offset[i] / size };
-        code->partial_arg[i] = cpu_arg_view(c, plan, &view, size == 8 ? IR_F64 : IR_F32) - base;
-    }
+    division d = divide(c, code, plan_unrolls(c, code, &text_cost));
+    plan_extents(c, plan, code, &d);
+    plan_scratch(c, plan, code, code->across_rows ? d.inner * code->lanes : d.inner, d.inner / MAX(d.columns, 1) * d.segment);
+    int64_t *partial_offset = plan_partials(c, plan, code, &d, base);
     code->n_args = plan->n_args - base;
 
     base_text key = key_of(code);
     CHECK(plan->n_phases < CPU_MAX_PHASES, "expected a loop of fewer phases than %d", plan->n_phases);
-    plan->phases[plan->n_phases++] = (cpu_phase){ .function = cpu_request_code(c, key.at, 40 + 12 * cost, cpu_emit_loop, code), .arg_base = base,
-                                                  .tasks = tasks, .work = work };
+    plan->phases[plan->n_phases++] = (cpu_phase){ .function = cpu_request_code(c, key.at, 40 + 12 * text_cost, cpu_emit_loop, code), .arg_base = base,
+                                                  .tasks = d.tasks, .work = d.work };
     base_text_free(&key);
-    return !sums || (plan_finish(c, plan, &loop, KL_SUM_OUTER, partial_offset, blocks) &&
-                     plan_finish(c, plan, &loop, KL_SUM_ALL, partial_offset, tasks));
+    bool sums = kl_count_outputs(&loop, KL_SUM_OUTER) || kl_count_outputs(&loop, KL_SUM_ALL);
+    return !sums || (plan_finish(c, plan, &loop, KL_SUM_OUTER, partial_offset, d.blocks) &&
+                     plan_finish(c, plan, &loop, KL_SUM_ALL, partial_offset, d.tasks));
 }
 
 /* Most loops ask for code that an earlier one has asked for: of what was planned then, only the arguments are kept. */
