@@ -12,16 +12,16 @@
 
 #include <string.h>
 
-index_form form_constant(int64_t value) { return (index_form){ .offset = value }; }
+index_form kl_form_constant(int64_t value) { return (index_form){ .offset = value }; }
 
-index_form form_axis(int axis)
+index_form kl_form_axis(int axis)
 {
     index_form form = {0};
     form.coef[axis] = 1;
     return form;
 }
 
-bool form_add(index_form *into, const index_form *form, int64_t factor, int n_axes)
+bool kl_form_add(index_form *into, const index_form *form, int64_t factor, int n_axes)
 {
     into->offset += form->offset * factor;
     for (int i = 0; i < n_axes; i++)
@@ -35,12 +35,12 @@ bool form_add(index_form *into, const index_form *form, int64_t factor, int n_ax
     return true;
 }
 
-bool form_merge(const index_form *coordinate, const int64_t *dim, int rank, int n_axes, index_form *linear)
+bool kl_form_merge(const index_form *coordinate, const int64_t *dim, int rank, int n_axes, index_form *linear)
 {
     index_form sum = {0};
     int64_t stride = 1;
     for (int i = rank - 1; i >= 0; i--) {
-        if (!form_add(&sum, &coordinate[i], stride, n_axes))
+        if (!kl_form_add(&sum, &coordinate[i], stride, n_axes))
             return false;
         stride *= dim[i];
     }
@@ -92,13 +92,13 @@ static form_answer split_once(const index_space *space, const index_form *linear
     return FORM_REFINE;
 }
 
-form_answer form_split(const index_space *space, const index_form *linear, const int64_t *dim, int rank, index_form *coordinate,
+form_answer kl_form_split(const index_space *space, const index_form *linear, const int64_t *dim, int rank, index_form *coordinate,
                        form_refinement *refine)
 {
     index_form rest = *linear;
     for (int i = rank - 1; i >= 0; i--) {
         if (dim[i] == 0) {                      /* no elements: any index will do */
-            coordinate[i] = form_constant(0);
+            coordinate[i] = kl_form_constant(0);
             continue;
         }
         if (i == 0) {
@@ -114,7 +114,7 @@ form_answer form_split(const index_space *space, const index_form *linear, const
     return FORM_OK;
 }
 
-index_form form_linear(const index_space *space, int from, int to)
+index_form kl_form_linear(const index_space *space, int from, int to)
 {
     index_form form = {0};
     int64_t stride = 1;
@@ -125,7 +125,7 @@ index_form form_linear(const index_space *space, int from, int to)
     return form;
 }
 
-bool space_refine(index_space *space, const form_refinement *refine)
+bool kl_space_refine(index_space *space, const form_refinement *refine)
 {
     if (space->n_axes == KL_MAX_AXES)
         return false;

@@ -24,7 +24,7 @@ enum { MOST_NODES = 160, MOST_READS = 32, MOST_RECOMPUTED = 40 };
 
 /* -- roles ------------------------------------------------------------------------------------------------------------ */
 
-node_role role_of(const ir_node *node)
+node_role kl_role_of(const ir_node *node)
 {
     switch (ir_op_table[node->op].class) {
     case IR_LEAF:
@@ -52,19 +52,19 @@ node_role role_of(const ir_node *node)
 /* Parameter, literal, anchors and their results. */
 static bool has_memory_of_its_own(const ir_node *node)
 {
-    return node->op == OP_parameter || node->op == OP_literal || role_of(node) == ROLE_ANCHOR;
+    return node->op == OP_parameter || node->op == OP_literal || kl_role_of(node) == ROLE_ANCHOR;
 }
 
-ir_node *view_base(const lower_state *state, const ir_node *node)
+ir_node *kl_view_base(const lower_state *state, const ir_node *node)
 {
-    while (role_of(node) == ROLE_VIEW && !INFO(state, node)->stored)
+    while (kl_role_of(node) == ROLE_VIEW && !INFO(state, node)->stored)
         node = node->args[0];
     return (ir_node *)node;
 }
 
-bool is_reduce(const ir_node *node) { return ir_op_table[node->op].class == IR_REDUCTION; }
+bool kl_is_reduce(const ir_node *node) { return ir_op_table[node->op].class == IR_REDUCTION; }
 
-reduce_kind kind_of_reduce(const ir_node *node)
+reduce_kind kl_kind_of_reduce(const ir_node *node)
 {
     const ir_type *type = &node->args[0]->type;
     bool gone[IR_MAX_RANK] = {0};
@@ -93,11 +93,11 @@ reduce_kind kind_of_reduce(const ir_node *node)
     return REDUCE_MIDDLE;
 }
 
-bool is_outer_sum(const ir_node *node)
+bool kl_is_outer_sum(const ir_node *node)
 {
-    if (!is_reduce(node))
+    if (!kl_is_reduce(node))
         return false;
-    reduce_kind kind = kind_of_reduce(node);
+    reduce_kind kind = kl_kind_of_reduce(node);
     return kind == REDUCE_LEADING || kind == REDUCE_EVERYTHING;
 }
 
@@ -117,7 +117,7 @@ static edge edge_of(const lower_state *state, const ir_node *node, int index)
         repeat = ir_type_count(&node->type) / ir_type_count(&arg->type);       /* an index a row */
     else if (node->op == OP_gather || node->op == OP_dynamic_slice || node->op == OP_random_bits)
         repeat = 0;
-    for (; role_of(arg) == ROLE_VIEW && !INFO(state, arg)->stored; arg = arg->args[0]) {
+    for (; kl_role_of(arg) == ROLE_VIEW && !INFO(state, arg)->stored; arg = arg->args[0]) {
         if (arg->op == OP_reshape || arg->op == OP_stop_gradient || arg->op == OP_custom_gradient)
             continue;
         if (arg->op != OP_broadcast) {
@@ -205,14 +205,14 @@ static bool add_cuts(int64_t *cuts, int *n_cuts, const ir_type *type, int64_t fa
     return true;
 }
 
-static const ir_type *full_type(const ir_node *node) { return is_reduce(node) ? &node->args[0]->type : &node->type; }
+static const ir_type *full_type(const ir_node *node) { return kl_is_reduce(node) ? &node->args[0]->type : &node->type; }
 
 typedef enum { LEVEL_NONE, LEVEL_FULL, LEVEL_ROW, LEVEL_AFTER } level;
 
 /* What node's value is in a cluster of these measures. */
 static level level_in(const ir_node *node, int64_t total, int64_t inner)
 {
-    if (is_outer_sum(node))
+    if (kl_is_outer_sum(node))
         return LEVEL_AFTER;
     int64_t count = ir_type_count(&node->type);
     if (count == total)
@@ -227,10 +227,10 @@ static bool edge_fits(const ir_node *node, edge e, int64_t total, int64_t inner)
     if (its == LEVEL_AFTER || its == LEVEL_NONE || mine == LEVEL_NONE || e.repeat == 0)
         return false;
     int64_t read = ir_type_count(&e.from->type) * e.repeat;           /* the size of what the node's operand looks like */
-    if (is_reduce(node)) {
-        if (kind_of_reduce(node) == REDUCE_MIDDLE)
+    if (kl_is_reduce(node)) {
+        if (kl_kind_of_reduce(node) == REDUCE_MIDDLE)
             return false;
-        if (mine == LEVEL_AFTER && kind_of_reduce(node) == REDUCE_EVERYTHING && its == LEVEL_ROW && e.repeat == 1)
+        if (mine == LEVEL_AFTER && kl_kind_of_reduce(node) == REDUCE_EVERYTHING && its == LEVEL_ROW && e.repeat == 1)
             return true;
         if (read != total)
             return false;
@@ -257,8 +257,8 @@ static node_cluster *new_cluster(clustering *c, ir_node *node)
     cluster->nodes[cluster->n_nodes++] = node;
     cluster->total = ir_type_count(full_type(node));
     cluster->alone = INFO(state, node)->never_inline;
-    if (is_reduce(node)) {
-        reduce_kind kind = kind_of_reduce(node);
+    if (kl_is_reduce(node)) {
+        reduce_kind kind = kl_kind_of_reduce(node);
         int64_t kept = ir_type_count(&node->type);
         cluster->alone |= kind == REDUCE_MIDDLE;
         if (kind == REDUCE_TRAILING)
@@ -341,7 +341,7 @@ static bool find_operands(clustering *c, const ir_node *node, int64_t since, int
         if (c->seen[unit] != c->search && c->order[unit] >= since) {
             c->seen[unit] = c->search;
             c->found[c->n_found++] = unit;
-            heap_push(&c->open, unit);
+            kl_heap_push(&c->open, unit);
         }
     }
     return false;
@@ -358,7 +358,7 @@ static bool returns_through_another(clustering *c, const node_cluster *early, co
     for (int i = 0; i < late->n_nodes; i++)
         find_operands(c, late->nodes[i], since, -1);
     while (c->open.n > 0) {
-        int unit = heap_pop(&c->open);
+        int unit = kl_heap_pop(&c->open);
         const node_cluster *cluster = state->clusters[unit];
         if (!cluster && find_operands(c, state->infos[unit].node, since, early->id))
             return true;
@@ -402,9 +402,9 @@ static void order_merged(clustering *c, int early, int late, int stays)
     int n = c->n_found, gone = stays == early ? late : early;
     int64_t to = c->order[early], from = c->order[c->before[early]], step = (to - from) / (n + 1);
     for (int i = 0; i < n; i++)
-        heap_push(&c->open, c->found[i]);
+        kl_heap_push(&c->open, c->found[i]);
     for (int i = 0; i < n; i++)
-        put_unit(c, c->found[i] = heap_pop(&c->open), early);
+        put_unit(c, c->found[i] = kl_heap_pop(&c->open), early);
     if (stays == late)
         put_unit(c, late, early);
     link_units(c, c->before[gone], c->after[gone]);
@@ -496,7 +496,7 @@ static void form_clusters(lower_state *state)
         c.reader[i] = -1;
 
     for (ir_node *node = state->graph->first; node; node = node->next) {
-        if (role_of(node) != ROLE_LOOP)
+        if (kl_role_of(node) != ROLE_LOOP)
             continue;
         new_cluster(&c, node);
         for (int i = 0; i < node->n_args; i++) {
@@ -528,11 +528,11 @@ typedef struct { lower_state *state; int64_t count; int n_ops, n_full; int n_lea
 /* Collects what computing node again would read, down to stored values. */
 static void collect(closure *c, ir_node *node)
 {
-    node = view_base(c->state, node);
+    node = kl_view_base(c->state, node);
     if (!c->possible || is_free(node))
         return;
     node_info *info = INFO(c->state, node);
-    bool again = role_of(node) == ROLE_LOOP && !info->stored && !info->never_inline && !is_reduce(node) && node->op != OP_gather &&
+    bool again = kl_role_of(node) == ROLE_LOOP && !info->stored && !info->never_inline && !kl_is_reduce(node) && node->op != OP_gather &&
                  node->op != OP_dynamic_slice;
     if (again) {
         if (++c->n_ops > MOST_RECOMPUTED) {
@@ -567,7 +567,7 @@ static void cross(lower_state *state, ir_node *node)
     node_info *info = INFO(state, node);
     if (info->stored || is_free(node))
         return;
-    if (is_reduce(node) || node->op == OP_gather || node->op == OP_dynamic_slice || info->never_inline) {
+    if (kl_is_reduce(node) || node->op == OP_gather || node->op == OP_dynamic_slice || info->never_inline) {
         info->stored = true;
         return;
     }
@@ -588,24 +588,24 @@ static void choose_stored(lower_state *state)
     const ir_graph *graph = state->graph;
     for (int i = 0; i < state->n_infos; i++) {
         ir_node *node = state->infos[i].node;
-        if (has_memory_of_its_own(node) || (role_of(node) == ROLE_LOOP && is_outer_sum(node)))
+        if (has_memory_of_its_own(node) || (kl_role_of(node) == ROLE_LOOP && kl_is_outer_sum(node)))
             state->infos[i].stored = true;
-        if (role_of(node) == ROLE_ANCHOR)
+        if (kl_role_of(node) == ROLE_ANCHOR)
             for (int j = 0; j < node->n_args; j++)
-                store(state, view_base(state, node->args[j]));
+                store(state, kl_view_base(state, node->args[j]));
         if (node->op == OP_gather || node->op == OP_dynamic_slice)
-            store(state, view_base(state, node->args[0]));
+            store(state, kl_view_base(state, node->args[0]));
     }
     for (int i = 0; i < graph->n_results; i++)
-        store(state, view_base(state, graph->results[i]));
+        store(state, kl_view_base(state, graph->results[i]));
 
     for (int i = 0; i < state->n_infos; i++) {
         ir_node *node = state->infos[i].node;
-        if (role_of(node) != ROLE_LOOP && !(role_of(node) == ROLE_VIEW && state->infos[i].stored))
+        if (kl_role_of(node) != ROLE_LOOP && !(kl_role_of(node) == ROLE_VIEW && state->infos[i].stored))
             continue;
         for (int j = 0; j < node->n_args; j++) {
-            ir_node *from = view_base(state, node->args[j]);
-            if (role_of(from) == ROLE_LOOP && INFO(state, from)->cluster != state->infos[i].cluster)
+            ir_node *from = kl_view_base(state, node->args[j]);
+            if (kl_role_of(from) == ROLE_LOOP && INFO(state, from)->cluster != state->infos[i].cluster)
                 cross(state, from);
         }
     }

@@ -101,6 +101,37 @@ static bool view_along(const kl_view *view, int n_pieces, const piece *pieces, k
 
 /* -- joining ------------------------------------------------------------------------------------------------------------ */
 
+/* The view by which the loop reads what `store` wrote, one and the same wherever it does; NULL where it is not, or the loop reduces. */
+static const kl_view *only_load(const kl_loop *loop, const kl_view *store)
+{
+    const kl_view *load = NULL;
+    for (int i = 0; i < loop->n_exprs; i++) {
+        const kl_expr *expr = &loop->exprs[i];
+        if (expr->kind == KL_REDUCE)
+            return NULL;
+        if (expr->kind != KL_LOAD || expr->view.buffer != store->buffer)
+            continue;
+        if (load && memcmp(load->stride, expr->view.stride, sizeof load->stride))
+            return NULL;
+        load = &expr->view;
+        if (load->offset != store->offset || load->n_dynamic)
+            return NULL;
+    }
+    return load;
+}
+
+/* Whether the loop's rows are the product's, where the loop has something that is of a row. */
+static bool rows_agree(const kl_contraction *c, const kl_loop *loop, int n_pieces, const piece *pieces)
+{
+    bool by_rows = false;
+    for (int i = 0; i < loop->n_outputs; i++)
+        by_rows |= loop->outputs[i].kind == KL_SUM_OUTER || loop->exprs[loop->outputs[i].expr].row;
+    for (int i = 0; i < n_pieces && by_rows; i++)
+        if ((pieces[i].from >= loop->n_outer) != (pieces[i].to == c->c.n_axes - 1))
+            return false;
+    return true;
+}
+
 /* The epilogue that the product would have with the loop joined, in place of its reads of the product's output `which`. */
 static bool joined(base_arena *arena, const kl_contraction *c, int which, const kl_loop *loop, kl_loop *epilogue)
 {
@@ -108,29 +139,12 @@ static bool joined(base_arena *arena, const kl_contraction *c, int which, const 
     const kl_view *store = &old->outputs[which].view;
     step to[KL_MAX_AXES], from[KL_MAX_AXES];
     piece pieces[MOST_PIECES];
-    const kl_view *load = NULL;
-    bool by_rows = false;
-
-    for (int i = 0; i < loop->n_exprs; i++) {
-        const kl_expr *expr = &loop->exprs[i];
-        if (expr->kind == KL_REDUCE)
-            return false;
-        if (expr->kind == KL_LOAD && expr->view.buffer == store->buffer) {
-            if (load && memcmp(load->stride, expr->view.stride, sizeof load->stride))
-                return false;
-            load = &expr->view;
-            if (load->offset != store->offset || load->n_dynamic)
-                return false;
-        }
-    }
-    int n_pieces = match(sorted_steps(old->n_axes, old->extent, store, to), to, sorted_steps(loop->n_axes, loop->extent, load, from), from, pieces);
-    if (n_pieces < 0)
+    const kl_view *load = only_load(loop, store);
+    if (!load)
         return false;
-    for (int i = 0; i < loop->n_outputs; i++)
-        by_rows |= loop->outputs[i].kind == KL_SUM_OUTER || loop->exprs[loop->outputs[i].expr].row;
-    for (int i = 0; i < n_pieces && by_rows; i++)
-        if ((pieces[i].from >= loop->n_outer) != (pieces[i].to == old->n_axes - 1))
-            return false;
+    int n_pieces = match(sorted_steps(old->n_axes, old->extent, store, to), to, sorted_steps(loop->n_axes, loop->extent, load, from), from, pieces);
+    if (n_pieces < 0 || !rows_agree(c, loop, n_pieces, pieces))
+        return false;
 
     *epilogue = *old;
     epilogue->n_exprs = 0;

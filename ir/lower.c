@@ -72,7 +72,7 @@ static void lower_node(lowering *l, ir_node *node)
         return;
     size_t at = (size_t)(kl_new_unit(l, node->mark) - l->units);
     kernel_list list = {0};
-    if (role_of(node) == ROLE_ANCHOR)
+    if (kl_role_of(node) == ROLE_ANCHOR)
         kl_lower_anchor(l, &list, node);
     else if (info->stored)
         kl_copy_to(l, &list, node, &info->place, true, OP_NAME(node->op));
@@ -158,7 +158,7 @@ void kl_lower_graph(kl_program *program, const ir_graph *graph, const node_place
         kl_place(state, program);
         for (ir_node *node = graph->first; node; node = node->next) {
             node_info *info = INFO(state, node);
-            if (info->cluster < 0 && (info->stored || role_of(node) == ROLE_ANCHOR))
+            if (info->cluster < 0 && (info->stored || kl_role_of(node) == ROLE_ANCHOR))
                 lower_node(&l, node);
             else if (info->cluster == (int)node->mark)
                 kl_lower_cluster(&l, state->clusters[info->cluster]);
@@ -187,7 +187,7 @@ static void end_program(lowering *l, void *context)
     for (int pass = 0; pass < 2; pass++) {
         for (int i = 0; i < graph->n_results; i++) {
             ir_node *node = graph->results[i];
-            const ir_node *base = view_base(l->state, node);
+            const ir_node *base = kl_view_base(l->state, node);
             bool stays = node->op == OP_parameter && graph->donated[i] == node->attr.index;
             bool donated = false;
             for (int j = 0; j < graph->n_results && base->op == OP_parameter; j++)

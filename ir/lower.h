@@ -21,18 +21,18 @@ typedef struct { int n_axes, n_outer; int64_t extent[KL_MAX_AXES]; } index_space
 typedef enum { FORM_OK, FORM_REFINE, FORM_NONE } form_answer;
 typedef struct { int axis; int64_t inner; } form_refinement;
 
-index_form form_constant(int64_t value);
-index_form form_axis(int axis);
+index_form kl_form_constant(int64_t value);
+index_form kl_form_axis(int axis);
 /* into += form * factor; false where there are too many dynamic terms. */
-bool form_add(index_form *into, const index_form *form, int64_t factor, int n_axes);
+bool kl_form_add(index_form *into, const index_form *form, int64_t factor, int n_axes);
 /* The row-major linear index of coordinates, of dims dim. */
-bool form_merge(const index_form *coordinate, const int64_t *dim, int rank, int n_axes, index_form *linear);
+bool kl_form_merge(const index_form *coordinate, const int64_t *dim, int rank, int n_axes, index_form *linear);
 /* The coordinates of a row-major linear index below the product of dims. */
-form_answer form_split(const index_space *space, const index_form *linear, const int64_t *dim, int rank, index_form *coordinate,
+form_answer kl_form_split(const index_space *space, const index_form *linear, const int64_t *dim, int rank, index_form *coordinate,
                        form_refinement *refine);
 /* Row-major over the axes [from, to) of the space. */
-index_form form_linear(const index_space *space, int from, int to);
-bool space_refine(index_space *space, const form_refinement *refine);      /* false where there are too many axes */
+index_form kl_form_linear(const index_space *space, int from, int to);
+bool kl_space_refine(index_space *space, const form_refinement *refine);      /* false where there are too many axes */
 
 /* -- what is known of a node; node->mark is its index in lower_state.info ------------------------------------------------ */
 
@@ -81,13 +81,13 @@ typedef enum {
     ROLE_LOOP,        /* elementwise, reductions, random, gather, dynamic_slice: expressions */
     ROLE_ANCHOR       /* a kernel, or several, of its own */
 } node_role;
-node_role role_of(const ir_node *node);
-ir_node *view_base(const lower_state *state, const ir_node *node);   /* what is under a chain of views that are not stored */
+node_role kl_role_of(const ir_node *node);
+ir_node *kl_view_base(const lower_state *state, const ir_node *node);   /* what is under a chain of views that are not stored */
 
 typedef enum { REDUCE_TRAILING, REDUCE_LEADING, REDUCE_EVERYTHING, REDUCE_MIDDLE } reduce_kind;
-reduce_kind kind_of_reduce(const ir_node *node);
-bool is_reduce(const ir_node *node);
-bool is_outer_sum(const ir_node *node);                    /* its value exists only after its kernel */
+reduce_kind kl_kind_of_reduce(const ir_node *node);
+bool kl_is_reduce(const ir_node *node);
+bool kl_is_outer_sum(const ir_node *node);                    /* its value exists only after its kernel */
 
 /* -- cluster.c -------------------------------------------------------------------------------------------------------- */
 
@@ -191,7 +191,7 @@ void kl_order_units(lowering *l, kernel_list *out);
 
 /* Units, the one of the least key on top. at: room for as many as are in it at a time. */
 typedef struct { const int64_t *key; int *at, n; } unit_heap;
-void heap_push(unit_heap *heap, int unit);
-int heap_pop(unit_heap *heap);
+void kl_heap_push(unit_heap *heap, int unit);
+int kl_heap_pop(unit_heap *heap);
 
 #endif

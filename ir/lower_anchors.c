@@ -106,7 +106,7 @@ static void lower_attention(lowering *l, kernel_list *list, ir_node *node)
     int n_views = backward ? 7 : 3;
     node_place places[9];
     for (int i = 0; i < node->n_args; i++) {
-        const ir_node *base = view_base(l->state, node->args[i]);
+        const ir_node *base = kl_view_base(l->state, node->args[i]);
         places[i] = (node_place){ .buffer = -1 };
         if (i != 6 || !backward || base->op != OP_constant || base->attr.value != 0)        /* lse's cotangent is mostly zeros: no memory */
             ok = kl_operand_place(l, node->args[i], &places[i]) && ok;
@@ -168,7 +168,7 @@ static void lower_concatenate(lowering *l, kernel_list *list, ir_node *node)
     part.dense = false;
     for (int i = 0; i < node->n_args; i++) {
         ir_node *x = node->args[i];
-        const node_place *base = &INFO(l->state, view_base(l->state, x))->place;
+        const node_place *base = &INFO(l->state, kl_view_base(l->state, x))->place;
         if (!base->placed || base->buffer != part.buffer)     /* else it was made in its part: see place.c */
             kl_copy_to(l, list, x, &part, false, "concatenate");
         part.offset += x->type.dim[node->attr.axis] * part.stride[node->attr.axis];

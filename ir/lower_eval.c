@@ -69,9 +69,9 @@ static bool view_from_form(kl_program *program, int buffer, const index_form *fo
 /* The view of a placed value at the forms of its axes. */
 bool kl_view_at(kl_program *program, const node_place *place, const ir_type *type, const index_form *where, int n_axes, kl_view *view)
 {
-    index_form at = form_constant(place->offset);
+    index_form at = kl_form_constant(place->offset);
     for (int i = 0; i < type->rank; i++)
-        if (!form_add(&at, &where[i], place->stride[i], n_axes))
+        if (!kl_form_add(&at, &where[i], place->stride[i], n_axes))
             return false;
     return view_from_form(program, place->buffer, &at, view);
 }
@@ -87,7 +87,7 @@ static form_answer forms_below(const index_space *space, const ir_node *node, co
             below[node->attr.axes[i]] = where[i];
     } else if (node->op == OP_broadcast) {
         for (int i = 0; i < type->rank; i++)
-            below[i] = type->dim[i] == 1 ? form_constant(0) : where[node->attr.axes[i]];
+            below[i] = type->dim[i] == 1 ? kl_form_constant(0) : where[node->attr.axes[i]];
     } else if (node->op == OP_slice) {
         for (int i = 0; i < type->rank; i++) {
             below[i] = where[i];
@@ -95,9 +95,9 @@ static form_answer forms_below(const index_space *space, const ir_node *node, co
         }
     } else if (node->op == OP_reshape) {
         index_form linear;
-        if (!form_merge(where, node->type.dim, node->type.rank, space->n_axes, &linear))
+        if (!kl_form_merge(where, node->type.dim, node->type.rank, space->n_axes, &linear))
             return FORM_NONE;
-        return form_split(space, &linear, type->dim, type->rank, below, how);
+        return kl_form_split(space, &linear, type->dim, type->rank, below, how);
     } else {                                              /* identities once gradients are taken */
         for (int i = 0; i < type->rank; i++)
             below[i] = where[i];
@@ -135,7 +135,7 @@ static int load(loop_builder *b, ir_node *node, const index_form *where)
 bool kl_is_computed_here(const loop_builder *b, const ir_node *node)
 {
     int cluster = INFO(b->l->state, node)->cluster;
-    return node == b->root || (cluster >= 0 && cluster == b->cluster && !is_outer_sum(node));
+    return node == b->root || (cluster >= 0 && cluster == b->cluster && !kl_is_outer_sum(node));
 }
 
 static int eval_view(loop_builder *b, ir_node *node, const index_form *where)
@@ -147,7 +147,7 @@ static int eval_view(loop_builder *b, ir_node *node, const index_form *where)
     if (node->op == OP_reshape && info->stored && info->place.placed && info->place.dense && !kl_is_computed_here(b, x)) {
         index_form linear;                                /* row-major memory needs no coordinates */
         kl_expr expr = { .kind = KL_LOAD, .dtype = x->type.dtype };
-        if (form_merge(where, node->type.dim, node->type.rank, b->space.n_axes, &linear)) {
+        if (kl_form_merge(where, node->type.dim, node->type.rank, b->space.n_axes, &linear)) {
             linear.offset += info->place.offset;
             view_from_form(b->l->program, info->place.buffer, &linear, &expr.view);
             return add_expr(b, expr);
@@ -185,7 +185,7 @@ static int eval_indexed(loop_builder *b, ir_node *node, const index_form *where)
     if (node->op == OP_gather) {
         int axis = node->attr.axis, more = node->args[1]->type.rank;
         for (int i = 0; i < x->type.rank; i++)
-            below[i] = i < axis ? where[i] : i > axis ? where[i + more - 1] : form_constant(0);
+            below[i] = i < axis ? where[i] : i > axis ? where[i + more - 1] : kl_form_constant(0);
         if (!kl_add_dynamic(b, &below[axis], node->args[1], where + axis, x->type.dim[axis] - 1))
             return -1;
     } else {
@@ -202,8 +202,8 @@ static int eval_indexed(loop_builder *b, ir_node *node, const index_form *where)
 static int eval_random(loop_builder *b, ir_node *node, const index_form *where)
 {
     kl_expr expr = { .kind = KL_RANDOM, .op = node->op, .dtype = IR_I32, .n_args = 3, .site = node->attr.site };
-    index_form linear, first = form_constant(0), second = form_constant(1);
-    if (!form_merge(where, node->type.dim, node->type.rank, b->space.n_axes, &linear) || linear.n_dynamic)
+    index_form linear, first = kl_form_constant(0), second = kl_form_constant(1);
+    if (!kl_form_merge(where, node->type.dim, node->type.rank, b->space.n_axes, &linear) || linear.n_dynamic)
         return kl_eval_failed(b, node, false);
     expr.args[0] = kl_eval(b, node->args[0], &first);
     expr.args[1] = kl_eval(b, node->args[0], &second);
@@ -255,8 +255,8 @@ static int eval_reduce(loop_builder *b, ir_node *node, const index_form *where)
     }
     if (inner != size)
         return kl_eval_failed(b, node, false);
-    index_form linear = form_linear(&b->space, b->space.n_outer, b->space.n_axes);
-    switch (form_split(&b->space, &linear, dim, n, part, &how)) {
+    index_form linear = kl_form_linear(&b->space, b->space.n_outer, b->space.n_axes);
+    switch (kl_form_split(&b->space, &linear, dim, n, part, &how)) {
     case FORM_REFINE:
         return kl_eval_refined(b, node, &how);
     case FORM_NONE:
@@ -281,7 +281,7 @@ static int eval_fresh(loop_builder *b, ir_node *node, const index_form *where)
     bool here = kl_is_computed_here(b, node);
     if (info->stored && !here)
         return load(b, node, where);
-    switch (role_of(node)) {
+    switch (kl_role_of(node)) {
     case ROLE_VIEW:
         return eval_view(b, node, where);
     case ROLE_LOOP:
@@ -290,7 +290,7 @@ static int eval_fresh(loop_builder *b, ir_node *node, const index_form *where)
     case ROLE_ANCHOR:
         CHECK(false, "%%%d %s: expected to be stored", node->id, OP_NAME(node->op));
     }
-    if (is_reduce(node))
+    if (kl_is_reduce(node))
         return here ? eval_reduce(b, node, where) : kl_eval_failed(b, node, false);
     if (node->op == OP_random_bits)
         return eval_random(b, node, where);

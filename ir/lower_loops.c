@@ -15,9 +15,9 @@ static void add_output(loop_builder *b, kl_output_kind kind, int expr, kl_view v
 /* The forms of type's axes where its linear index runs over the axes [from, to) of the loop. */
 static bool spread(loop_builder *b, const ir_node *node, const ir_type *type, int from, int to, index_form *where)
 {
-    index_form linear = form_linear(&b->space, from, to);
+    index_form linear = kl_form_linear(&b->space, from, to);
     form_refinement how;
-    switch (form_split(&b->space, &linear, type->dim, type->rank, where, &how)) {
+    switch (kl_form_split(&b->space, &linear, type->dim, type->rank, where, &how)) {
     case FORM_OK:
         return true;
     case FORM_REFINE:
@@ -54,11 +54,11 @@ static void output(loop_builder *b, ir_node *node)
         rows *= i < space->n_outer ? space->extent[i] : 1;
         total *= space->extent[i];
     }
-    if (is_outer_sum(node)) {
+    if (kl_is_outer_sum(node)) {
         ir_node *x = node->args[0];
         bool of_rows = ir_type_count(&x->type) != total;
         CHECK(!of_rows || ir_type_count(&x->type) == rows, "%%%d: expected a full or a row value under the sum", node->id);
-        kind = kind_of_reduce(node) == REDUCE_LEADING ? KL_SUM_OUTER : KL_SUM_ALL;
+        kind = kl_kind_of_reduce(node) == REDUCE_LEADING ? KL_SUM_OUTER : KL_SUM_ALL;
         if (!spread(b, x, &x->type, 0, of_rows ? space->n_outer : space->n_axes, where) ||
             !spread(b, node, &node->type, kind == KL_SUM_OUTER ? space->n_outer : space->n_axes, space->n_axes, at))
             return;
@@ -101,7 +101,7 @@ static bool retry_refined(loop_builder *b)
     loop_builder fresh = { .l = b->l, .space = b->space, .cluster = b->cluster, .root = b->root };
     if (!b->failed || !b->refine)
         return false;
-    if (!space_refine(&fresh.space, &b->how)) {
+    if (!kl_space_refine(&fresh.space, &b->how)) {
         too_many_axes(b);
         return false;
     }
@@ -137,7 +137,7 @@ void kl_fill(lowering *l, kernel_list *list, ir_node *node, const node_place *pl
     if (ir_type_count(&node->type) == 0)
         return;
     for (int i = 0; i < node->type.rank; i++)
-        where[i] = form_axis(i);
+        where[i] = kl_form_axis(i);
     kl_view_at(l->program, place, &node->type, where, b.space.n_axes, &view);
     add_output(&b, KL_STORE, kl_add_value(&b, node->type.dtype, value), view);
     finish_loop(&b, &kl_new_kernel(l, list, KL_LOOP, node, "fill")->loop);
@@ -172,7 +172,7 @@ static index_space space_of(const node_cluster *cluster)
     if (cluster->alone) {
         const ir_node *node = cluster->nodes[0];
         const ir_type *type = &node->args[0]->type;
-        if (is_reduce(node)) {                            /* what stays, then what goes */
+        if (kl_is_reduce(node)) {                            /* what stays, then what goes */
             bool gone[IR_MAX_RANK] = {0};
             if (node->op == OP_argmax)
                 gone[node->attr.axis] = true;

@@ -34,7 +34,7 @@ static void append(base_arena *arena, int_list *list, int value)
     list->at[list->n++] = value;
 }
 
-void heap_push(unit_heap *heap, int unit)
+void kl_heap_push(unit_heap *heap, int unit)
 {
     int i = heap->n++;
     for (; i > 0 && heap->key[heap->at[(i - 1) / 2]] > heap->key[unit]; i = (i - 1) / 2)
@@ -42,7 +42,7 @@ void heap_push(unit_heap *heap, int unit)
     heap->at[i] = unit;
 }
 
-int heap_pop(unit_heap *heap)
+int kl_heap_pop(unit_heap *heap)
 {
     int top = heap->at[0], moved = heap->at[--heap->n], i = 0;
     for (int child; (child = 2 * i + 1) < heap->n; i = child) {
@@ -104,13 +104,13 @@ void kl_order_units(lowering *l, kernel_list *out)
     find_users(l, users, waits_for);
     for (int i = 0; i < n; i++)
         if (waits_for[i] == 0 && l->units[i].key != UNIT_LAST)
-            heap_push(&ready, i);
+            kl_heap_push(&ready, i);
     for (; ready.n > 0; done++) {
-        int next = heap_pop(&ready);
+        int next = kl_heap_pop(&ready);
         emit(l, &l->units[next], out);
         for (int i = 0; i < users[next].n; i++)
             if (--waits_for[users[next].at[i]] == 0 && l->units[users[next].at[i]].key != UNIT_LAST)
-                heap_push(&ready, users[next].at[i]);
+                kl_heap_push(&ready, users[next].at[i]);
     }
     for (int i = 0; i < n; i++)
         if (l->units[i].key == UNIT_LAST) {

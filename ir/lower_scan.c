@@ -9,7 +9,7 @@ typedef struct { const ir_node *scan; node_place *carries, *ys; } scan_ends;
 /* Whether a value is a view of a parameter's memory that is about to be overwritten. */
 static bool reads_param(const lowering *l, const ir_node *node, int from, int to)
 {
-    const ir_node *base = view_base(l->state, node);
+    const ir_node *base = kl_view_base(l->state, node);
     return base->op == OP_parameter && base->attr.index >= from && base->attr.index < to;
 }
 

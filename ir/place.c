@@ -60,7 +60,7 @@ bool kl_place_of_view(lower_state *state, const ir_node *node, node_place *place
         *place = info->place;
         return place->placed;
     }
-    if (role_of(node) != ROLE_VIEW)
+    if (kl_role_of(node) != ROLE_VIEW)
         return false;
     const ir_node *x = node->args[0];
     node_place below;
