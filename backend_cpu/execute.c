@@ -178,7 +178,7 @@ static void place_kernel(scheduler *s, kl_kernel *kernel)
     v.mark = true;
     v.stage = v.earliest + plan->n_phases - 1;
     kl_visit(kernel, visit_access, &v);
-    s->placed = kl_grown(s->scratch, s->placed, s->n_placed, &s->cap_placed, sizeof(placed));
+    s->placed = base_arena_grown(s->scratch, s->placed, s->n_placed, &s->cap_placed, sizeof(placed));
     s->placed[s->n_placed++] = (placed){ kernel->id, v.earliest, v.stage, plan->workspace_bytes, 0 };
 }
 
@@ -202,7 +202,7 @@ static void place_workspace(scheduler *s, int which)
 
 static void add_step(cpu_execution *x, step st)
 {
-    x->steps = kl_grown(x->arena, x->steps, x->n_steps, &x->cap_steps, sizeof(step));
+    x->steps = base_arena_grown(x->arena, x->steps, x->n_steps, &x->cap_steps, sizeof(step));
     x->steps[x->n_steps++] = st;
 }
 
@@ -222,7 +222,7 @@ static void add_items(cpu_execution *x, stage *st, double *work, const cpu_plan 
     if (plan->n_parts > 0 || phase >= plan->n_phases)
         return;
     const cpu_phase *p = &plan->phases[phase];
-    x->items = kl_grown(x->arena, x->items, x->n_items, &x->cap_items, sizeof(item));
+    x->items = base_arena_grown(x->arena, x->items, x->n_items, &x->cap_items, sizeof(item));
     x->items[x->n_items++] = (item){ p, plan->args + p->arg_base, kernel, counts && phase == 0, st->tasks };
     st->n_items++;
     st->tasks += p->tasks;
@@ -258,7 +258,7 @@ static void end_segment(scheduler *s)
             add_items(x, &st, &work, &s->plans[there[i]->kernel], n - there[i]->first, there[i]->kernel, true);
         st.serial = work < x->grain.shared_ns || st.tasks <= 1;
         st.barrier = true;
-        x->stages = kl_grown(x->arena, x->stages, x->n_stages, &x->cap_stages, sizeof(stage));
+        x->stages = base_arena_grown(x->arena, x->stages, x->n_stages, &x->cap_stages, sizeof(stage));
         x->stages[x->n_stages] = st;
         add_step(x, (step){ .kind = STEP_STAGE, .stage = x->n_stages++ });
     }

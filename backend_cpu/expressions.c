@@ -28,7 +28,7 @@ static int stride_set(cpu_compiler *c, cpu_plan *plan, cpu_expressions *x, const
             return i;
     for (int i = 0; i < x->loop.n_axes; i++)
         set.arg[i] = set.stride[i] ? add_arg(c, plan, x, set.stride[i]) : -1;
-    x->sets = kl_grown(c->arena, x->sets, x->n_sets, &x->cap_sets, sizeof *x->sets);
+    x->sets = base_arena_grown(c->arena, x->sets, x->n_sets, &x->cap_sets, sizeof *x->sets);
     x->sets[x->n_sets] = set;
     return x->n_sets++;
 }

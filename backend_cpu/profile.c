@@ -99,11 +99,7 @@ static void add_event(thread_profile *of, int thread, int item, int kernel, int6
         of->events[of->n_events - 1].end_ns = end;
         return;
     }
-    if (of->n_events == of->cap_events) {
-        int cap = MAX(1024, 2 * of->cap_events);
-        of->events = base_realloc(of->events, sizeof(ir_event) * (size_t)of->cap_events, sizeof(ir_event) * (size_t)cap);
-        of->cap_events = cap;
-    }
+    of->events = base_grown(of->events, of->n_events, &of->cap_events, sizeof(ir_event));
     of->events[of->n_events++] = (ir_event){ kernel, thread, begin, end };
     of->open = item;
 }

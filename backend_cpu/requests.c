@@ -17,13 +17,7 @@ int cpu_request_code(cpu_compiler *c, const char *key, double cost, cpu_emit *em
     for (int i = 0; i < c->n_requests; i++)
         if (c->requests[i].length == length && !memcmp(c->requests[i].key, key, length))
             return i;
-    if (c->n_requests == c->cap_requests) {
-        c->cap_requests = MAX(16, 2 * c->cap_requests);
-        cpu_request *more = ARENA_NEW(c->arena, cpu_request, c->cap_requests);
-        if (c->n_requests)
-            memcpy(more, c->requests, sizeof *more * (size_t)c->n_requests);
-        c->requests = more;
-    }
+    c->requests = base_arena_grown(c->arena, c->requests, c->n_requests, &c->cap_requests, sizeof *c->requests);
     base_key name = cpu_cache_key(c->machine, key, length);
     cpu_request *r = &c->requests[c->n_requests];
     *r = (cpu_request){ .key = base_arena_text(c->arena, "%s", key), .length = length, .cost = cost, .emit = emit, .context = context };
@@ -33,13 +27,7 @@ int cpu_request_code(cpu_compiler *c, const char *key, double cost, cpu_emit *em
 
 int cpu_arg(cpu_compiler *c, cpu_plan *plan, int64_t value)
 {
-    if (plan->n_args == plan->cap_args) {
-        plan->cap_args = MAX(16, 2 * plan->cap_args);
-        int64_t *more = ARENA_NEW(c->args, int64_t, plan->cap_args);
-        if (plan->n_args)
-            memcpy(more, plan->args, sizeof *more * (size_t)plan->n_args);
-        plan->args = more;
-    }
+    plan->args = base_arena_grown(c->args, plan->args, plan->n_args, &plan->cap_args, sizeof *plan->args);
     plan->args[plan->n_args] = value;
     return plan->n_args++;
 }
@@ -196,21 +184,13 @@ static bool compile_missing(cpu_compiler *c, cpu_store *s, module_plan *modules,
 
 static void remember(cpu_store *s, cpu_code *code)
 {
-    if (s->n_codes == s->cap_codes) {
-        int cap = MAX(8, 2 * s->cap_codes);
-        s->codes = base_realloc(s->codes, sizeof *s->codes * (size_t)s->cap_codes, sizeof *s->codes * (size_t)cap);
-        s->cap_codes = cap;
-    }
+    s->codes = base_grown(s->codes, s->n_codes, &s->cap_codes, sizeof *s->codes);
     s->codes[s->n_codes++] = code;
 }
 
 static void add_function(cpu_store *s, const char *name, void *address, const cpu_code *code)
 {
-    if (s->n_functions == s->cap_functions) {
-        int cap = MAX(32, 2 * s->cap_functions);
-        s->functions = base_realloc(s->functions, sizeof(function) * (size_t)s->cap_functions, sizeof(function) * (size_t)cap);
-        s->cap_functions = cap;
-    }
+    s->functions = base_grown(s->functions, s->n_functions, &s->cap_functions, sizeof(function));
     function *f = &s->functions[s->n_functions++];
     snprintf(f->name, sizeof f->name, "%s", name);
     f->address = address;

@@ -37,11 +37,7 @@ static choice *set(cuda_choices *c, const char *key, const cuda_algorithm *algor
 {
     choice *at = find(c, key);
     if (!at) {
-        if (c->n == c->cap) {
-            int cap = MAX(64, 2 * c->cap);
-            c->at = base_realloc(c->at, sizeof(choice) * (size_t)c->cap, sizeof(choice) * (size_t)cap);
-            c->cap = cap;
-        }
+        c->at = base_grown(c->at, c->n, &c->cap, sizeof(choice));
         at = &c->at[c->n++];
         at->key = base_strdup(key);
     }

@@ -42,13 +42,7 @@ int cuda_request_add(cuda_compiler *c, const char *defines, const char *text, co
     for (int i = 0; i < c->n_requests; i++)
         if (!strcmp(c->requests[i].name, name))
             return i;
-    if (c->n_requests == c->cap_requests) {
-        c->cap_requests = MAX(16, 2 * c->cap_requests);
-        cuda_request *more = ARENA_NEW(c->arena, cuda_request, c->cap_requests);
-        if (c->n_requests)
-            memcpy(more, c->requests, sizeof *more * (size_t)c->n_requests);
-        c->requests = more;
-    }
+    c->requests = base_arena_grown(c->arena, c->requests, c->n_requests, &c->cap_requests, sizeof *c->requests);
     base_text named = {0};
     if (device)
         base_text_add(&named, "%s%s\n", defines, cuda_device_text(device));
@@ -166,11 +160,7 @@ static bool add_known(cuda_store *s, const cuda_request *r, const base_bytes *cu
     if (!cuda_ok(s->device, library->module_load(&fresh.module, cubin->at), r->kernel) ||
         !cuda_ok(s->device, library->module_function(&fresh.function, fresh.module, r->name), r->kernel))
         return false;
-    if (s->n == s->cap) {
-        int cap = MAX(64, 2 * s->cap);
-        s->known = base_realloc(s->known, sizeof(known) * (size_t)s->cap, sizeof(known) * (size_t)cap);
-        s->cap = cap;
-    }
+    s->known = base_grown(s->known, s->n, &s->cap, sizeof(known));
     s->known[s->n++] = fresh;
     return true;
 }

@@ -18,8 +18,8 @@
 static int add_arg(cuda_writer *w, cuda_arg arg, const char *type)
 {
     int cap = w->cap_args;
-    w->args = kl_grown(w->compiler->arena, w->args, w->n_args, &cap, sizeof *w->args);
-    w->types = kl_grown(w->compiler->arena, w->types, w->n_args, &w->cap_args, sizeof *w->types);
+    w->args = base_arena_grown(w->compiler->arena, w->args, w->n_args, &cap, sizeof *w->args);
+    w->types = base_arena_grown(w->compiler->arena, w->types, w->n_args, &w->cap_args, sizeof *w->types);
     w->args[w->n_args] = arg;
     w->types[w->n_args] = type;
     return w->n_args++;
@@ -58,7 +58,7 @@ int64_t cuda_workspace(cuda_plan *plan, int64_t bytes)
 
 cuda_step *cuda_step_add(cuda_compiler *c, cuda_plan *plan)
 {
-    plan->steps = kl_grown(c->arena, plan->steps, plan->n_steps, &plan->cap_steps, sizeof *plan->steps);
+    plan->steps = base_arena_grown(c->arena, plan->steps, plan->n_steps, &plan->cap_steps, sizeof *plan->steps);
     return &plan->steps[plan->n_steps++];
 }
 

@@ -32,6 +32,8 @@ void *base_try_alloc(size_t bytes);
 void *base_try_grow(void *old, size_t bytes);
 void *base_realloc(void *old, size_t old_bytes, size_t bytes);    /* what is new is zeroed */
 void base_free(void *memory);                                     /* NULL is fine */
+/* An array of cap elements, of which n are in use, or one of twice as many in its place where there is no room for another. */
+void *base_grown(void *old, int n, int *cap, size_t size);
 char *base_strdup(const char *text);
 
 size_t base_alloc_count(void);           /* blocks now allocated, for tests that look for leaks */
@@ -48,6 +50,7 @@ char *base_arena_text(base_arena *arena, const char *format, ...) PRINTF_LIKE(2,
 typedef struct { void *chunk; size_t used, bytes; } base_arena_mark;
 base_arena_mark base_arena_now(const base_arena *arena);
 void base_arena_rewind(base_arena *arena, base_arena_mark mark);
+void *base_arena_grown(base_arena *arena, void *old, int n, int *cap, size_t size);      /* as base_grown; the old one stays where it is */
 #define ARENA_NEW(arena, type, count) ((type *)base_arena_alloc((arena), sizeof(type) * (size_t)(count)))
 
 /* -- environment.c -------------------------------------------------------------------------------------------------- */

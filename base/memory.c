@@ -207,6 +207,17 @@ void *base_realloc(void *old, size_t old_bytes, size_t bytes)
     return memory;
 }
 
+enum { LEAST_CAP = 16 };
+
+void *base_grown(void *old, int n, int *cap, size_t size)
+{
+    if (n < *cap)
+        return old;
+    size_t before = size * (size_t)*cap;
+    *cap = MAX(LEAST_CAP, 2 * *cap);
+    return base_realloc(old, before, size * (size_t)*cap);
+}
+
 void base_free(void *memory)
 {
     if (!memory)
@@ -278,6 +289,16 @@ char *base_arena_text(base_arena *arena, const char *format, ...)
     return text;
 }
 
+void *base_arena_grown(base_arena *arena, void *old, int n, int *cap, size_t size)
+{
+    if (n < *cap)
+        return old;
+    *cap = MAX(LEAST_CAP, 2 * *cap);
+    void *more = base_arena_alloc(arena, size * (size_t)*cap);
+    if (n)
+        memcpy(more, old, size * (size_t)n);
+    return more;
+}
 
 base_arena_mark base_arena_now(const base_arena *arena)
 {

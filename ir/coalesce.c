@@ -43,11 +43,7 @@ static int memory_of(const survey *s, int buffer)
 static void record(void *context, const kl_access *a)
 {
     survey *s = context;
-    if (s->n == s->cap) {
-        int cap = MAX(256, 2 * s->cap);
-        s->list = base_realloc(s->list, sizeof(access) * (size_t)s->cap, sizeof(access) * (size_t)cap);
-        s->cap = cap;
-    }
+    s->list = base_grown(s->list, s->n, &s->cap, sizeof(access));
     int memory = memory_of(s, a->view->buffer);
     s->list[s->n] = (access){ s->kernel, a->view, a->loop, a->write, a->write && !a->accumulate, NONE };
     *(s->first[memory] == NONE ? &s->first[memory] : &s->list[s->last[memory]].next) = s->n;

@@ -219,11 +219,7 @@ static void add_note(list_index *index, int *first)
 {
     if (*first != NONE && index->notes[*first].kernel == index->kernel)
         return;
-    if (index->n_notes == index->cap_notes) {
-        size_t old = sizeof(note) * (size_t)index->cap_notes;
-        index->cap_notes = MAX(256, 2 * index->cap_notes);
-        index->notes = base_realloc(index->notes, old, sizeof(note) * (size_t)index->cap_notes);
-    }
+    index->notes = base_grown(index->notes, index->n_notes, &index->cap_notes, sizeof(note));
     index->notes[index->n_notes] = (note){ index->kernel, *first };
     *first = index->n_notes++;
 }

@@ -65,7 +65,7 @@ static void forget_write(void *context, const kl_access *access)
 
 static void add(kl_program *program, kernel_list *list, kl_kernel *kernel)
 {
-    list->at = kl_grown(program->arena, list->at, list->n, &list->cap, sizeof *list->at);
+    list->at = base_arena_grown(program->arena, list->at, list->n, &list->cap, sizeof *list->at);
     list->at[list->n++] = kernel;
 }
 

@@ -5,20 +5,9 @@
 
 /* -- buffers ------------------------------------------------------------------------------------------------------------ */
 
-void *kl_grown(base_arena *arena, void *old, int n, int *cap, size_t size)
-{
-    if (n < *cap)
-        return old;
-    *cap = MAX(8, 2 * *cap);
-    char *more = base_arena_alloc(arena, size * (size_t)*cap);
-    if (n)
-        memcpy(more, old, size * (size_t)n);
-    return more;
-}
-
 int kl_add_buffer(kl_program *program, kl_buffer buffer)
 {
-    program->buffers = kl_grown(program->arena, program->buffers, program->n_buffers, &program->cap_buffers, sizeof(kl_buffer));
+    program->buffers = base_arena_grown(program->arena, program->buffers, program->n_buffers, &program->cap_buffers, sizeof(kl_buffer));
     program->buffers[program->n_buffers] = buffer;
     return program->n_buffers++;
 }

@@ -236,8 +236,6 @@ void kl_program_free(kl_program *program);
 
 /* For passes over the list, and for whoever makes one by hand. */
 int kl_add_buffer(kl_program *program, kl_buffer buffer);
-/* Room for one element more than n, in memory of the arena; what stands there stays. */
-void *kl_grown(base_arena *arena, void *old, int n, int *cap, size_t size);
 void kl_renumber(kl_program *program);                       /* kernel ids */
 void kl_tidy(kl_program *program);                           /* drops buffers that no kernel touches, and numbers all anew */
 /* Calls visit for every view that the kernel reads or writes (not for those of a repeat's body). */

@@ -16,7 +16,7 @@
 
 lower_unit *kl_new_unit(lowering *l, int64_t key)
 {
-    l->units = kl_grown(l->scratch, l->units, l->n_units, &l->cap_units, sizeof(lower_unit));
+    l->units = base_arena_grown(l->scratch, l->units, l->n_units, &l->cap_units, sizeof(lower_unit));
     l->units[l->n_units] = (lower_unit){ .key = key };
     return &l->units[l->n_units++];
 }
@@ -31,7 +31,7 @@ kl_kernel *kl_new_kernel(lowering *l, kernel_list *list, kl_kind kind, const ir_
         if (kernel->place.file)
             kernel->place.file = base_arena_text(l->program->arena, "%s", node->place.file);
     }
-    list->at = kl_grown(l->program->arena, list->at, list->n, &list->cap, sizeof(*list->at));
+    list->at = base_arena_grown(l->program->arena, list->at, list->n, &list->cap, sizeof(*list->at));
     list->at[list->n++] = kernel;
     return kernel;
 }

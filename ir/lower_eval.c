@@ -36,7 +36,7 @@ static int add_expr(loop_builder *b, kl_expr expr)
         if (expr_equal(&loop->exprs[i], &expr))
             return i;
     loop_room *room = &b->l->room;
-    loop->exprs = room->exprs = kl_grown(b->l->scratch, room->exprs, loop->n_exprs, &room->cap_exprs, sizeof(kl_expr));
+    loop->exprs = room->exprs = base_arena_grown(b->l->scratch, room->exprs, loop->n_exprs, &room->cap_exprs, sizeof(kl_expr));
     loop->exprs[loop->n_exprs] = expr;
     return loop->n_exprs++;
 }
@@ -311,7 +311,7 @@ static int keep_forms(loop_builder *b, int n, const index_form *where)
     for (int i = 0; i < n; i++)
         words += 2 + b->space.n_axes + 3 * where[i].n_dynamic;
     while (first + words > room->cap_forms)
-        room->forms = kl_grown(b->l->scratch, room->forms, room->cap_forms, &room->cap_forms, sizeof(int64_t));
+        room->forms = base_arena_grown(b->l->scratch, room->forms, room->cap_forms, &room->cap_forms, sizeof(int64_t));
     int64_t *to = &room->forms[first];
     for (int i = 0; i < n; i++) {
         *to++ = where[i].offset;
@@ -357,7 +357,7 @@ int kl_eval(loop_builder *b, ir_node *node, const index_form *where)
     int expr = eval_fresh(b, node, where);
     if (expr < 0)
         return -1;
-    room->done = kl_grown(b->l->scratch, room->done, b->n_done, &room->cap_done, sizeof(evaluated));
+    room->done = base_arena_grown(b->l->scratch, room->done, b->n_done, &room->cap_done, sizeof(evaluated));
     int form = keep_forms(b, node->type.rank, where);
     room->done[b->n_done++] = (evaluated){ node, form, expr };
     return expr;

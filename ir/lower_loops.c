@@ -8,7 +8,7 @@
 static void add_output(loop_builder *b, kl_output_kind kind, int expr, kl_view view)
 {
     loop_room *room = &b->l->room;
-    b->loop.outputs = room->outputs = kl_grown(b->l->scratch, room->outputs, b->loop.n_outputs, &room->cap_outputs, sizeof(kl_output));
+    b->loop.outputs = room->outputs = base_arena_grown(b->l->scratch, room->outputs, b->loop.n_outputs, &room->cap_outputs, sizeof(kl_output));
     b->loop.outputs[b->loop.n_outputs++] = (kl_output){ kind, expr, view, false };
 }
 

@@ -12,7 +12,7 @@ static void touch(void *context, const kl_access *access)
     for (int i = 0; i < t->n[which]; i++)
         if (t->at[which][i] == buffer)
             return;
-    t->at[which] = kl_grown(t->arena, t->at[which], t->n[which], &t->cap[which], sizeof(int));
+    t->at[which] = base_arena_grown(t->arena, t->at[which], t->n[which], &t->cap[which], sizeof(int));
     t->at[which][t->n[which]++] = buffer;
 }
 
@@ -30,7 +30,7 @@ typedef struct { int *at, n, cap; } int_list;
 
 static void append(base_arena *arena, int_list *list, int value)
 {
-    list->at = kl_grown(arena, list->at, list->n, &list->cap, sizeof *list->at);
+    list->at = base_arena_grown(arena, list->at, list->n, &list->cap, sizeof *list->at);
     list->at[list->n++] = value;
 }
 
@@ -58,7 +58,7 @@ int kl_heap_pop(unit_heap *heap)
 static void emit(lowering *l, const lower_unit *u, kernel_list *out)
 {
     for (int i = 0; i < u->kernels.n; i++) {
-        out->at = kl_grown(l->program->arena, out->at, out->n, &out->cap, sizeof(*out->at));
+        out->at = base_arena_grown(l->program->arena, out->at, out->n, &out->cap, sizeof(*out->at));
         out->at[out->n++] = u->kernels.at[i];
     }
 }

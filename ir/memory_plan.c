@@ -31,11 +31,7 @@ typedef struct {
 static void note_access(void *context, const kl_access *a)
 {
     survey *s = context;
-    if (s->n == s->cap) {
-        int cap = MAX(256, 2 * s->cap);
-        s->list = base_realloc(s->list, sizeof(access) * (size_t)s->cap, sizeof(access) * (size_t)cap);
-        s->cap = cap;
-    }
+    s->list = base_grown(s->list, s->n, &s->cap, sizeof(access));
     s->list[s->n++] = (access){ s->now, a->view->buffer, kl_root_buffer(s->program, a->view->buffer), a->write && !a->accumulate };
 }
 

@@ -272,7 +272,7 @@ static bool expr(parser *p, loop_parts *parts)
     e.row = ir_lex_accept(&p->lexer, "row");
     if (!ir_lex_expect(&p->lexer, "=") || !what_expr(p, loop, &e))
         return false;
-    loop->exprs = kl_grown(p->program->arena, loop->exprs, loop->n_exprs, &parts->cap_exprs, sizeof e);
+    loop->exprs = base_arena_grown(p->program->arena, loop->exprs, loop->n_exprs, &parts->cap_exprs, sizeof e);
     loop->exprs[loop->n_exprs++] = e;
     return true;
 }
@@ -307,7 +307,7 @@ static bool output(parser *p, loop_parts *parts, bool *none)
     }
     if (!name_of(p, "e", loop->n_exprs, &o.expr))
         return false;
-    loop->outputs = kl_grown(p->program->arena, loop->outputs, loop->n_outputs, &parts->cap_outputs, sizeof o);
+    loop->outputs = base_arena_grown(p->program->arena, loop->outputs, loop->n_outputs, &parts->cap_outputs, sizeof o);
     loop->outputs[loop->n_outputs++] = o;
     return true;
 }
@@ -404,7 +404,7 @@ static bool list_of_loops(parser *p, kl_list *list)
     do {
         if (list->n > 0 && !bindings(p, &list->loops[0], &next))
             return false;
-        list->loops = kl_grown(p->program->arena, list->loops, list->n, &cap, sizeof next);
+        list->loops = base_arena_grown(p->program->arena, list->loops, list->n, &cap, sizeof next);
         list->loops[list->n++] = next;
     } while (ir_lex_accept(&p->lexer, "also"));
     return true;
@@ -510,7 +510,7 @@ static bool kernel(parser *p, kernel_list *list)
         return ir_lex_wrong(lexer, "expected k%d", k->id);
     if (!ir_lex_quoted(lexer, p->program->arena, &k->name))
         return false;
-    list->at = kl_grown(p->program->arena, list->at, list->n, &list->cap, sizeof *list->at);
+    list->at = base_arena_grown(p->program->arena, list->at, list->n, &list->cap, sizeof *list->at);
     list->at[list->n++] = k;
     if (ir_lex_is_word(text, len, "loop")) {
         k->kind = KL_LOOP;

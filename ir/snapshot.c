@@ -29,12 +29,7 @@ static void remember(ir_snapshot *snapshot, ir_graph *graph)
         for (int i = 0; i < n->n_args; i++)
             *operand++ = n->args[i];
     }
-    if (snapshot->n == snapshot->cap) {
-        remembered *more = ARENA_NEW(snapshot->arena, remembered, snapshot->cap = MAX(8, 2 * snapshot->cap));
-        for (int i = 0; i < snapshot->n; i++)
-            more[i] = snapshot->graphs[i];
-        snapshot->graphs = more;
-    }
+    snapshot->graphs = base_arena_grown(snapshot->arena, snapshot->graphs, snapshot->n, &snapshot->cap, sizeof(remembered));
     snapshot->graphs[snapshot->n++] = r;
     for (ir_node *n = graph->first; n; n = n->next)
         if (n->attr.body)

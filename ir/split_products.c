@@ -102,7 +102,7 @@ void kl_append(kl_sequence *into, kl_kernel *kernel)
 {
     if (!kernel)
         return;
-    into->at = kl_grown(into->arena, into->at, into->n, &into->cap, sizeof *into->at);
+    into->at = base_arena_grown(into->arena, into->at, into->n, &into->cap, sizeof *into->at);
     into->at[into->n++] = kernel;
 }
 

@@ -66,6 +66,26 @@ static void mapped_blocks_come_and_go(void **state)
     assert_int_equal(base_alloc_count(), count);
 }
 
+/* What is in an array stays in it while it grows; what is new is zero. */
+static void arrays_grow(void **state)
+{
+    (void)state;
+    base_arena *arena = base_arena_new();
+    int *own = NULL, *in_arena = NULL, cap = 0, arena_cap = 0;
+    for (int n = 0; n < 1000; n++) {
+        own = base_grown(own, n, &cap, sizeof *own);
+        in_arena = base_arena_grown(arena, in_arena, n, &arena_cap, sizeof *in_arena);
+        assert_true(cap > n && arena_cap > n);
+        assert_true(own[n] == 0 && in_arena[n] == 0);
+        own[n] = in_arena[n] = n + 1;
+    }
+    for (int n = 0; n < 1000; n++)
+        assert_true(own[n] == n + 1 && in_arena[n] == n + 1);
+    assert_true(cap < 2048);
+    base_free(own);
+    base_arena_free(arena);
+}
+
 /* -- limits ------------------------------------------------------------------------------------------------------------ */
 
 static void plant(const char *root, const char *path, const char *text)
@@ -174,6 +194,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(memory_is_promised_once),
         cmocka_unit_test(mapped_blocks_come_and_go),
+        cmocka_unit_test(arrays_grow),
         cmocka_unit_test(limits_of_cgroup_v2),
         cmocka_unit_test(limits_of_cgroup_v1),
         cmocka_unit_test(errors_are_one_line),
