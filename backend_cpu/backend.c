@@ -333,21 +333,13 @@ static double began_ms(const ir_executable *p) { return cpu_execution_began_ms(p
 
 /* -- where time goes ---------------------------------------------------------------------------------------------------------- */
 
-static void describe_kernel(kl_kernel *kernel, void *context)
-{
-    ir_executable *p = context;
-    p->profile->kernels[kernel->id] = kl_profile_of(p->list, kernel, p->arena);
-    p->profile->kernels[kernel->id].how = p->plans[kernel->id].how;
-}
-
 static void profile(ir_executable *p, int traced_runs)
 {
     if (p->profile)
         return;
-    p->profile = ARENA_NEW(p->arena, ir_profile, 1);
-    p->profile->n_kernels = p->list->n_ids;
-    p->profile->kernels = ARENA_NEW(p->arena, ir_kernel_profile, p->list->n_ids);
-    for_each_kernel(p->list->kernels, p->list->n_kernels, describe_kernel, p);
+    p->profile = kl_profile_new(p->list, p->arena);
+    for (int i = 0; i < p->profile->n_kernels; i++)
+        p->profile->kernels[i].how = p->plans[i].how;
     cpu_execution_profile(p->execution, traced_runs);
 }
 

@@ -286,25 +286,14 @@ static bool run(ir_executable *p, void *const *params, void *const *results)
 
 /* -- where time goes ---------------------------------------------------------------------------------------------------------------- */
 
-static void describe_list(ir_executable *p, kl_kernel *const *kernels, int n)
-{
-    for (int i = 0; i < n; i++) {
-        p->profile->kernels[kernels[i]->id] = kl_profile_of(p->list, kernels[i], p->arena);
-        p->profile->kernels[kernels[i]->id].how = p->plans[kernels[i]->id].how;
-        if (kernels[i]->kind == KL_REPEAT)
-            describe_list(p, kernels[i]->repeat.body, kernels[i]->repeat.n_body);
-    }
-}
-
 static void profile(ir_executable *p, int traced_runs)
 {
     if (p->profile || cuda_is_blocking())
         return;
     cuda_device_enter(process.device);
-    p->profile = ARENA_NEW(p->arena, ir_profile, 1);
-    p->profile->n_kernels = p->list->n_ids;
-    p->profile->kernels = ARENA_NEW(p->arena, ir_kernel_profile, p->list->n_ids);
-    describe_list(p, p->list->kernels, p->list->n_kernels);
+    p->profile = kl_profile_new(p->list, p->arena);
+    for (int i = 0; i < p->profile->n_kernels; i++)
+        p->profile->kernels[i].how = p->plans[i].how;
     cuda_execution_profile(p->execution, traced_runs);
 }
 

@@ -187,7 +187,7 @@ void *cuda_memory_new(cuda_device *d, size_t bytes)
     size_t room = MAX(bytes, (size_t)256);
     int error = d->library->memory_alloc(&memory, room);
     if (error == CUDA_OUT_OF_MEMORY) {
-        base_fail(BASE_FAILURE, "device cuda: out of memory: %.1f MB were asked for, %.1f MB are free", (double)bytes / 1e6, (double)cuda_memory_available(d) / 1e6);
+        base_fail(BASE_NO_MEMORY, "device cuda: out of memory: %.1f MB were asked for, %.1f MB are free", (double)bytes / 1e6, (double)cuda_memory_available(d) / 1e6);
         return NULL;
     }
     if (!cuda_ok(d, error, "cuMemAlloc") || !cuda_ok(d, d->library->fill(memory, 0, room, d->copies), "cuMemsetD8Async") ||

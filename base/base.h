@@ -87,8 +87,9 @@ void base_text_free(base_text *text);
 
 /* -- error.c -------------------------------------------------------------------------------------------------------- */
 
-/* The kind is also the exit status of a program that ends because of it. */
-typedef enum { BASE_FAILURE = 1, BASE_MISTAKE = 2 } base_error_kind;
+/* The kind is also the exit status of a program that ends because of it. BASE_NO_MEMORY is a failure that whoever knows what memory was wanted for has more to
+ * say of; outside of rax it is one like the others. */
+typedef enum { BASE_FAILURE = 1, BASE_MISTAKE = 2, BASE_NO_MEMORY } base_error_kind;
 
 /* Sets the thread's error and returns false, so that `return base_fail(...)` reads as what it is. One line without a full
  * stop, beginning with what is at fault: "configs/a.json: n_head: expected ..."; after a newline in the format, a hint. Control

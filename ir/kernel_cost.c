@@ -139,10 +139,28 @@ static const char *shape_of(base_arena *arena, const kl_kernel *kernel)
     return kept;
 }
 
-ir_kernel_profile kl_profile_of(const kl_program *program, const kl_kernel *kernel, base_arena *arena)
+static ir_kernel_profile profile_of(const kl_program *program, const kl_kernel *kernel, base_arena *arena)
 {
     ir_kernel_profile k = { .name = kernel->name ? kernel->name : "", .place = kernel->place, .shape = shape_of(arena, kernel) };
     k.dtype = kernel->kind == KL_CONTRACTION ? kernel->contraction.dtype : kernel->kind == KL_ATTENTION ? kernel->attention.dtype : IR_F32;
     kl_cost(program, kernel, &k.flops, &k.bytes);
     return k;
+}
+
+static void describe(const kl_program *program, kl_kernel *const *kernels, int n, base_arena *arena, ir_kernel_profile *to)
+{
+    for (int i = 0; i < n; i++) {
+        to[kernels[i]->id] = profile_of(program, kernels[i], arena);
+        if (kernels[i]->kind == KL_REPEAT)
+            describe(program, kernels[i]->repeat.body, kernels[i]->repeat.n_body, arena, to);
+    }
+}
+
+ir_profile *kl_profile_new(const kl_program *program, base_arena *arena)
+{
+    ir_profile *p = ARENA_NEW(arena, ir_profile, 1);
+    p->n_kernels = program->n_ids;
+    p->kernels = ARENA_NEW(arena, ir_kernel_profile, program->n_ids);
+    describe(program, program->kernels, program->n_kernels, arena, p->kernels);
+    return p;
 }

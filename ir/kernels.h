@@ -256,8 +256,8 @@ int kl_root_buffer(const kl_program *program, int buffer);
 int kl_memory_of(const kl_program *program, int buffer);
 /* Flops and bytes of one execution, as the compile trace tells them: 2 M N K a contraction; elements read and written. */
 void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, double *bytes);
-/* A kernel for a profile, but for how it was done and what it took; texts are the list's and the arena's. */
-ir_kernel_profile kl_profile_of(const kl_program *program, const kl_kernel *kernel, base_arena *arena);
+/* A profile of all kernels by id, but for how each was done and what it took; texts are the list's and the arena's. */
+ir_profile *kl_profile_new(const kl_program *program, base_arena *arena);
 
 /* -- loop_shape.c, coalesce.c, accumulate.c, narrow_stores.c, hoist.c -------------------------------------------------- */
 

@@ -5,7 +5,7 @@
 _Static_assert((int)RAX_FAILURE == (int)BASE_FAILURE && (int)RAX_MISTAKE == (int)BASE_MISTAKE, "exit statuses");
 
 const char *rax_error(void) { return base_error(); }
-rax_error_kind rax_error_kind_of(void) { return (rax_error_kind)base_error_kind_of(); }
+rax_error_kind rax_error_kind_of(void) { return base_error_kind_of() == BASE_MISTAKE ? RAX_MISTAKE : RAX_FAILURE; }
 void rax_error_clear(void) { base_error_clear(); }
 
 bool rax_fail(rax_error_kind kind, const char *format, ...)
