@@ -1,4 +1,5 @@
-/* A block emulator: the C that a CUDA kernel is, compiled for the CPU and run block by block. It comes before the kernel's own text.
+/* A block emulator: the C that a CUDA kernel is, compiled for the CPU and run block by block. Its first part comes before the kernel's own text; all of it, with
+ * RAX_EMULATOR defined, is a library that kernels call, compiled once.
  *
  * The threads of a block are fibers, each with a stack of its own, that take turns: one runs until it comes to a barrier or to the end. At a
  * barrier of the block the next thread goes on, at one of a warp the next lane; whoever finds all there passes. So a block wait of n
@@ -14,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <ucontext.h>
 
 #define RAX_KERNEL(threads) static void
 #define RAX_DEVICE static inline
@@ -29,15 +29,35 @@
 
 enum { RAX_MOST_THREADS = 1024, RAX_STACK_BYTES = 64 << 10, RAX_SHARED_BYTES = 232448 };
 typedef struct { unsigned x, y, z; } rax_index;
-static rax_index threadIdx, blockIdx, blockDim, gridDim;
-static _Alignas(16) unsigned char rax_dynamic_shared[RAX_SHARED_BYTES + 64];
+extern rax_index threadIdx, blockIdx, blockDim, gridDim;
+extern unsigned char rax_dynamic_shared[RAX_SHARED_BYTES + 64];
+void rax_block_wait(void);
+void rax_warp_wait(void);
+float rax_shuffle_f32(float value, int mask);
+double rax_shuffle_f64(double value, int mask);
+int rax_shuffle_i32(int value, int mask);
+void rax_mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1);
+void rax_matrices(uint32_t *to, const uint16_t *row);
+void rax_matrices_transposed(uint32_t *to, const uint16_t *row);
+void rax_copy_16(void *to, const void *from, int is_there);
+void rax_copies_wait(void);
+
+static inline uint32_t rax_bits_of_f32(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
+static inline float rax_f32_of_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+static inline uint32_t rax_multiply_high(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
+
+#ifdef RAX_EMULATOR
+#include <ucontext.h>
+
+rax_index threadIdx, blockIdx, blockDim, gridDim;
+_Alignas(16) unsigned char rax_dynamic_shared[RAX_SHARED_BYTES + 64];
 
 /* -- fibers -------------------------------------------------------------------------------------------------------------- */
 
 /* GCC's own: the C library's are watched by sanitizers, which know nothing of these stacks. */
 typedef struct { void *at[5]; int started, done, block_waits, warp_waits; } rax_fiber;
 static rax_fiber rax_fibers[RAX_MOST_THREADS];
-static _Alignas(16) char rax_stacks[RAX_MOST_THREADS * RAX_STACK_BYTES];       /* not allocated: they go when the library is closed */
+static _Alignas(16) char rax_stacks[RAX_MOST_THREADS * RAX_STACK_BYTES];
 static void *rax_launcher[5];
 static int rax_current, rax_alive, rax_progress, rax_backwards;
 static int rax_block_arrived, rax_block_round, rax_warp_arrived[32], rax_warp_round[32], rax_warp_alive[32];
@@ -100,7 +120,7 @@ static void rax_stuck(const char *what)
     abort();
 }
 
-static void __attribute__((noinline)) rax_block_wait(void)
+void rax_block_wait(void)
 {
     int round = rax_block_round, turns = 0, n = (int)blockDim.x;
     rax_progress++;
@@ -118,7 +138,7 @@ static void __attribute__((noinline)) rax_block_wait(void)
     }
 }
 
-static void __attribute__((noinline)) rax_warp_wait(void)
+void rax_warp_wait(void)
 {
     int warp = rax_current / 32, first = 32 * warp, n = (int)blockDim.x - first, round = rax_warp_round[warp], turns = 0;
     n = n < 32 ? n : 32;
@@ -198,7 +218,7 @@ void rax_emulate(void (*entry)(const int64_t *), const unsigned grid[3], unsigne
 
 static union { float f32; double f64; int i32; } rax_lanes[RAX_MOST_THREADS];
 #define RAX_SHUFFLE(type, name)                                                              \
-    static type __attribute__((noinline)) rax_shuffle_##name(type value, int mask)           \
+    type rax_shuffle_##name(type value, int mask)                                            \
     {                                                                                        \
         int self = rax_current;                                                              \
         rax_lanes[self].name = value;                                                        \
@@ -220,7 +240,7 @@ static double rax_fragment_at(int first, int row, int k, int reg)
     memcpy(&x, &bits, 4);
     return x;
 }
-static void __attribute__((noinline)) rax_mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1)
+void rax_mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1)
 {
     int self = rax_current, first = self & ~31, g = (self & 31) >> 2, t = self & 3;
     memcpy(rax_fragments[self], a, 16);
@@ -249,13 +269,13 @@ static void __attribute__((noinline)) rax_ldmatrix(uint32_t *to, const uint16_t 
     }
     rax_warp_wait();
 }
-static void rax_matrices(uint32_t *to, const uint16_t *row) { rax_ldmatrix(to, row, 0); }
-static void rax_matrices_transposed(uint32_t *to, const uint16_t *row) { rax_ldmatrix(to, row, 1); }
+void rax_matrices(uint32_t *to, const uint16_t *row) { rax_ldmatrix(to, row, 0); }
+void rax_matrices_transposed(uint32_t *to, const uint16_t *row) { rax_ldmatrix(to, row, 1); }
 
 /* cp.async: until its thread has waited there is NaN in the copy's place, and what is copied is what lies there then. */
 enum { RAX_MOST_COPIES = 256 };
 static struct { void *to; const void *from; } rax_copies[RAX_MOST_THREADS][RAX_MOST_COPIES];
-static void rax_copy_16(void *to, const void *from, int is_there)
+void rax_copy_16(void *to, const void *from, int is_there)
 {
     rax_aligned(to, "the target of a copy");
     rax_aligned(from, "the source of a copy");
@@ -267,14 +287,11 @@ static void rax_copy_16(void *to, const void *from, int is_there)
     rax_copies[rax_current][rax_n_copies[rax_current]].to = to;
     rax_copies[rax_current][rax_n_copies[rax_current]++].from = is_there ? from : NULL;
 }
-static void rax_copies_wait(void)
+void rax_copies_wait(void)
 {
     static const char zeros[16];
     for (int i = 0; i < rax_n_copies[rax_current]; i++)
         memcpy(rax_copies[rax_current][i].to, rax_copies[rax_current][i].from ? rax_copies[rax_current][i].from : zeros, 16);
     rax_n_copies[rax_current] = 0;
 }
-
-static inline uint32_t rax_bits_of_f32(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
-static inline float rax_f32_of_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
-static inline uint32_t rax_multiply_high(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
+#endif

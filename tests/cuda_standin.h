@@ -1,7 +1,7 @@
 /* A GPU that is none: a stand-in for libcuda, NVRTC and cuBLASLt, so that the CUDA backend runs from end to end on a machine without one.
  *
  * Device memory is host memory with guards round every block. NVRTC's "cubin" is a shared library: the kernel's own text behind
- * cuda_emulator.h, compiled by the C compiler. cuBLASLt's product is three plain loops. A stream does nothing until somebody waits for it,
+ * the first part of cuda_emulator.h, compiled by the C compiler. cuBLASLt's product is three plain loops. A stream does nothing until somebody waits for it,
  * so that a wait that is missing shows: what it should have waited for is not there yet. With eager_copies the streams after the first do
  * everything at once, as far as their waits let them: then a wait that they lack shows. What is captured becomes a graph, and only a launch
  * of it runs.
@@ -14,6 +14,7 @@
 #include "tests/graphs.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -482,19 +483,70 @@ static int si_graph_exec_free(cuda_graph_exec exec)
     free(exec);
     return 0;
 }
-static int si_module_load(cuda_module *module, const void *image)
+
+/* A shared library made of the text by the C compiler, behind so many bytes of how large it is; or, and false, what the compiler says. The caller frees it. */
+static bool compile_c(const char *define, const char *text, char **image, size_t *bytes)
+{
+    char folder[] = "/tmp/rax-standin-XXXXXX", source[96], library[96], log[96], command[1024];
+    const char *compiler = getenv("CC"), *root = getenv("RAX_TEST_SOURCE");         /* the project's folder, where it is not the working folder */
+    STANDIN_CHECK(mkdtemp(folder), "no folder for a kernel");
+    snprintf(source, sizeof source, "%s/k.c", folder), snprintf(library, sizeof library, "%s/k.so", folder), snprintf(log, sizeof log, "%s/log", folder);
+    FILE *file = fopen(source, "w");
+    fprintf(file, "%s#include \"tests/cuda_emulator.h\"\n%s", define, text);
+    fclose(file);
+    snprintf(command, sizeof command, "%s -std=gnu11 -O1 -w -ffp-contract=off -U_FORTIFY_SOURCE -fno-math-errno -fPIC -shared -I%s %s -o %s -lm 2>%s", compiler ? compiler : "cc", root ? root : ".",
+             source, library, log);
+    bool compiled = system(command) == 0;
+    file = fopen(compiled ? library : log, "r");
+    fseek(file, 0, SEEK_END);
+    *bytes = (size_t)ftell(file);
+    rewind(file);
+    *image = calloc(1, *bytes + sizeof *bytes + 1);
+    memcpy(*image, bytes, sizeof *bytes);
+    STANDIN_CHECK(fread(*image + sizeof *bytes, 1, *bytes, file) == *bytes, "what was compiled cannot be read");
+    fclose(file);
+    *bytes += sizeof *bytes;
+    unlink(source), unlink(library), unlink(log), rmdir(folder);
+    return compiled;
+}
+
+static void *open_image(const void *image, int *fd, int how)
 {
     size_t bytes;
     char path[64];
     memcpy(&bytes, image, sizeof bytes);
+    *fd = memfd_create("kernel", MFD_CLOEXEC);
+    STANDIN_CHECK(write(*fd, (const char *)image + sizeof bytes, bytes) == (ssize_t)bytes, "no room for a kernel");
+    snprintf(path, sizeof path, "/proc/self/fd/%d", *fd);
+    void *handle = dlopen(path, RTLD_NOW | how);
+    STANDIN_CHECK(handle, "%s", dlerror());
+    return handle;
+}
+
+/* What kernels call, compiled once. It stays until the process ends. */
+static void *emulator(void)
+{
+    static void *handle;
+    char *image;
+    size_t bytes;
+    int fd;
+    if (handle)
+        return handle;
+    STANDIN_CHECK(compile_c("#define RAX_EMULATOR 1\n", "", &image, &bytes), "the emulator: %s", image + sizeof bytes);
+    handle = open_image(image, &fd, RTLD_GLOBAL);
+    free(image);
+    return handle;
+}
+
+static int si_module_load(cuda_module *module, const void *image)
+{
+    size_t bytes;
+    memcpy(&bytes, image, sizeof bytes);
     cuda_module m = *module = calloc(1, sizeof *m);
     if (bytes == 0)
         return 0;
-    m->fd = memfd_create("kernel", MFD_CLOEXEC);
-    STANDIN_CHECK(write(m->fd, (const char *)image + sizeof bytes, bytes) == (ssize_t)bytes, "no room for a kernel");
-    snprintf(path, sizeof path, "/proc/self/fd/%d", m->fd);
-    m->handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    STANDIN_CHECK(m->handle, "%s", dlerror());
+    emulator();
+    m->handle = open_image(image, &m->fd, RTLD_LOCAL);
     return 0;
 }
 static int si_module_free(cuda_module module)
@@ -509,7 +561,7 @@ static int si_module_function(cuda_function *function, cuda_module module, const
     if (!module->handle)
         return *function = &module->function, 0;
     snprintf(entry, sizeof entry, "%s_entry", name);
-    void *at = dlsym(module->handle, entry), *emulate = dlsym(module->handle, "rax_emulate");
+    void *at = dlsym(module->handle, entry), *emulate = dlsym(emulator(), "rax_emulate");
     memcpy(&module->function.entry, &at, sizeof at);
     memcpy(&module->function.emulate, &emulate, sizeof emulate);
     return *function = &module->function, at && emulate ? 0 : 500;
@@ -553,26 +605,44 @@ static int si_source_free(cuda_source *source)
     free((*source)->text), free((*source)->name), free((*source)->log), free((*source)->image), free(*source);
     return *source = NULL, 0;
 }
+/* Whether a kernel was compiled for an architecture before: its name says all that its text does. */
+static bool compiled_before(const char *name, int architecture)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static struct { char name[48]; int architecture; } done[2048];
+    static int n;
+    bool before = false;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < n; i++)
+        before |= done[i].architecture == architecture && !strcmp(done[i].name, name);
+    if (!before && n < (int)COUNT_OF(done)) {
+        snprintf(done[n].name, sizeof done[n].name, "%s", name);
+        done[n++].architecture = architecture;
+    }
+    pthread_mutex_unlock(&lock);
+    return before;
+}
+
 static bool compile_for_cards(cuda_source s)
 {
     for (int architecture = 80; standin.nvrtc && architecture <= 90; architecture += 10) {
         base_bytes cubin = {0};
         if (standin.only_nvrtc && architecture != 10 * standin.arch_major + standin.arch_minor)
             continue;
+        __atomic_add_fetch(&standin.compiled_by_nvrtc, 1, __ATOMIC_RELAXED);
+        if (compiled_before(s->name, architecture))
+            continue;
         if (!cuda_compile_source(standin.nvrtc, s->text, s->name, architecture, false, &cubin)) {
             fprintf(stderr, "stand-in: sm_%d: %s\n", architecture, base_error());
             return false;
         }
         base_bytes_free(&cubin);
-        __atomic_add_fetch(&standin.compiled_by_nvrtc, 1, __ATOMIC_RELAXED);
     }
     return true;
 }
 
 static int si_source_compile(cuda_source s, int n_options, const char *const *options)
 {
-    char folder[] = "/tmp/rax-standin-XXXXXX", path[96], command[1024];
-    const char *compiler = getenv("CC"), *source = getenv("RAX_TEST_SOURCE");         /* the project's folder, where it is not the working folder */
     (void)n_options, (void)options;
     if (standin.only_nvrtc) {
         __atomic_add_fetch(&standin.compiled, 1, __ATOMIC_RELAXED);
@@ -580,28 +650,9 @@ static int si_source_compile(cuda_source s, int n_options, const char *const *op
         s->image = calloc(1, sizeof(size_t) + 1);
         return !compile_for_cards(s);
     }
-    if (!mkdtemp(folder))
-        return 1;
-    snprintf(path, sizeof path, "%s/k.c", folder);
-    FILE *file = fopen(path, "w");
-    fprintf(file, "#include \"tests/cuda_emulator.h\"\n%s", s->text);
-    fclose(file);
-    snprintf(command, sizeof command, "%s -std=gnu11 -O1 -w -ffp-contract=off -U_FORTIFY_SOURCE -fno-math-errno -fPIC -shared -I%s %s -o %s/k.so -lm 2>%s/log", compiler ? compiler : "cc",
-             source ? source : ".", path, folder, folder);
-    int failed = system(command);
-    snprintf(path, sizeof path, "%s/%s", folder, failed ? "log" : "k.so");
-    file = fopen(path, "r");
-    fseek(file, 0, SEEK_END);
-    size_t bytes = (size_t)ftell(file), read;
-    rewind(file);
-    s->image = calloc(1, bytes + sizeof bytes + 1);
-    memcpy(s->image, &bytes, sizeof bytes);
-    read = fread(s->image + sizeof bytes, 1, bytes, file);
-    fclose(file);
-    s->bytes = bytes + sizeof bytes;
-    snprintf(command, sizeof command, "rm -rf %s", folder);
+    bool compiled = compile_c("", s->text, &s->image, &s->bytes);
     __atomic_add_fetch(&standin.compiled, 1, __ATOMIC_RELAXED);
-    return system(command) != 0 || read != bytes || failed || !compile_for_cards(s);
+    return !compiled || !compile_for_cards(s);
 }
 static int si_source_log_size(cuda_source s, size_t *bytes) { return *bytes = s->bytes - sizeof(size_t) + 1, 0; }
 static int si_source_log(cuda_source s, char *log) { return memcpy(log, s->image + sizeof(size_t), s->bytes - sizeof(size_t) + 1), 0; }
