@@ -48,8 +48,8 @@ int cli_bench(int argc, char **argv);
 /* Prints rax_error() on standard error and returns the exit status that goes with it. */
 int cli_fail(void);
 
-/* From this call on SIGINT and SIGTERM only set what cli_signal returns (0: none so far); before it, and when a second one
- * comes, they end the process at once. cli_signal_status is the exit status after one: 130, 143. */
+/* From this call on SIGINT, SIGTERM and SIGPIPE only set what cli_signal returns (0: none so far); before it, and when a second one
+ * of the user's comes, they end the process at once. cli_signal_status is the exit status after one: 130, 143, 141. */
 void cli_end_gracefully(void);
 int cli_signal(void);
 int cli_signal_status(void);

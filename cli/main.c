@@ -24,7 +24,7 @@ static volatile sig_atomic_t caught, graceful;
 
 static void on_signal(int number)
 {
-    if (!graceful || caught)
+    if (!graceful || (caught && number != SIGPIPE))          /* a pipe that nobody reads from tells so at each line */
         _exit(128 + number);
     caught = number;
 }
@@ -38,6 +38,7 @@ static void catch_signals(void)
     struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGPIPE, &action, NULL);
     signal(SIGXFSZ, SIG_IGN);                    /* a file beyond the process's limit is then an error of write, as a full disk is */
 }
 

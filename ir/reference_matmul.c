@@ -20,12 +20,13 @@
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED 1
 #endif
-#define VECTOR_CLONES
 #if defined(__x86_64__) && defined(__has_attribute) && !defined(SANITIZED)
 #if __has_attribute(target_clones)
-#undef VECTOR_CLONES
 #define VECTOR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
+#endif
+#ifndef VECTOR_CLONES
+#define VECTOR_CLONES
 #endif
 
 /* A vector is a cache line of values; the compiler splits it where registers are shorter. MR rows of one vector each leave

@@ -235,6 +235,12 @@ END
 # A limit on the size of a file stands for a disk that is full.
 full_disk() { ulimit -f "$1"; }
 
+@test "when nobody reads its output any more a run ends with a checkpoint" {
+    run bash -c '"$RAX_BIN" train "$0" --out_dir=out --max_iters=100000000 2>stderr | head -n 3 >stdout; exit ${PIPESTATUS[0]}' "$CONFIG"
+    [ "$status" -eq 141 ] && [ "$(wc -l <stdout)" -eq 3 ]
+    "$RAX_BIN" train "$CONFIG" --out_dir=out --init_from=resume --max_iters=1 >stdout 2>stderr
+}
+
 @test "two runs in one folder: the second is refused before it writes" {
     "$RAX_BIN" train "$CONFIG" --out_dir=out --max_iters=100000000 --log_interval=0 >first 2>&1 &
     await '"iter": 2' out/metrics.jsonl

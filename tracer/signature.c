@@ -77,7 +77,7 @@ static bool dims(cursor *c, trace_pattern *pattern)
 {
     if (accept(c, "..."))
         pattern->open = true;
-    if (pattern->open ? accept(c, "]") : accept(c, "]"))
+    if (accept(c, "]"))
         return true;
     if (pattern->open && !accept(c, ","))
         return expected(c, "',' or ']'");
