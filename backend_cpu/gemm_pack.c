@@ -71,12 +71,16 @@ value cpu_gemm_load_plain(void *context, const cpu_gemm_source *at)
     return x;
 }
 
-/* The elements of the operand from (line, k) on, counted from the block's beginning, as they are packed: f32, f64, or i16 for
- * pairs. Lanes from count on read as zero; count NULL: all exist. */
-static value load_lanes(packer *p, value line, value k, value count)
+static value or_zero(packer *p, value mask, value x)
+{
+    return mask ? LLVMBuildSelect(p->e.v.builder, mask, x, LLVMConstNull(LLVMTypeOf(x)), "") : x;
+}
+
+/* The elements of the operand from (line, k) on, counted from the block's beginning, as they are in memory or as the prologue makes them:
+ * f32, f64, or i16 that are bf16. Lanes from count on read as zero; count NULL: all exist. v: another number of lanes, for plain loads. */
+static value load_as_is(packer *p, const cpu_vector_env *v, value line, value k, value count)
 {
     const cpu_gemm_pack_class *class = p->class;
-    const cpu_vector_env *v = &p->e.v;
     if (count) {
         value zero = constant(&p->e, 0);
         count = LLVMBuildSelect(v->builder, is_less(&p->e, count, zero), zero, count, "");
@@ -87,16 +91,53 @@ static value load_lanes(packer *p, value line, value k, value count)
         .count = count ? count : constant(&p->e, v->lanes), .mask = count ? cpu_vmask(v, count) : NULL,
         .source_dtype = class->source, .unit_stride = class->unit_stride };
     value x = class->prologue ? class->prologue->load(class->prologue->context, &at) : cpu_gemm_load_plain(NULL, &at);
+    return or_zero(p, at.mask, x);
+}
 
-    LLVMTypeRef type = LLVMTypeOf(x);
-    bool half = LLVMGetTypeKind(LLVMGetElementType(type)) == LLVMIntegerTypeKind;
-    if (class->dtype == IR_BF16 && !half)
-        x = cpu_vbf16_from_f32(v, x), half = true;
-    if (half && !p->pairs)
-        x = cpu_vf32_from_bf16(v, x);
-    if (at.mask)
-        x = LLVMBuildSelect(v->builder, at.mask, x, LLVMConstNull(LLVMTypeOf(x)), "");
-    return x;
+static bool is_half(value x) { return LLVMGetTypeKind(LLVMGetElementType(LLVMTypeOf(x))) == LLVMIntegerTypeKind; }
+
+/* As they are packed: f32, f64, or i16 for pairs. */
+static value load_lanes(packer *p, value line, value k, value count)
+{
+    const cpu_vector_env *v = &p->e.v;
+    value x = load_as_is(p, v, line, k, count);
+    if (p->class->dtype == IR_BF16 && !is_half(x))
+        x = cpu_vbf16_from_f32(v, x);
+    return is_half(x) && !p->pairs ? cpu_vf32_from_bf16(v, x) : x;
+}
+
+/* Lanes of x, then of y, or one of each in turn; i16 that are bf16. Two vectors are rounded by one instruction. */
+static value joined(packer *p, value x, value y, bool in_turn)
+{
+    const emitter *e = &p->e;
+    int lanes = e->v.lanes;
+    value behind[2 * MAX_LANES], turns[2 * MAX_LANES];
+    for (int i = 0; i < 2 * lanes; i++) {
+        behind[i] = LLVMConstInt(e->i32, (unsigned)i, 0);
+        turns[i] = LLVMConstInt(e->i32, (unsigned)(i % 2 * lanes + i / 2), 0);
+    }
+    value both = LLVMBuildShuffleVector(e->v.builder, x, y, LLVMConstVector(behind, 2 * (unsigned)lanes), "");
+    if (!is_half(both))
+        both = cpu_vbf16_from_f32(&e->v, both);
+    return in_turn ? LLVMBuildShuffleVector(e->v.builder, both, LLVMGetPoison(LLVMTypeOf(both)), LLVMConstVector(turns, 2 * (unsigned)lanes), "") : both;
+}
+
+/* Where two vectors of bf16 are one in memory. */
+static bool loads_double(const packer *p) { return !p->class->prologue && p->class->unit_stride && p->class->source == IR_BF16; }
+
+/* Twice as many elements as there are lanes: i16 that are bf16. */
+static value load_double(packer *p, value line, value k, value count)
+{
+    const emitter *e = &p->e;
+    int lanes = e->v.lanes;
+    cpu_vector_env v = e->v;
+    v.lanes *= 2;
+    if (loads_double(p))
+        return load_as_is(p, &v, line, k, count);
+    bool along_k = p->class->along_k;
+    value x = load_as_is(p, &e->v, line, k, count), more = count ? isub(e, count, constant(e, lanes)) : NULL;
+    value y = load_as_is(p, &e->v, along_k ? line : iadd_constant(e, line, lanes), along_k ? iadd_constant(e, k, lanes) : k, more);
+    return joined(p, x, y, false);
 }
 
 /* Up to which k is written. */
@@ -178,41 +219,68 @@ static value load_pairs(packer *p, value line, value k, value count, bool exist)
     const emitter *e = &p->e;
     LLVMBuilderRef builder = e->v.builder;
     value second = iadd_constant(e, k, 1), last = isub(e, p->depth, constant(e, 1));
-    value x = load_lanes(p, line, k, count), y = load_lanes(p, line, exist ? second : lesser(e, second, last), count);
+    value x = load_as_is(p, &e->v, line, k, count), y = load_as_is(p, &e->v, line, exist ? second : lesser(e, second, last), count);
     if (!exist)
-        y = LLVMBuildSelect(builder, is_less(e, second, p->depth), y, cpu_vconst(&e->v, y, 0), "");
-    LLVMTypeRef i32 = cpu_vtype(&e->v, e->i32);
-    value high = LLVMBuildZExt(builder, y, i32, "");
-    high = LLVMBuildShl(builder, high, cpu_vconst(&e->v, high, 16), "");
-    return LLVMBuildOr(builder, LLVMBuildZExt(builder, x, i32, ""), high, "");
+        y = LLVMBuildSelect(builder, is_less(e, second, p->depth), y, LLVMConstNull(LLVMTypeOf(y)), "");
+    return LLVMBuildBitCast(builder, joined(p, x, y, true), cpu_vtype(&e->v, e->i32), "");
 }
 
-/* Units k, of all lines of a panel. */
+/* Of twice as many lines, both known to exist: whole vectors of memory are put together by two shuffles. */
+static void store_double_pairs(packer *p, value line, value k, value count, value to)
+{
+    const emitter *e = &p->e;
+    int lanes = e->v.lanes, bytes = lanes * p->unit_bytes;
+    value x = load_double(p, line, k, count), y = load_double(p, line, iadd_constant(e, k, 1), count), index[2 * MAX_LANES];
+    for (int half = 0; half < 2; half++) {
+        for (int i = 0; i < 2 * lanes; i++)
+            index[i] = LLVMConstInt(e->i32, (unsigned)(half * lanes + i / 2 + i % 2 * 2 * lanes), 0);
+        store_units(p, LLVMBuildShuffleVector(e->v.builder, x, y, LLVMConstVector(index, 2 * (unsigned)lanes), ""), advance(e, to, constant(e, half * bytes)));
+    }
+}
+
+/* The units from k on that are known to exist, or may not, of all lines of a panel. */
+static void copy_units(packer *p, const panel *at, value remaining, value to, value k, bool exist)
+{
+    const emitter *e = &p->e;
+    int step = p->pairs ? 2 : 1, lanes = e->v.lanes;
+    value unit = p->pairs ? LLVMBuildLShr(e->v.builder, k, constant(e, 1), "") : k;
+    value row = advance(e, to, imul_constant(e, unit, at->width * p->unit_bytes));
+    for (int i = 0; !p->class->prologue && i < step; i++)
+        prefetch_ahead(p, at->line, iadd_constant(e, k, i), at->vectors * lanes);
+    for (int j = 0; j < at->vectors; j++) {
+        value line = iadd_constant(e, at->line, j * lanes), count = remaining ? isub(e, remaining, constant(e, j * lanes)) : NULL;
+        value into = advance(e, row, constant(e, j * lanes * p->unit_bytes));
+        if (p->pairs && exist && loads_double(p) && j + 1 < at->vectors)
+            store_double_pairs(p, line, k, count, into), j++;
+        else
+            store_units(p, p->pairs ? load_pairs(p, line, k, count, exist) : load_lanes(p, line, k, count), into);
+    }
+}
+
+/* All units of all lines of a panel. Pairs that both exist are a loop of their own where that is little code. */
 static void copy_panel(packer *p, value remaining, void *context)
 {
     const emitter *e = &p->e;
     LLVMBuilderRef builder = e->v.builder;
     panel *at = context;
     int step = p->pairs ? 2 : 1, lanes = e->v.lanes;
-    value to = advance(e, p->to, imul(e, LLVMBuildSDiv(builder, at->line, constant(e, at->width), ""), p->to_stride));
-
-    counted_loop depth = begin_loop(e, constant(e, 0), p->depth, step);
-    value unit = p->pairs ? LLVMBuildLShr(builder, depth.i, constant(e, 1), "") : depth.i;
-    value row = advance(e, to, imul_constant(e, unit, at->width * p->unit_bytes));
-    for (int i = 0; !p->class->prologue && i < step; i++)
-        prefetch_ahead(p, at->line, iadd_constant(e, depth.i, i), at->vectors * lanes);
-    for (int j = 0; j < at->vectors; j++) {
-        value line = iadd_constant(e, at->line, j * lanes), count = remaining ? isub(e, remaining, constant(e, j * lanes)) : NULL;
-        value x = p->pairs ? load_pairs(p, line, depth.i, count, false) : load_lanes(p, line, depth.i, count);
-        store_units(p, x, advance(e, row, constant(e, j * lanes * p->unit_bytes)));
+    value to = advance(e, p->to, imul(e, LLVMBuildSDiv(builder, at->line, constant(e, at->width), ""), p->to_stride)), from = constant(e, 0);
+    if (p->pairs && !p->class->prologue) {
+        value whole = LLVMBuildAnd(builder, p->depth, constant(e, -2), "");
+        counted_loop pairs = begin_loop(e, from, whole, step);
+        copy_units(p, at, remaining, to, pairs.i, true);
+        end_loop(e, &pairs);
+        from = whole;
     }
+    counted_loop depth = begin_loop(e, from, p->depth, step);
+    copy_units(p, at, remaining, to, depth.i, !p->pairs);
     end_loop(e, &depth);
     if (!p->tiles)
         return;
     value end = LLVMBuildAnd(builder, iadd_constant(e, p->depth, 1), constant(e, -2), "");
     counted_loop rest = begin_loop(e, end, padded_depth(p), step);
     value zeros = LLVMConstNull(cpu_vtype(&e->v, e->i32));
-    row = advance(e, to, imul_constant(e, LLVMBuildLShr(builder, rest.i, constant(e, 1), ""), at->width * p->unit_bytes));
+    value row = advance(e, to, imul_constant(e, LLVMBuildLShr(builder, rest.i, constant(e, 1), ""), at->width * p->unit_bytes));
     for (int j = 0; j < at->vectors; j++)
         store_units(p, zeros, advance(e, row, constant(e, j * lanes * p->unit_bytes)));
     end_loop(e, &rest);
@@ -236,15 +304,8 @@ static void transpose_square(packer *p, value remaining, void *context)
     value rows[MAX_LANES], last = isub(e, p->lines, constant(e, 1));
     for (int i = 0; i < lanes; i++) {            /* lines that do not exist repeat the last: nobody looks at their columns */
         value line = lesser(e, iadd_constant(e, at->line, i), last);
-        rows[i] = load_lanes(p, line, at->k, remaining);
-        if (p->pairs) {
-            value more = remaining ? isub(e, remaining, constant(e, lanes)) : NULL;
-            value high = load_lanes(p, line, iadd_constant(e, at->k, lanes), more), index[2 * MAX_LANES];
-            for (int j = 0; j < 2 * lanes; j++)
-                index[j] = LLVMConstInt(e->i32, (unsigned)j, 0);
-            value both = LLVMBuildShuffleVector(e->v.builder, rows[i], high, LLVMConstVector(index, 2 * (unsigned)lanes), "");
-            rows[i] = LLVMBuildBitCast(e->v.builder, both, cpu_vtype(&e->v, e->i32), "");
-        }
+        rows[i] = p->pairs ? LLVMBuildBitCast(e->v.builder, load_double(p, line, at->k, remaining), cpu_vtype(&e->v, e->i32), "")
+                           : load_lanes(p, line, at->k, remaining);
     }
     emit_transpose(e, rows);
     value width = constant(e, columns), unit = p->pairs ? LLVMBuildLShr(e->v.builder, at->k, constant(e, 1), "") : at->k;

@@ -305,6 +305,11 @@ value cpu_vbf16_from_f32(env *e, value x)
                 return LLVMBuildExtractElement(e->builder, y, LLVMConstInt(LLVMInt32TypeInContext(e->context), 0, 0), "");
             return lanes_from(e, y, LLVMGetPoison(LLVMTypeOf(y)), 0, n);
         }
+        if (n == 32) {
+            value halves[] = {lanes_from(e, x, none, 16, 16), lanes_from(e, x, none, 0, 16)};
+            value y = call_on(e, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", NULL, 0, halves, 2);
+            return bitcast(e, y, LLVMVectorType(LLVMInt16TypeInContext(e->context), 32));
+        }
         CHECK(n % 2 == 0, "expected up to 16 lanes of f32 or an even number, got %d", n);
         value low = cpu_vbf16_from_f32(e, lanes_from(e, x, none, 0, n / 2));
         value high = cpu_vbf16_from_f32(e, lanes_from(e, x, none, n / 2, n / 2));
