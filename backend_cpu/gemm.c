@@ -268,6 +268,7 @@ cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine 
         cut_shared(&plan, want, l2);
     }
     even_blocks(&plan);
+    plan.at_once = MAX(machine->cpus, 1);
     plan.fetches = s->batch * s->m * s->n * unit.bytes > l2 / 2;
     plan.row_tasks = divide_up(s->m, plan.task_rows);
     plan.column_tasks = divide_up(s->n, plan.task_columns);

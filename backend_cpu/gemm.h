@@ -167,6 +167,7 @@ typedef struct {
     int64_t task_rows, task_columns;             /* of C, a task */
     int64_t block_rows, block_depth;             /* of A, that stay in the second-level cache */
     int64_t row_tasks, column_tasks, depth_blocks;
+    int64_t at_once;                             /* tasks that are likely done at once: one that takes a task takes the at_once-th from there next */
     bool fetches;                                /* what the epilogue touches is more than lies in the second-level cache anyway */
     cpu_gemm_tile_shape tile;                    /* what follows from these, for the driver: */
     cpu_gemm_unit unit;
