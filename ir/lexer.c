@@ -3,6 +3,7 @@
 #include "ir/lexer.h"
 
 #include <ctype.h>
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -221,4 +222,53 @@ bool ir_lex_value_of(ir_lexer *p, ir_dtype dtype, double *value, uint64_t *nan_b
     case IR_TUPLE: break;
     }
     return ir_lex_real(p, value, nan_bits);
+}
+
+bool ir_lex_dtype(ir_lexer *p, const char *what, ir_dtype *dtype)
+{
+    const char *text;
+    size_t len;
+    if (!ir_lex_word(p, what, &text, &len))
+        return false;
+    return ir_dtype_parse(text, len, dtype) || ir_lex_wrong(p, "expected f32, f64, bf16, i32 or bool, got '%.*s'", (int)MIN(len, 40), text);
+}
+
+/* -- comments ---------------------------------------------------------------------------------------------------------- */
+
+bool ir_lex_comment(const ir_lexer *p, const char **text, size_t *len)
+{
+    size_t at = p->at;
+    bool in_name = false;
+    for (; at < p->len && p->text[at] != '\n' && (in_name || p->text[at] != ';'); at++) {
+        if (in_name && p->text[at] == '\\' && at + 1 < p->len && p->text[at + 1] != '\n')
+            at++;
+        else if (p->text[at] == '"')
+            in_name = !in_name;
+    }
+    if (at >= p->len || p->text[at] != ';')
+        return false;
+    at++;
+    const char *newline = memchr(p->text + at, '\n', p->len - at);
+    size_t end = newline ? (size_t)(newline - p->text) : p->len;
+    if (at < end && p->text[at] == ' ')
+        at++;
+    while (end > at && isspace((unsigned char)p->text[end - 1]))
+        end--;
+    *text = p->text + at;
+    *len = end - at;
+    return true;
+}
+
+bool ir_lex_is_place(const char *text, size_t len, size_t *file_len, int *line)
+{
+    size_t digits = len;
+    while (digits > 0 && isdigit((unsigned char)text[digits - 1]))
+        digits--;
+    if (digits == len || len - digits > 9 || digits < 2 || text[digits - 1] != ':')
+        return false;
+    *file_len = digits - 1;
+    *line = 0;
+    for (size_t i = digits; i < len; i++)
+        *line = 10 * *line + (text[i] - '0');
+    return *file_len <= INT_MAX && !memchr(text, '\0', *file_len);
 }

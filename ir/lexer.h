@@ -33,5 +33,10 @@ bool ir_lex_boolean(ir_lexer *p, bool *value);
 /* nan_bits: of nan(0xBITS), 0 for all else. value_of: as the dtype is written, true and false for bool. */
 bool ir_lex_real(ir_lexer *p, double *value, uint64_t *nan_bits);
 bool ir_lex_value_of(ir_lexer *p, ir_dtype dtype, double *value, uint64_t *nan_bits);
+bool ir_lex_dtype(ir_lexer *p, const char *what, ir_dtype *dtype);                    /* what: "a type", for the error */
+
+/* What stands behind ';' on the line, without moving, and whether it is FILE:LINE. */
+bool ir_lex_comment(const ir_lexer *p, const char **text, size_t *len);
+bool ir_lex_is_place(const char *text, size_t len, size_t *file_len, int *line);
 
 #endif

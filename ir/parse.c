@@ -6,7 +6,6 @@
 #include "ir/lexer.h"
 #include "ir/shape_rules.h"
 
-#include <ctype.h>
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
@@ -66,11 +65,7 @@ static bool tensor_type(scope *s, ir_type *type)
     size_t len;
     base_text why = {0};
     *type = (ir_type){0};
-    if (!ir_lex_word(p, "a type", &text, &len))
-        return false;
-    if (!ir_dtype_parse(text, len, &type->dtype))
-        return ir_lex_wrong(p, "expected f32, f64, bf16, i32 or bool, got '%.*s'", (int)MIN(len, 40), text);
-    if (!ir_lex_expect(p, "["))
+    if (!ir_lex_dtype(p, "a type", &type->dtype) || !ir_lex_expect(p, "["))
         return false;
     while (!ir_lex_accept(p, "]")) {
         if (type->rank == IR_MAX_RANK)
@@ -115,55 +110,34 @@ static bool result_type(scope *s, ir_type *type, int *n_types, ir_type **types)
 
 /* -- places ------------------------------------------------------------------------------------------------------------ */
 
-/* Reads the comment at the end of the line where the parser stands, without moving: `; FILE:LINE`, `; FILE:LINE by PASS` or
- * `; by PASS`. Any other comment is no place. */
+/* The place that the comment of the line where the parser stands tells: `; FILE:LINE`, `; FILE:LINE by PASS` or `; by PASS`. Any other
+ * comment is no place. */
 static void line_place(scope *s)
 {
-    ir_lexer *p = s->p;
     ir_graph *graph = s->graph;
-    size_t at = p->at, end;
-    bool in_name = false;
-    if (s->place_line == p->line)
+    const char *text;
+    size_t len, file_len;
+    int line;
+    if (s->place_line == s->p->line)
         return;
-    s->place_line = p->line;
+    s->place_line = s->p->line;
     graph->place = (ir_place){0};
     graph->pass = NULL;
-    for (; at < p->len && p->text[at] != '\n' && (in_name || p->text[at] != ';'); at++) {
-        if (in_name && p->text[at] == '\\' && at + 1 < p->len && p->text[at + 1] != '\n')
-            at++;
-        else if (p->text[at] == '"')
-            in_name = !in_name;
-    }
-    if (at >= p->len || p->text[at] != ';')
+    if (!ir_lex_comment(s->p, &text, &len))
         return;
-    at++;
-    const char *newline = memchr(p->text + at, '\n', p->len - at);
-    end = newline ? (size_t)(newline - p->text) : p->len;
-    if (at < end && p->text[at] == ' ')
-        at++;
-    while (end > at && isspace((unsigned char)p->text[end - 1]))
-        end--;
 
-    size_t by = end;                                      /* where a pass's name begins */
-    while (by > at && (ir_lex_is_word_byte((unsigned char)p->text[by - 1], false) || p->text[by - 1] == '-'))
+    size_t by = len;                                      /* where a pass's name begins */
+    while (by > 0 && (ir_lex_is_word_byte((unsigned char)text[by - 1], false) || text[by - 1] == '-'))
         by--;
-    if (by < end && by - at >= 3 && memcmp(p->text + by - 3, "by ", 3) == 0 && (by - at == 3 || p->text[by - 4] == ' ')) {
-        graph->pass = base_arena_text(graph->arena, "%.*s", (int)MIN(end - by, 1000), p->text + by);
-        end = by - at == 3 ? at : by - 4;
+    if (by < len && by >= 3 && memcmp(text + by - 3, "by ", 3) == 0 && (by == 3 || text[by - 4] == ' ')) {
+        graph->pass = base_arena_text(graph->arena, "%.*s", (int)MIN(len - by, 1000), text + by);
+        len = by == 3 ? 0 : by - 4;
     }
-    size_t digits = end;
-    while (digits > at && isdigit((unsigned char)p->text[digits - 1]))
-        digits--;
-    if (digits == end || digits == at || p->text[digits - 1] != ':' || end - digits > 9)
+    if (!ir_lex_is_place(text, len, &file_len, &line))
         return;
-    size_t len = digits - 1 - at;
-    if (len > INT_MAX || memchr(p->text + at, '\0', len))
-        return;
-    if (!s->place_file || strlen(s->place_file) != len || memcmp(s->place_file, p->text + at, len) != 0)
-        s->place_file = base_arena_text(graph->arena, "%.*s", (int)len, p->text + at);
-    char number[10] = {0};
-    memcpy(number, p->text + digits, end - digits);
-    graph->place = (ir_place){ s->place_file, atoi(number) };
+    if (!s->place_file || strlen(s->place_file) != file_len || memcmp(s->place_file, text, file_len) != 0)
+        s->place_file = base_arena_text(graph->arena, "%.*s", (int)file_len, text);
+    graph->place = (ir_place){ s->place_file, line };
 }
 
 /* -- attributes -------------------------------------------------------------------------------------------------------- */

@@ -5,7 +5,6 @@
 #include "ir/lexer.h"
 #include "ir/lower.h"
 
-#include <ctype.h>
 #include <limits.h>
 #include <string.h>
 
@@ -29,14 +28,7 @@ static bool name_of(parser *p, const char *letter, int below, int *which)
     return *which < below || ir_lex_wrong(&p->lexer, "%s%d is not known here", letter, *which);
 }
 
-static bool dtype(parser *p, ir_dtype *result)
-{
-    const char *text;
-    size_t len;
-    if (!ir_lex_word(&p->lexer, "a dtype", &text, &len))
-        return false;
-    return ir_dtype_parse(text, len, result) || ir_lex_wrong(&p->lexer, "expected f32, f64, bf16, i32 or bool, got '%.*s'", (int)MIN(len, 40), text);
-}
+static bool dtype(parser *p, ir_dtype *result) { return ir_lex_dtype(&p->lexer, "a dtype", result); }
 
 /* Numbers up to `end`, which is read; at most KL_MAX_AXES of them. */
 static bool list(parser *p, const char *end, bool may_be_negative, int *n, int64_t *to)
@@ -50,33 +42,15 @@ static bool list(parser *p, const char *end, bool may_be_negative, int *n, int64
     return true;
 }
 
-/* Reads the comment at the end of the line, `; FILE:LINE`, without moving. Any other is no place. */
+/* Of the comment of the line where the parser stands, `; FILE:LINE`. Any other is no place. */
 static ir_place line_place(parser *p)
 {
-    const ir_lexer *lexer = &p->lexer;
-    size_t at = lexer->at, end, digits;
-    bool in_name = false;
-    for (; at < lexer->len && lexer->text[at] != '\n' && (in_name || lexer->text[at] != ';'); at++) {
-        if (in_name && lexer->text[at] == '\\' && at + 1 < lexer->len && lexer->text[at + 1] != '\n')
-            at++;
-        else if (lexer->text[at] == '"')
-            in_name = !in_name;
-    }
-    if (at >= lexer->len || lexer->text[at] != ';')
+    const char *text;
+    size_t len, file_len;
+    int line;
+    if (!ir_lex_comment(&p->lexer, &text, &len) || !ir_lex_is_place(text, len, &file_len, &line))
         return (ir_place){0};
-    at++;
-    while (at < lexer->len && lexer->text[at] == ' ')
-        at++;
-    for (end = at; end < lexer->len && lexer->text[end] != '\n' && lexer->text[end] != '\0'; end++)
-        ;
-    for (digits = end; digits > at && isdigit((unsigned char)lexer->text[digits - 1]); digits--)
-        ;
-    if (digits == end || end - digits > 9 || digits < at + 2 || lexer->text[digits - 1] != ':')
-        return (ir_place){0};
-    int line = 0;
-    for (size_t i = digits; i < end; i++)
-        line = 10 * line + (lexer->text[i] - '0');
-    return (ir_place){ base_arena_text(p->program->arena, "%.*s", (int)MIN(digits - 1 - at, 4096), lexer->text + at), line };
+    return (ir_place){ base_arena_text(p->program->arena, "%.*s", (int)file_len, text), line };
 }
 
 /* -- buffers ------------------------------------------------------------------------------------------------------------ */
