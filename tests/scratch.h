@@ -1,4 +1,4 @@
-/* A folder of this run, removed at the end, and files in it. For the tests of one program, after cmocka.h. */
+/* For the tests of one program, after cmocka.h: a folder of this run, removed at the end, and files in it; a look at what leaks. */
 #ifndef SCRATCH_H
 #define SCRATCH_H
 
@@ -82,6 +82,13 @@ static inline char *caught_stderr(void)
     dup2(stderr_before, STDERR_FILENO);
     close(stderr_before);
     return read_file(in_scratch("stderr"), &size);
+}
+
+/* The last test of a program: every block of the tests before it is free again. */
+static inline void nothing_leaks(void **state)
+{
+    (void)state;
+    assert_int_equal(base_alloc_count(), 0);
 }
 
 #endif

@@ -549,12 +549,6 @@ static void cached_object_loads(void **state)
 
 /* -- all of it -------------------------------------------------------------------------------------------------------- */
 
-static void nothing_leaks(void **state)      /* the last: every block of the tests before it is free again */
-{
-    (void)state;
-    assert_int_equal(base_alloc_count(), 0);
-}
-
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {

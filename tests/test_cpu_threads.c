@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "backend_cpu/runtime.h"
+#include "tests/scratch.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -309,12 +310,6 @@ static void workers_leave_the_callers_cpu(void **state)
     }
     sched_setaffinity(0, sizeof usable, &usable);
     cpu_pool_free(pool);
-}
-
-static void nothing_leaks(void **state)      /* the last: every block of the tests before it is free again */
-{
-    (void)state;
-    assert_int_equal(base_alloc_count(), 0);
 }
 
 int main(int argc, char **argv)

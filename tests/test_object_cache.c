@@ -265,12 +265,6 @@ static void cache_is_shared_by_threads(void **state)
     base_cache_close(cache);
 }
 
-static void nothing_leaks(void **state)      /* the last: every block of the tests before it is free again */
-{
-    (void)state;
-    assert_int_equal(base_alloc_count(), 0);
-}
-
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
