@@ -19,23 +19,6 @@ struct data_loader {
 /* Dropout and weights draw from the same key with counters {…, site, …}; no program has this many sites. */
 static const uint32_t BATCH_SITE = 0xDA7A0000u;
 
-void data_philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4])
-{
-    uint32_t k0 = key[0], k1 = key[1];
-    uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
-
-    for (int round = 0; round < 10; round++) {
-        uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
-        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
-        c1 = (uint32_t)p1;
-        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-        c3 = (uint32_t)p0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
-}
-
 data_loader *data_loader_new(const data_tokens *tokens, data_order order, uint64_t seed, uint32_t stream, int B, int T)
 {
     size_t batch = (size_t)B * (size_t)T;
@@ -69,11 +52,10 @@ static void fill(const uint16_t *ids, size_t count, int32_t *x, int32_t *y)
 
 static size_t random_start(const data_loader *loader, uint64_t m, uint32_t row)
 {
-    uint32_t key[2] = { (uint32_t)loader->seed, (uint32_t)(loader->seed >> 32) };
     uint32_t counter[4] = { row, (uint32_t)(m >> 32), BATCH_SITE + loader->stream, (uint32_t)m };
     uint32_t word[4];
 
-    data_philox(key, counter, word);
+    rax_philox_words(loader->seed, counter, word);
     uint64_t w = word[0] | (uint64_t)word[1] << 32;
     return (size_t)((u128)w * (loader->tokens->count - loader->T) >> 64);
 }

@@ -125,9 +125,6 @@ size_t data_loader_walk(const data_loader *loader, uint64_t k, int32_t *x, int32
 /* Whole batches in the file: n above. */
 uint64_t data_loader_count(const data_loader *loader);
 
-/* Philox4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011). */
-void data_philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);
-
 /* -- token_file.c --------------------------------------------------------------------------------------------------- */
 
 /* Token ids as 16-bit little-endian numbers and nothing else, mapped into memory. */

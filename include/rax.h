@@ -381,6 +381,8 @@ typedef struct { rax_tensor seed, counter; } rax_random;
 #define rax_bernoulli(random, shape, p_false) rax_random_at(RAX_HERE, "bernoulli", random, shape, p_false)   /* bool */
 /* x / (1 - p) with probability 1 - p, else 0; x itself where p is 0. */
 #define rax_dropout(random, x, p) rax_dropout_at(RAX_HERE, random, x, p)
+/* Four of its words on the host, for numbers that a program draws beside its steps. The key is the seed, low word first. */
+void rax_philox_words(uint64_t seed, const uint32_t counter[4], uint32_t word[4]);
 rax_tensor rax_seed_at(rax_place place, uint64_t seed);
 rax_tensor rax_random_at(rax_place place, const char *op, rax_random random, rax_shape shape, double p_false);
 rax_tensor rax_dropout_at(rax_place place, rax_random random, rax_tensor x, double p);

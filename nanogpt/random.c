@@ -1,4 +1,4 @@
-/* Philox on the host.
+/* Numbers of rax.h's generator, Philox, on the host.
  *
  * Normal numbers come by the hundred million, so they are made in blocks, in vectors, and by all threads. Each depends on its
  * own place alone: who makes it does not matter. Logarithm, sine and cosine are series of their own for that, exact to about
@@ -12,25 +12,10 @@
 
 #include "rax.h"
 
-/* -- words ------------------------------------------------------------------------------------------------------------ */
-
-void gpt_philox(uint64_t seed, const uint32_t counter[4], uint32_t out[4])
-{
-    uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
-    uint32_t a = counter[0], b = counter[1], c = counter[2], d = counter[3];
-    for (int round = 0; round < 10; round++) {
-        uint64_t p = (uint64_t)0xD2511F53 * a, q = (uint64_t)0xCD9E8D57 * c;
-        a = (uint32_t)(q >> 32) ^ b ^ key0, b = (uint32_t)q;
-        c = (uint32_t)(p >> 32) ^ d ^ key1, d = (uint32_t)p;
-        key0 += 0x9E3779B9, key1 += 0xBB67AE85;
-    }
-    out[0] = a, out[1] = b, out[2] = c, out[3] = d;
-}
-
 double gpt_uniform(uint64_t seed, uint32_t site, uint32_t row, uint32_t column)
 {
     uint32_t word[4];
-    gpt_philox(seed, (uint32_t[]){ column, row, site, 0 }, word);
+    rax_philox_words(seed, (uint32_t[]){ column, row, site, 0 }, word);
     return (double)(((uint64_t)word[1] << 32 | word[0]) >> 11) * 0x1p-53;
 }
 

@@ -9,10 +9,7 @@
  * sites, and the batches of data/ have 0xDA7A0000 and on. */
 enum { GPT_SITE_WEIGHTS = 0x17A10000, GPT_SITE_SAMPLING = 0x5A3B0000 };
 
-/* Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC11). */
-void gpt_philox(uint64_t seed, const uint32_t counter[4], uint32_t out[4]);
-
-/* Uniform in [0, 1), a multiple of 2^-53. */
+/* Uniform in [0, 1), a multiple of 2^-53, of two words of rax.h's generator. */
 double gpt_uniform(uint64_t seed, uint32_t site, uint32_t row, uint32_t column);
 
 /* count normal numbers with mean 0 and this deviation, by Box and Muller. */

@@ -47,19 +47,22 @@ static void test_philox(void **state)
 {
     (void)state;
     uint32_t out[4];
-    gpt_philox(0, (uint32_t[]){ 0, 0, 0, 0 }, out);
+    rax_philox_words(0, (uint32_t[]){ 0, 0, 0, 0 }, out);
     const uint32_t wanted[] = { 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8 };
     assert_memory_equal(out, wanted, sizeof out);
-    gpt_philox(UINT64_MAX, (uint32_t[]){ ~0u, ~0u, ~0u, ~0u }, out);             /* Random123's kat_vectors */
+    rax_philox_words(UINT64_MAX, (uint32_t[]){ ~0u, ~0u, ~0u, ~0u }, out);             /* Random123's kat_vectors */
     const uint32_t ones[] = { 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd };
     assert_memory_equal(out, ones, sizeof out);
+    rax_philox_words(0x299f31d0a4093822, (uint32_t[]){ 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344 }, out);
+    const uint32_t of_pi[] = { 0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1 };
+    assert_memory_equal(out, of_pi, sizeof out);
 }
 
 /* Box and Muller's formula by long doubles: element i from words i mod 4 and its neighbour of counter i / 4. */
 static float normal_by_libm(uint64_t seed, uint32_t site, double deviation, int64_t i)
 {
     uint32_t word[4];
-    gpt_philox(seed, (uint32_t[]){ (uint32_t)(i / 4), (uint32_t)((uint64_t)i / 4 >> 32), site, 0 }, word);
+    rax_philox_words(seed, (uint32_t[]){ (uint32_t)(i / 4), (uint32_t)((uint64_t)i / 4 >> 32), site, 0 }, word);
     const uint32_t *pair = &word[i % 4 / 2 * 2];
     long double angle = pair[1] * (2 * M_PI * 0x1p-32), radius = deviation * sqrtl(-2 * logl((pair[0] + 1.0L) * 0x1p-32L));
     return (float)(radius * (i % 2 ? sinl(angle) : cosl(angle)));

@@ -1,5 +1,5 @@
-/* What rax.h says of errors, memory and CPUs, over base/: the kinds are the same numbers on both sides. */
-#include "base/base.h"
+/* What rax.h says of errors, memory, CPUs and numbers on the host, over base/ and ir/: the kinds are the same numbers on both sides. */
+#include "ir/ir.h"
 #include "rax.h"
 
 _Static_assert((int)RAX_FAILURE == (int)BASE_FAILURE && (int)RAX_MISTAKE == (int)BASE_MISTAKE, "exit statuses");
@@ -29,3 +29,8 @@ void *rax_try_alloc(size_t bytes)
 
 int rax_usable_cpus(void) { return base_usable_cpus(); }
 void rax_free(void *memory) { base_free(memory); }
+
+void rax_philox_words(uint64_t seed, const uint32_t counter[4], uint32_t word[4])
+{
+    ir_philox(counter, (uint32_t[]){ (uint32_t)seed, (uint32_t)(seed >> 32) }, word);
+}
