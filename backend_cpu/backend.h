@@ -2,7 +2,8 @@
  *
  *   legalise.c       splits off what the chosen algorithms cannot take
  *   loops.c          plans loops: tasks, arguments, the key of the code that they need; loop_emit.c generates that code
- *   expressions.c    the code of a kernel's expressions at a place of its index space: for loops, prologues and epilogues
+ *   expressions_plan.c, expressions.c
+ *                    the code of a kernel's expressions at a place of its index space: for loops, prologues and epilogues
  *   random.c         Philox in vectors
  *   contraction.c    products: OpenBLAS, which blas.c opens
  *   attention.c, scatter.c

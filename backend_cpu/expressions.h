@@ -18,7 +18,7 @@
 #include "backend_cpu/backend.h"
 #include "backend_cpu/vector_math.h"
 
-/* -- planning: no LLVM ------------------------------------------------------------------------------------------------ */
+/* -- expressions_plan.c: no LLVM --------------------------------------------------------------------------------------- */
 
 typedef enum { CPU_DEPTH_TASK, CPU_DEPTH_UNIT, CPU_DEPTH_BODY } cpu_depth;
 typedef enum { CPU_LANES_ONE_PLACE, CPU_LANES_SIDE_BY_SIDE, CPU_LANES_APART } cpu_lane_stride;     /* 0, 1, any other */
@@ -55,8 +55,9 @@ void cpu_expressions_key(base_text *key, const cpu_expressions *x);
 /* What one vector of this expression alone costs, its operands being there: about in cycles. */
 double cpu_expression_cost(const cpu_expressions *x, int expr);
 double cpu_op_cost(ir_op op, ir_dtype dtype);                                       /* of an elementwise op */
+double cpu_rounded(ir_dtype dtype, double value);                                   /* a constant as the dtype has it */
 
-/* -- emitting ---------------------------------------------------------------------------------------------------------- */
+/* -- expressions.c ----------------------------------------------------------------------------------------------------- */
 
 typedef struct { LLVMValueRef value, splat, bits; } cpu_value;       /* splat, bits (of bf16, i16): the same otherwise, or NULL */
 
