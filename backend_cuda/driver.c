@@ -2,6 +2,7 @@
 #include "backend_cuda/driver.h"
 
 #include <dlfcn.h>
+#include <glob.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +10,18 @@
 
 /* Where toolkits put their libraries when the loader does not know of them. */
 static const char *const folders[] = { "", "/usr/local/cuda/lib64/", "/usr/local/cuda/lib/", "/usr/lib/wsl/lib/", "/opt/cuda/lib64/" };
+
+/* NVRTC opens a library beside it by name alone when it compiles: where the loader does not know their folder that fails, unless the library is open by then. */
+static void open_builtins(const char *folder)
+{
+    char pattern[256];
+    glob_t found;
+    snprintf(pattern, sizeof pattern, "%slibnvrtc-builtins.so.*", folder);
+    if (glob(pattern, 0, NULL, &found) == 0)
+        for (size_t i = 0; i < found.gl_pathc; i++)
+            dlopen(found.gl_pathv[i], RTLD_NOW | RTLD_LOCAL);
+    globfree(&found);
+}
 
 /* The first that is there, of those that are no newer than the driver: where several toolkits are installed, the one that it can run. */
 static void *open_first(const char *files, int newest)
@@ -21,6 +34,8 @@ static void *open_first(const char *files, int newest)
             char path[256];
             snprintf(path, sizeof path, "%s%s", folders[i], file);
             void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+            if (handle && *folders[i] && !strncmp(file, "libnvrtc", 8))
+                open_builtins(folders[i]);
             if (handle)
                 return handle;
         }

@@ -212,6 +212,8 @@ RAX_DEVICE float rax_row_max(float x) { x = fmaxf(x, rax_shuffle_f32(x, 1)); ret
 RAX_DEVICE float rax_row_sum(float x) { x += rax_shuffle_f32(x, 1); return x + rax_shuffle_f32(x, 2); }
 
 RAX_DEVICE int rax_sees(int row, int key) { return row < A_ROWS && key < A_KEYS && (!A_CAUSAL || key <= row + A_KEYS - A_ROWS); }
+/* Of so many rows and keys from these on all see all: most tiles of a warp, which then needs no comparisons. */
+RAX_DEVICE int rax_all_see(int row, int rows, int key, int keys) { return rax_sees(row + rows - 1, key + keys - 1) && rax_sees(row, key + keys - 1); }
 
 /* What a weight is multiplied by: 0, or 1 / (1 - dropout). */
 typedef struct { rax_u32 k0, k1, step, site; rax_u64 first; } rax_dropout;
@@ -286,15 +288,27 @@ RAX_DEVICE void rax_attention_forward(const rax_element *q, const rax_element *k
         rax_clear(S, A_NT);
         rax_product_nt(S, A_NT, Q + 16 * warp * A_LD, K, A_DP);
         RAX_UNROLL
+        for (int n = 0; n < A_NT; n++) {
+            RAX_UNROLL
+            for (int e = 0; e < 4; e++)
+                S[n][e] *= A_SCALE_LOG2;
+        }
+        if (!rax_all_see(first + 16 * warp, 16, j, A_BN)) {
+            RAX_UNROLL
+            for (int n = 0; n < A_NT; n++) {
+                RAX_UNROLL
+                for (int e = 0; e < 4; e++)
+                    S[n][e] = rax_sees(row + 8 * (e >> 1), j + 8 * n + 2 * t + (e & 1)) ? S[n][e] : -RAX_INFINITY;
+            }
+        }
+        RAX_UNROLL
         for (int half = 0; half < 2; half++) {
             float high = -RAX_INFINITY, total = 0;
             RAX_UNROLL
             for (int n = 0; n < A_NT; n++) {
                 RAX_UNROLL
-                for (int e = 2 * half; e < 2 * half + 2; e++) {
-                    S[n][e] = rax_sees(row + 8 * half, j + 8 * n + 2 * t + (e & 1)) ? S[n][e] * A_SCALE_LOG2 : -RAX_INFINITY;
+                for (int e = 2 * half; e < 2 * half + 2; e++)
                     high = fmaxf(high, S[n][e]);
-                }
             }
             high = fmaxf(most[half], rax_row_max(high));
             const float base = high == -RAX_INFINITY ? 0 : high, fade = exp2f(most[half] - base);
@@ -389,15 +403,27 @@ RAX_DEVICE void rax_attention_rows(const rax_element *q, const rax_element *k, c
         RAX_UNROLL
         for (int n = 0; n < A_NT; n++) {
             RAX_UNROLL
+            for (int e = 0; e < 4; e++)
+                S[n][e] = exp2f(S[n][e] * A_SCALE_LOG2 - log_sum[e >> 1]);
+        }
+        if (!rax_all_see(first + 16 * warp, 16, j, A_BN)) {
+            RAX_UNROLL
+            for (int n = 0; n < A_NT; n++) {
+                RAX_UNROLL
+                for (int e = 0; e < 4; e++)
+                    S[n][e] = rax_sees(row + 8 * (e >> 1), j + 8 * n + 2 * t + (e & 1)) ? S[n][e] : 0;
+            }
+        }
+        RAX_UNROLL
+        for (int n = 0; n < A_NT; n++) {
+            RAX_UNROLL
             for (int half = 0; half < 2; half++) {
                 const int i = row + 8 * half, key = j + 8 * n + 2 * t;
                 float keep[2];
                 rax_keep(&drop, i, key, keep);
                 RAX_UNROLL
-                for (int e = 0; e < 2; e++) {
-                    const float p = rax_sees(i, key + e) ? exp2f(S[n][2 * half + e] * A_SCALE_LOG2 - log_sum[half]) : 0;
-                    S[n][2 * half + e] = p * (W[n][2 * half + e] * keep[e] - dot[half]);
-                }
+                for (int e = 0; e < 2; e++)
+                    S[n][2 * half + e] *= W[n][2 * half + e] * keep[e] - dot[half];
             }
         }
         rax_product_values(D, A_DT, S, K, P);
@@ -452,7 +478,7 @@ RAX_DEVICE void rax_attention_keys(const rax_element *q, const rax_element *k, c
         RAX_UNROLL
         for (int n = 0; n < A_NT; n++) {
             RAX_UNROLL
-            for (int e = 0; e < 4; e++) {
+            for (int e = 0; e < 4; e++) {                /* compared one by one: kept apart as above this needs more registers than there are */
                 const int column = 8 * n + 2 * t + (e & 1), j = key + 8 * (e >> 1);
                 const float p = rax_sees(i + column, j) ? exp2f(S[n][e] * A_SCALE_LOG2 - log_sum[column]) : 0, keep = rax_keep_one(&drop, i + column, j);
                 S[n][e] = p * keep;
