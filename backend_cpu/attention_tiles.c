@@ -194,7 +194,8 @@ static void store_over_keys(const piece *p, value x[2][VECTORS], value base, val
     for (int j = 0; j < VECTORS; j++) {
         if (p->pairs) {
             value both = cpu_vbf16_from_two(v, x[0][j], x[1][j]);
-            cpu_vstore(v, interleaved(p, both, LLVMGetPoison(LLVMTypeOf(both)), 0, v->lanes), sums_at(p, row, j), NULL);
+            both = interleaved(p, both, LLVMGetPoison(LLVMTypeOf(both)), 0, v->lanes);
+            cpu_vstore(v, both, sums_at(p, row, j), NULL);
             continue;
         }
         for (int q = 0; q < 2; q++) {
@@ -220,7 +221,8 @@ static void store_over_queries(const piece *p, value x[2][VECTORS], value base, 
     }
     for (int j = 0; pairs && j < VECTORS; j++) {
         value row = row_of(p, pairs, LLVMBuildLShr(v->builder, key, constant(&p->e, 1), ""));
-        cpu_vstore(v, interleaved(p, rows[0], rows[1], j * v->lanes, (VECTORS + j) * v->lanes), sums_at(p, row, j), NULL);
+        value both = interleaved(p, rows[0], rows[1], j * v->lanes, (VECTORS + j) * v->lanes);
+        cpu_vstore(v, both, sums_at(p, row, j), NULL);
     }
 }
 

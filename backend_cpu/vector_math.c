@@ -332,7 +332,8 @@ value cpu_vbf16_from_two(env *e, value low, value high)
         value y = call_on(e, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", NULL, 0, (value[]){high, low}, 2);
         return bitcast(e, y, LLVMVectorType(LLVMInt16TypeInContext(e->context), 32));
     }
-    return lanes_from(e, cpu_vbf16_from_f32(e, low), cpu_vbf16_from_f32(e, high), 0, 2 * n);
+    value first = cpu_vbf16_from_f32(e, low), second = cpu_vbf16_from_f32(e, high);
+    return lanes_from(e, first, second, 0, 2 * n);
 }
 
 value cpu_vf32_from_bf16(env *e, value x)

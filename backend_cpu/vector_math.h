@@ -26,6 +26,9 @@ typedef struct {
     int lanes;                  /* of the vectors that cpu_vtype, cpu_vsplat, cpu_vmask and cpu_vload make */
 } cpu_vector_env;
 
+/* C leaves open in which order the arguments of a call are evaluated. Where more than one of them emits code each has a name before the
+ * call, so that a kernel is the same code whatever compiler rax was built by. */
+
 /* -- types, constants, access ---------------------------------------------------------------------------------------- */
 
 LLVMTypeRef cpu_vtype(const cpu_vector_env *env, LLVMTypeRef element);                 /* the element itself for one lane */
