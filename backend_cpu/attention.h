@@ -163,18 +163,19 @@ typedef struct { const char *at; int64_t row_stride; bool copied; } cpu_attentio
 cpu_attention_matrix cpu_attention_rows(const cpu_attention_run *run, const cpu_attention_tensor *t, int64_t row,
                                         int64_t rows, void *staging);
 
-/* Operands as the micro-kernel reads them, strides in bytes. */
+/* Operands as the micro-kernel reads them, strides in bytes. They are passed by pointer: a struct of words that were written one by one is copied
+ * two words at a time, and such a load waits for its stores. */
 typedef struct { const char *at; int64_t row, unit; } cpu_attention_left;
 typedef struct { const char *at; int64_t panel, unit; } cpu_attention_right;
 
 /* Packs rows as A, with columns as depth, unless tiles can be read where they lie; a panel of rows as B, with columns as depth; and rows as B with these as
  * depth, unless they can be read where they lie: that takes cpu_attention_right_bytes. */
-cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
-cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
-cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
+cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to);
+cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to);
+cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to);
 int64_t cpu_attention_right_bytes(const cpu_attention *a, int64_t rows);
 /* With tiles: rows, at most a block of keys, as A transposed, with rows as depth; that takes cpu_attention_across_bytes. */
-cpu_attention_left cpu_attention_pack_across(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to);
+cpu_attention_left cpu_attention_pack_across(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to);
 int64_t cpu_attention_across_bytes(const cpu_attention *a);
 /* With tiles: zeroes lines from..: of so many bytes each, up to a whole tile. */
 void cpu_attention_fill_up(void *lines, int64_t from, int64_t to_multiple_of, int64_t bytes);
@@ -192,7 +193,7 @@ static inline void cpu_attention_end_tiles(const cpu_attention *a)
 
 /* scores^T[rows][W] = left right. Lane i sees rows up to i + diagonal; what it does not see may be anything. */
 enum { CPU_ATTENTION_FAR = 1 << 30 };                /* further than any diagonal, on shapes that fit in memory */
-void cpu_attention_scores(cpu_attention_run *run, cpu_attention_left left, cpu_attention_right right, int64_t rows,
+void cpu_attention_scores(cpu_attention_run *run, const cpu_attention_left *left, const cpu_attention_right *right, int64_t rows,
                           int64_t diagonal, char *scores);
 
 /* sums[panel][rows][W] (+)= left right. Row r needs depths from r + low to r + high alone: elsewhere left is zero. */
@@ -206,7 +207,7 @@ void cpu_attention_multiply(cpu_attention_run *run, const cpu_attention_product 
 
 /* store, but for its columns and where to: rows of this head of t from row on, by code.store or code.store_across. */
 void cpu_attention_store_rows(const cpu_attention_run *run, cpu_attention_piece *code, const cpu_attention_tensor *t, int bytes,
-                              int64_t row, cpu_attention_store store, void *staging);
+                              int64_t row, cpu_attention_store *store, void *staging);
 /* The dropout mask of the panel at row against keys key..key+keys-1. */
 void cpu_attention_fill_keep(const cpu_attention_run *run, int64_t row, int64_t key, int64_t keys, uint16_t *keep);
 

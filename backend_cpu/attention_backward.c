@@ -147,8 +147,8 @@ static void load_statistics(const walk *w, int64_t panel)
 typedef struct { cpu_attention_right right; cpu_attention_left across; } keys_over_depth;
 
 /* One panel against the block of keys from key on, of which it sees `keys`. */
-static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, cpu_attention_left k, cpu_attention_left v,
-                        keys_over_depth over)
+static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, const cpu_attention_left *k,
+                        const cpu_attention_left *v, const keys_over_depth *over)
 {
     const cpu_attention *a = w->run.a;
     const kl_attention *s = &a->shape;
@@ -157,8 +157,10 @@ static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, cpu_a
     cpu_attention_matrix q = cpu_attention_rows(&w->run, &a->q, row, rows, w->staging[0]);
     cpu_attention_matrix dout = cpu_attention_rows(&w->run, &a->dout, row, rows, w->staging[1]);
 
-    cpu_attention_scores(&w->run, k, cpu_attention_pack_transposed(a, q, rows, w->q), keys, diagonal, w->scores);
-    cpu_attention_scores(&w->run, v, cpu_attention_pack_transposed(a, dout, rows, w->dout), keys, diagonal, w->gradients);
+    cpu_attention_right across = cpu_attention_pack_transposed(a, &q, rows, w->q);
+    cpu_attention_scores(&w->run, k, &across, keys, diagonal, w->scores);
+    across = cpu_attention_pack_transposed(a, &dout, rows, w->dout);
+    cpu_attention_scores(&w->run, v, &across, keys, diagonal, w->gradients);
     if (s->dropout > 0)
         cpu_attention_fill_keep(&w->run, row, key, keys, w->keep);
     cpu_attention_block block = {.scores = w->scores,
@@ -181,18 +183,18 @@ static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, cpu_a
     /* Over queries: those from key - diagonal on see a key. */
     int64_t over_queries = a->unit.k_per_unit == 2 ? line / 2 : line, key_panel = a->key_block * line;
     cpu_attention_product product = {
-        .left = {w->scores, over_queries, a->unit.bytes}, .right = cpu_attention_pack_right(a, dout, rows, w->dout_right),
+        .left = {w->scores, over_queries, a->unit.bytes}, .right = cpu_attention_pack_right(a, &dout, rows, w->dout_right),
         .sums = w->dv, .panel_bytes = key_panel, .rows = keys, .columns = s->head_dim, .depth = rows,
         .low = -diagonal, .high = CPU_ATTENTION_FAR, .resume = 1 };
     cpu_attention_multiply(&w->run, &product);
     product.left.at = w->gradients;
-    product.right = cpu_attention_pack_right(a, q, rows, w->q_right);
+    product.right = cpu_attention_pack_right(a, &q, rows, w->q_right);
     product.sums = w->dk;
     cpu_attention_multiply(&w->run, &product);
 
     product = (cpu_attention_product){
         .left = {a->unit.k_per_unit == 2 ? w->pairs : w->gradients, a->unit.bytes, width * a->unit.bytes},
-        .right = over.right,
+        .right = over->right,
         .sums = w->dq + panel * a->head_panels * a->sums_bytes,
         .panel_bytes = a->sums_bytes,
         .rows = rows,
@@ -202,7 +204,7 @@ static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, cpu_a
         .high = diagonal,
         .resume = key > w->first_key};
     if (a->tiles) {
-        product.left = over.across;
+        product.left = over->across;
         product.right = (cpu_attention_right){w->pairs, 0, line};
         product.rows = s->head_dim, product.columns = rows;
     }
@@ -217,7 +219,7 @@ static void store_gradient(const walk *w, const cpu_attention_tensor *t, int64_t
     float f32 = (float)factor;
     cpu_attention_store store = {.from = sums, .panel_bytes = panel_bytes, .rows = rows,
                                  .factors = a->sum_bytes == 8 ? (void *)&factor : (void *)&f32};
-    cpu_attention_store_rows(&w->run, a->code.store, t, a->grad_bytes, row, store, w->staging[0]);
+    cpu_attention_store_rows(&w->run, a->code.store, t, a->grad_bytes, row, &store, w->staging[0]);
 }
 
 static void store_dq(const walk *w, int64_t panel, const char *sums)
@@ -229,7 +231,7 @@ static void store_dq(const walk *w, int64_t panel, const char *sums)
         for (int i = 0; i < a->tile.columns; i++)
             factors[i] = (float)a->shape.scale;
         cpu_attention_store store = {.from = sums, .rows = rows_of(w, panel), .factors = factors};
-        cpu_attention_store_rows(&w->run, a->code.store_across, &a->dq, a->grad_bytes, panel * a->tile.columns, store, w->staging[0]);
+        cpu_attention_store_rows(&w->run, a->code.store_across, &a->dq, a->grad_bytes, panel * a->tile.columns, &store, w->staging[0]);
         return;
     }
     store_gradient(w, &w->run.a->dq, panel * w->run.a->tile.columns, rows_of(w, panel), sums, w->run.a->sums_bytes,
@@ -242,14 +244,14 @@ static void visit_keys(walk *w, int64_t key)
     const kl_attention *s = &a->shape;
     int64_t keys = keys_of(w, key), line = a->tile.columns * a->sum_bytes, width = a->tile.columns;
     cpu_attention_matrix m = cpu_attention_rows(&w->run, &a->k, key, keys, w->staging[0]);
-    cpu_attention_left k = cpu_attention_pack_left(a, m, keys, w->k);
+    cpu_attention_left k = cpu_attention_pack_left(a, &m, keys, w->k);
     keys_over_depth over = {{k.at, width * a->unit.bytes, k.row}, {0}};
     if (a->tiles)
-        over.across = cpu_attention_pack_across(a, m, keys, w->k_right);
+        over.across = cpu_attention_pack_across(a, &m, keys, w->k_right);
     else if (a->unit.k_per_unit == 2)
-        over.right = cpu_attention_pack_right(a, m, keys, w->k_right);
+        over.right = cpu_attention_pack_right(a, &m, keys, w->k_right);
     m = cpu_attention_rows(&w->run, &a->v, key, keys, w->staging[0]);
-    cpu_attention_left v = cpu_attention_pack_left(a, m, keys, w->v);
+    cpu_attention_left v = cpu_attention_pack_left(a, &m, keys, w->v);
     memset(w->dk, 0, (size_t)(a->head_panels * a->key_block * line));
     memset(w->dv, 0, (size_t)(a->head_panels * a->key_block * line));
 
@@ -273,7 +275,7 @@ static void visit_keys(walk *w, int64_t key)
             expect(w, &a->dq, a->grad_bytes, w->run.head, panel * width, rows_of(w, panel));
         if (first)
             load_statistics(w, panel);
-        visit_panel(w, panel, key, MIN(keys, panel * width + ahead_of(a) - key), k, v, over);
+        visit_panel(w, panel, key, MIN(keys, panel * width + ahead_of(a) - key), &k, &v, &over);
         if (whole)
             store_dq(w, panel, w->dq + panel * a->head_panels * a->sums_bytes);
     }

@@ -38,16 +38,16 @@ cpu_attention_matrix cpu_attention_rows(const cpu_attention_run *run, const cpu_
 }
 
 void cpu_attention_store_rows(const cpu_attention_run *run, cpu_attention_piece *code, const cpu_attention_tensor *t, int bytes,
-                              int64_t row, cpu_attention_store store, void *staging)
+                              int64_t row, cpu_attention_store *store, void *staging)
 {
     char *at = cpu_attention_at(run, t, bytes, run->head, row);
-    int64_t columns = store.columns = run->a->shape.head_dim;
+    int64_t columns = store->columns = run->a->shape.head_dim;
     bool apart = t->stride[3] != 1;
-    store.to = apart ? staging : at;
-    store.row_stride = apart ? columns : t->stride[2];
-    code(&store);
+    store->to = apart ? staging : at;
+    store->row_stride = apart ? columns : t->stride[2];
+    code(store);
     if (apart)
-        copy_elements(at, t->stride[2], t->stride[3], staging, columns, 1, store.rows, columns, bytes);
+        copy_elements(at, t->stride[2], t->stride[3], staging, columns, 1, store->rows, columns, bytes);
 }
 
 /* -- fetching ahead ---------------------------------------------------------------------------------------------------- */
@@ -77,10 +77,10 @@ void cpu_attention_fetch_now(cpu_attention_run *run)
 
 /* -- operands ---------------------------------------------------------------------------------------------------------- */
 
-static cpu_gemm_block block_of(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to, int64_t to_stride)
+static cpu_gemm_block block_of(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to, int64_t to_stride)
 {
-    return (cpu_gemm_block){.source = m.at,
-                            .line_stride = m.row_stride,
+    return (cpu_gemm_block){.source = m->at,
+                            .line_stride = m->row_stride,
                             .k_stride = 1,
                             .lines = rows,
                             .depth = a->shape.head_dim,
@@ -89,27 +89,27 @@ static cpu_gemm_block block_of(const cpu_attention *a, cpu_attention_matrix m, i
 }
 
 /* Its transpose: a line is an element of the heads, and rows are K. */
-static cpu_gemm_block across_of(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to, int64_t to_stride)
+static cpu_gemm_block across_of(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to, int64_t to_stride)
 {
-    return (cpu_gemm_block){.source = m.at,
+    return (cpu_gemm_block){.source = m->at,
                             .line_stride = 1,
-                            .k_stride = m.row_stride,
+                            .k_stride = m->row_stride,
                             .lines = a->shape.head_dim,
                             .depth = rows,
                             .to = to,
                             .to_stride = to_stride};
 }
 
-cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
+cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to)
 {
-    if (a->tiles && !m.copied && a->shape.head_dim % CPU_GEMM_TILES_K == 0 && rows % a->tile.heights[1] == 0)     /* whole tiles as it lies */
-        return (cpu_attention_left){m.at, m.row_stride * a->element_bytes, a->unit.bytes};
+    if (a->tiles && !m->copied && a->shape.head_dim % CPU_GEMM_TILES_K == 0 && rows % a->tile.heights[1] == 0)     /* whole tiles as it lies */
+        return (cpu_attention_left){m->at, m->row_stride * a->element_bytes, a->unit.bytes};
     cpu_gemm_block block = block_of(a, m, rows, to, a->row_bytes);
     a->code.rows(&block);
     return (cpu_attention_left){to, a->row_bytes, a->unit.bytes};
 }
 
-cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
+cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to)
 {
     cpu_gemm_block block = block_of(a, m, rows, to, a->transposed_bytes);
     if (a->tiles && rows < a->tile.columns)      /* products over queries take all columns: none may hold a NaN */
@@ -128,7 +128,7 @@ int64_t cpu_attention_across_bytes(const cpu_attention *a)
     return a->tiles ? round_up(a->shape.head_dim, a->tile.heights[0]) * a->across_bytes : 0;
 }
 
-cpu_attention_left cpu_attention_pack_across(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
+cpu_attention_left cpu_attention_pack_across(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to)
 {
     cpu_gemm_block block = across_of(a, m, rows, to, a->across_bytes);
     a->code.across(&block);
@@ -145,7 +145,7 @@ int64_t cpu_attention_right_bytes(const cpu_attention *a, int64_t rows)
     return a->unit.k_per_unit == 2 ? a->head_panels * interleaved_panel(a, rows) : rows * a->row_bytes;
 }
 
-cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, cpu_attention_matrix m, int64_t rows, void *to)
+cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to)
 {
     int64_t panel = a->tile.columns * a->unit.bytes;
     if (a->unit.k_per_unit == 2) {
@@ -154,7 +154,7 @@ cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, cpu_attenti
         return (cpu_attention_right){to, block.to_stride, panel};
     }
     if (a->element_bytes == a->unit.bytes && a->shape.head_dim % a->tile.lanes == 0)
-        return (cpu_attention_right){m.at, panel, m.row_stride * a->unit.bytes};
+        return (cpu_attention_right){m->at, panel, m->row_stride * a->unit.bytes};
     cpu_attention_left packed = cpu_attention_pack_left(a, m, rows, to);
     return (cpu_attention_right){packed.at, panel, packed.row};
 }
@@ -215,25 +215,25 @@ void cpu_attention_multiply(cpu_attention_run *run, const cpu_attention_product 
     }
 }
 
-void cpu_attention_scores(cpu_attention_run *run, cpu_attention_left left, cpu_attention_right right, int64_t rows,
+void cpu_attention_scores(cpu_attention_run *run, const cpu_attention_left *left, const cpu_attention_right *right, int64_t rows,
                           int64_t diagonal, char *scores)
 {
     const cpu_attention *a = run->a;
-    int64_t units = (a->shape.head_dim + a->unit.k_per_unit - 1) / a->unit.k_per_unit,
+    int64_t units = (a->shape.head_dim + a->unit.k_per_unit - 1) >> (a->unit.k_per_unit - 1),
             row_bytes = a->tile.columns * a->sum_bytes;
     if (units == 0) {
         memset(scores, 0, (size_t)(rows * row_bytes));
         return;
     }
-    const char *second = right.at + a->tile.lanes * a->unit.bytes, *at = left.at;
+    const char *second = right->at + a->tile.lanes * a->unit.bytes, *at = left->at;
     for (int64_t row = 0; row < rows;) {
         int h = tile_height(a, rows - row);
         if (row - diagonal >= a->tile.lanes)         /* the first vector sees no row of this tile */
-            multiply_tile(run, h, 1, units, at, &left, second, &right, scores + row * row_bytes + a->tile.lanes * a->sum_bytes, 0);
+            multiply_tile(run, h, 1, units, at, left, second, right, scores + row * row_bytes + a->tile.lanes * a->sum_bytes, 0);
         else
-            multiply_tile(run, h, 2, units, at, &left, right.at, &right, scores + row * row_bytes, 0);
+            multiply_tile(run, h, 2, units, at, left, right->at, right, scores + row * row_bytes, 0);
         row += a->tile.heights[h];
-        at += a->tile.heights[h] * left.row;
+        at += a->tile.heights[h] * left->row;
     }
 }
 

@@ -92,13 +92,14 @@ static void expect_queries(walk *w, const cpu_attention_tensor *t, int64_t head)
 }
 
 /* One panel, from row row on, against keys key..key+keys-1. */
-static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t key, int64_t keys, cpu_attention_left k, values v)
+static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t key, int64_t keys, const cpu_attention_left *k,
+                        const values *v)
 {
     const cpu_attention *a = w->run.a;
     const kl_attention *s = &a->shape;
     const room *r = &w->room;
     int64_t diagonal = s->causal ? row + s->keys - s->rows - key : CPU_ATTENTION_FAR;
-    cpu_attention_scores(&w->run, k, panel->q, keys, diagonal, r->scores);
+    cpu_attention_scores(&w->run, k, &panel->q, keys, diagonal, r->scores);
     if (s->dropout > 0)
         cpu_attention_fill_keep(&w->run, row, key, keys, r->keep);
     cpu_attention_block block = {.scores = r->scores,
@@ -116,7 +117,7 @@ static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t 
                                  .first = key == 0};
     a->code.softmax(&block);
     cpu_attention_product product = {.left = {r->scores, a->unit.bytes, a->tile.columns * a->unit.bytes},
-                                     .right = v.right,
+                                     .right = v->right,
                                      .sums = panel->sums,
                                      .panel_bytes = a->sums_bytes,
                                      .rows = rows_of(w, row),
@@ -128,7 +129,7 @@ static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t 
     if (a->tiles) {
         cpu_attention_fill_up(r->scores, (keys + 1) / 2, CPU_GEMM_TILES_K / 2, a->tile.columns * a->unit.bytes);
         product.right = (cpu_attention_right){r->scores, 0, a->tile.columns * a->unit.bytes};
-        product.left = v.across;
+        product.left = v->across;
         product.rows = s->head_dim;
         product.columns = rows_of(w, row);
     }
@@ -144,7 +145,7 @@ static void store_panel(walk *w, const panel_state *panel, int64_t row)
     a->code.close(&close);
     cpu_attention_store store = {
         .from = panel->sums, .panel_bytes = a->sums_bytes, .rows = rows, .factors = r->factors, .factor_stride = 1};
-    cpu_attention_store_rows(&w->run, a->tiles ? a->code.store_across : a->code.store, &a->out, a->element_bytes, row, store, r->staging);
+    cpu_attention_store_rows(&w->run, a->tiles ? a->code.store_across : a->code.store, &a->out, a->element_bytes, row, &store, r->staging);
     char *lse = cpu_attention_at(&w->run, &a->lse, a->sum_bytes, w->run.head, row);
     for (int64_t i = 0; i < rows; i++)
         if (a->sum_bytes == 8)
@@ -159,13 +160,13 @@ static void visit_keys(walk *w, int64_t key)
     const room *r = &w->room;
     int64_t keys = keys_of(w, key), width = a->tile.columns;
     cpu_attention_matrix k = cpu_attention_rows(&w->run, &a->k, key, keys, r->staging);
-    cpu_attention_left left = cpu_attention_pack_left(a, k, keys, r->k);
+    cpu_attention_left left = cpu_attention_pack_left(a, &k, keys, r->k);
     cpu_attention_matrix v = cpu_attention_rows(&w->run, &a->v, key, keys, r->staging);
     values packed = {{0}, {0}};
     if (a->tiles)
-        packed.across = cpu_attention_pack_across(a, v, keys, r->v);
+        packed.across = cpu_attention_pack_across(a, &v, keys, r->v);
     else
-        packed.right = cpu_attention_pack_right(a, v, keys, r->v);
+        packed.right = cpu_attention_pack_right(a, &v, keys, r->v);
 
     int64_t next = key + a->key_block;
     cpu_attention_clear(&w->run);
@@ -181,7 +182,7 @@ static void visit_keys(walk *w, int64_t key)
     for (int64_t row = w->first_row, i = 0; row < w->end_row; row += width, i++) {
         int64_t seen = MIN(keys, row + ahead_of(a) - key);
         if (seen > 0)
-            visit_block(w, &r->panels[i], row, key, seen, left, packed);
+            visit_block(w, &r->panels[i], row, key, seen, &left, &packed);
     }
 }
 
@@ -192,7 +193,7 @@ static void visit_head(walk *w)
     for (int64_t row = w->first_row, i = 0; row < w->end_row; row += width, i++) {
         cpu_attention_matrix q = cpu_attention_rows(&w->run, &a->q, row, rows_of(w, row), w->room.staging);
         panel_state *panel = &w->room.panels[i];
-        panel->q = cpu_attention_pack_transposed(a, q, rows_of(w, row), w->room.q + i * a->transposed_bytes);
+        panel->q = cpu_attention_pack_transposed(a, &q, rows_of(w, row), w->room.q + i * a->transposed_bytes);
         panel->sums = w->room.sums + i * a->head_panels * a->sums_bytes;
         panel->most = w->room.statistics + 2 * i * line, panel->sum = panel->most + line;
     }
