@@ -55,6 +55,7 @@ static struct {
     int algorithm;                            /* that the last product took */
     const cuda_library *nvrtc;                /* not NULL: what is compiled for the stand-in is compiled for sm_80 and sm_90, too */
     bool only_nvrtc;                          /* and only by it, for the stand-in's own architecture: kernels cannot be launched */
+    int attention_kernels, attention_spills;  /* of what it compiled alone: kernels of attention, and those of them that have not registers enough */
 } standin = { .most_bytes = (size_t)8 << 30, .arch_major = 9, .nvrtc_version = 130 };
 
 static block *block_of(const void *at, size_t bytes, bool pinned)
@@ -605,6 +606,32 @@ static int si_source_free(cuda_source *source)
     free((*source)->text), free((*source)->name), free((*source)->log), free((*source)->image), free(*source);
     return *source = NULL, 0;
 }
+/* By NVRTC, which says what registers it took. False: the compiler's message is on standard error. */
+static bool compile_and_count(cuda_source s, int architecture)
+{
+    char target[32];
+    const char *options[] = { target, "-default-device", "-Xptxas=-v" };
+    const cuda_library *l = standin.nvrtc;
+    cuda_source program;
+    size_t bytes = 0;
+    snprintf(target, sizeof target, "-arch=sm_%d", architecture);
+    STANDIN_CHECK(l->source_new(&program, s->text, s->name, 0, NULL, NULL) == 0, "NVRTC takes no source");
+    bool compiled = l->source_compile(program, (int)COUNT_OF(options), options) == 0, is_attention = strstr(s->text, "    rax_attention_") != NULL;
+    l->source_log_size(program, &bytes);
+    char *log = calloc(1, bytes + 1);
+    l->source_log(program, log);
+    const char *spills = strstr(log, " bytes spill stores");
+    while (spills && spills > log && spills[-1] >= '0' && spills[-1] <= '9')
+        spills--;
+    __atomic_add_fetch(&standin.attention_kernels, compiled && is_attention && spills, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&standin.attention_spills, compiled && is_attention && spills && atoi(spills) > 0, __ATOMIC_RELAXED);
+    if (!compiled)
+        fprintf(stderr, "stand-in: sm_%d: %s\n", architecture, log);
+    free(log);
+    l->source_free(&program);
+    return compiled;
+}
+
 /* Whether a kernel was compiled for an architecture before: its name says all that its text does. */
 static bool compiled_before(const char *name, int architecture)
 {
@@ -632,6 +659,11 @@ static bool compile_for_cards(cuda_source s)
         __atomic_add_fetch(&standin.compiled_by_nvrtc, 1, __ATOMIC_RELAXED);
         if (compiled_before(s->name, architecture))
             continue;
+        if (standin.only_nvrtc) {
+            if (!compile_and_count(s, architecture))
+                return false;
+            continue;
+        }
         if (!cuda_compile_source(standin.nvrtc, s->text, s->name, architecture, false, &cubin)) {
             fprintf(stderr, "stand-in: sm_%d: %s\n", architecture, base_error());
             return false;

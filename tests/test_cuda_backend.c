@@ -223,7 +223,7 @@ static void test_epilogues(void **state)
         standin_begin(NULL);
         check_program(gelu_layer(cases[i].bf16, cases[i].bias), cases[i].bf16 ? 0.02 : 2e-5, cases[i].bf16, NULL);
         standin_end();
-        assert_int_equal(standin.epilogues & ~CUDA_EPILOGUE_NONE, cases[i].used);
+        assert_true(standin_is_device() || (standin.epilogues & ~CUDA_EPILOGUE_NONE) == cases[i].used);
         forget(blocks);
     }
     standin.arch_major = 9;
@@ -238,13 +238,13 @@ static void test_tf32(void **state)
     int questions = standin.questions, tf32 = standin.tf32_products;
     standin_begin(NULL);
     check_graph_text(text, 1e-5, NULL);
-    assert_int_equal(standin.questions - questions, 1);
+    assert_true(standin_is_device() || standin.questions - questions == 1);
     standin_end();
     standin_begin_with(&(ir_backend_settings){ .tf32 = true });
     check_graph_text(text, 2e-2, NULL);
-    assert_int_equal(standin.questions - questions, 2);
+    assert_true(standin_is_device() || standin.questions - questions == 2);
     standin_end();
-    assert_int_equal(standin.tf32_products - tf32, 4);
+    assert_true(standin_is_device() || standin.tf32_products - tf32 == 4);
 }
 
 /* What a user is told: a device that is too small, and how much of what is missing. */

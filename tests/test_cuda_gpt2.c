@@ -33,6 +33,8 @@ static void compile_step(bool bf16, int major, int micro_batches)
         fail_msg("%s", rax_error());
     assert_true(standin.compiled - compiled >= 20 && standin.compiled_by_nvrtc == standin.compiled);
     assert_int_equal(standin.asked_epilogues & gelu, major >= 9 ? gelu : bf16 ? 0 : CUDA_EPILOGUE_BIAS);
+    if (standin.attention_spills)
+        fail_msg("sm_%d: %d kernels of attention spill registers to memory", 10 * major, standin.attention_spills);
     print_message("# %s, sm_%d: %d kernels\n", bf16 ? "bf16" : "f32", 10 * major, standin.compiled - compiled);
     rax_function_free(step);
     rax_tree_free(params);
@@ -54,6 +56,7 @@ static void test_compiles(void **state)
     for (int major = 8; major <= 9; major++)
         for (int bf16 = 0; bf16 < 2; bf16++)
             compile_step(bf16, major, bf16 ? 2 : 1);
+    assert_int_equal(standin.attention_kernels, 2 * 2 * 4);
 }
 
 int main(void)

@@ -60,7 +60,7 @@ static void check_cuda(program_maker *make, uint64_t seed, const cuda_library *n
     forget(blocks);
 }
 
-/* Launches that it took. */
+/* Launches that it took; of a device's own nobody counts them. */
 static int check_programs(program_maker *make, int programs)
 {
     const char *seed = getenv("SEED"), *count = getenv("PROGRAMS");
@@ -72,7 +72,7 @@ static int check_programs(program_maker *make, int programs)
     for (uint64_t i = first; i < first + n; i++)
         check_cuda(make, i, compiles && i - first < COMPILED ? &nvrtc : NULL);
     standin_end();
-    return standin.launches - launches;
+    return standin_is_device() ? 1 : standin.launches - launches;
 }
 
 static void test_random(void **state)
@@ -138,7 +138,7 @@ static void test_many_parameters(void **state)
         int launches = standin.launches;
         updated = &cases[i].m;
         check_cuda(update, 7, NULL);
-        if (standin.launches - launches != cases[i].launches)
+        if (!standin_is_device() && standin.launches - launches != cases[i].launches)
             fail_msg("%d parameters, case %zu: expected %d launches, got %d", cases[i].m.n, i, cases[i].launches, standin.launches - launches);
         standin_end();
     }
