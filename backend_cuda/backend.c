@@ -55,6 +55,10 @@ static void print_info(FILE *out)
     const cuda_machine *m = cuda_device_machine(process.device);
     fprintf(out, "cuda        %s, compute capability %d.%d, %d multiprocessors, %zu KB shared\n", m->name, m->major, m->minor, m->multiprocessors, m->shared_bytes >> 10);
     fprintf(out, "driver      CUDA %d.%d\n", m->driver_version / 1000, m->driver_version % 1000 / 10);
+    int major = 0, minor = 0;
+    cuda_device_library(process.device)->compiler_version(&major, &minor);
+    fprintf(out, "compiler    NVRTC of CUDA %d.%d for %s_%d%s\n", major, minor, m->target_is_ptx ? "compute" : "sm", m->target, m->target_is_ptx ? ", which the driver compiles to the end" : "");
+    fprintf(out, "products    cuBLASLt %d%s\n", cuda_device_library(process.device)->blas_version(), process.tf32 ? ", f32 by TF32" : "");
     fprintf(out, "memory      %zu MB available on the device\n", cuda_memory_available(process.device) >> 20);
     fprintf(out, "code        %s\n", *cuda_store_folder(process.store) ? cuda_store_folder(process.store) : "not kept");
 }

@@ -102,6 +102,14 @@ lines() { sed -n '/^\(iter\|eval\) /s/, time .*//p' "$1"; }
     [ "$status" -eq 2 ] && grep -q '^rax: tune: cpu has nothing to choose from$' err
 }
 
+@test "rax info names the card and the libraries" {
+    "$ON_STANDIN" info --device=cuda --tf32 >out.txt 2>err
+    grep -qE '^cuda +stand-in, compute capability 9\.0, ' out.txt
+    grep -qE '^driver +CUDA 13\.0$' out.txt
+    grep -qE '^compiler +NVRTC of CUDA 13\.0 for sm_90$' out.txt
+    grep -qE '^products +cuBLASLt 130000, f32 by TF32$' out.txt
+}
+
 @test "an unknown device is a mistake" {
     local status=0
     "$RAX_BIN" eval out --device=gpu >out.txt 2>err || status=$?
