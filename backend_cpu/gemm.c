@@ -240,6 +240,18 @@ static void cut_squares(cpu_gemm_plan *plan, int64_t want, int64_t most_columns)
     }
 }
 
+/* Rows of A that lie side by side are packed by every task that needs them, and a panel is whole, however few of its rows a task has. Of a
+ * small C that is much: an element packed takes four times as long as one of C of which K is as deep. There both are packed for all, if
+ * they stay in the last-level cache. */
+static bool shares_both(const cpu_gemm_plan *plan, int64_t l3)
+{
+    const cpu_gemm_shape *s = &plan->shape;
+    int64_t row_tasks = divide_up(s->m, plan->task_rows), column_tasks = divide_up(s->n, plan->task_columns);
+    int64_t packed = column_tasks * row_tasks * round_up(plan->task_rows, plan->a_panel) + (plan->b_way == CPU_GEMM_LOCAL ? row_tasks * s->n : s->n);
+    return plan->a_way == CPU_GEMM_LOCAL && plan->b_way != CPU_GEMM_DIRECT && !plan->packs_rows && row_tasks * column_tasks > 1 &&
+           80 * (packed - s->m - s->n) > s->m * s->n && s->batch * (s->m + s->n) * s->k * plan->unit.bytes <= l3 / 4;
+}
+
 cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine *machine, const cpu_gemm_tuning *tuning)
 {
     const cpu_gemm_shape *s = shape;
@@ -268,13 +280,16 @@ cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine 
         cut_shared(&plan, want, l2);
     }
     even_blocks(&plan);
+    if (shares_both(&plan, l3))
+        plan.a_way = plan.b_way = CPU_GEMM_SHARED;
     plan.at_once = MAX(machine->cpus, 1);
     plan.fetches = s->batch * s->m * s->n * unit.bytes > l2 / 2;
     plan.row_tasks = divide_up(s->m, plan.task_rows);
     plan.column_tasks = divide_up(s->n, plan.task_columns);
 
-    int64_t panels = divide_up(s->n, tile.columns);
-    size_t shared = plan.b_way == CPU_GEMM_SHARED ? (size_t)(s->batch * plan.depth_blocks * panels * plan.b_panel_bytes) : 0;
+    int64_t panels = divide_up(s->n, tile.columns), a_panels = plan.a_way == CPU_GEMM_SHARED ? divide_up(s->m, plan.a_panel) : 0;
+    plan.shared_a = plan.b_way == CPU_GEMM_SHARED ? align64((size_t)(s->batch * plan.depth_blocks * panels * plan.b_panel_bytes)) : 0;
+    size_t shared = plan.shared_a + (size_t)(s->batch * plan.depth_blocks * a_panels * plan.a_line_bytes);
     size_t partial = (size_t)(s->batch * plan.row_tasks * s->column_sums * plan.partial_stride) * (s->dtype == IR_F64 ? 8 : 4);
     plan.partial_bytes = align64(partial);
     plan.workspace_bytes = align64(shared) + plan.partial_bytes;
@@ -282,7 +297,7 @@ cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine 
 
     plan.first_phase = plan.b_way == CPU_GEMM_SHARED ? 0 : 1;
     plan.phases = (s->column_sums > 0 ? 3 : 2) - plan.first_phase;
-    int64_t tasks[] = { s->batch * plan.depth_blocks * panels, s->batch * plan.row_tasks * plan.column_tasks, s->column_sums };
+    int64_t tasks[] = { s->batch * plan.depth_blocks * (panels + a_panels), s->batch * plan.row_tasks * plan.column_tasks, s->column_sums };
     for (int i = 0; i < plan.phases; i++)
         plan.tasks[i] = tasks[i + plan.first_phase];
     return plan;

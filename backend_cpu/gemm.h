@@ -143,7 +143,7 @@ void cpu_gemm_store_plain(void *context, const cpu_gemm_place *at, LLVMValueRef 
 typedef enum {
     CPU_GEMM_DIRECT,     /* reads it where it lies */
     CPU_GEMM_LOCAL,      /* each task packs its block into scratch */
-    CPU_GEMM_SHARED      /* a phase before packs all of it into workspace; B only */
+    CPU_GEMM_SHARED      /* a phase before packs all of it into workspace: B; A beside it, where its rows lie side by side */
 } cpu_gemm_way;
 
 /* What the plan must know of an operand. */
@@ -176,6 +176,7 @@ typedef struct {
     int64_t a_panel, a_line_bytes, b_panel_bytes;    /* of a row or a panel of A; of a panel of B */
     int64_t tile_bytes, partial_stride;
     size_t scratch_b, scratch_a;                 /* where they are in scratch, behind the sums of tiles */
+    size_t shared_a;                             /* where shared panels of A begin, behind those of B */
     size_t workspace_bytes;                      /* of the product, 64-byte aligned: shared panels, then */
     size_t partial_bytes;                        /* the partial column sums */
     size_t scratch_bytes;                        /* of each thread, likewise */

@@ -452,7 +452,7 @@ static double work_of(const product *p, int phase, const cpu_gemm_tile_shape *ti
     const cpu_gemm_shape *s = &p->gemm.plan.shape;
     double elements = (double)s->batch * (double)s->m * (double)s->n, per_ns = 14 * tile->lanes * cpu_gemm_unit_of(s->isa, s->dtype).k_per_unit;
     switch (phase + p->gemm.plan.first_phase) {
-    case 0:  return (double)s->batch * (double)s->k * (double)s->n * 0.4;
+    case 0:  return (double)s->batch * (double)s->k * (double)(s->n + (p->gemm.plan.a_way == CPU_GEMM_SHARED ? s->m : 0)) * 0.4;
     case 1:  return elements * (2 * (double)s->k / per_ns + 0.3 * (2 + p->epilogue.code->cost) / tile->lanes) + 100 * (double)s->batch;
     default: return (double)s->column_sums * (double)s->n * (double)(s->batch * p->gemm.plan.row_tasks);
     }

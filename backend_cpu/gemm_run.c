@@ -2,10 +2,9 @@
  *
  * A task's tiles are visited by depth, by blocks of rows, by panels of B, and down the rows. A panel of B is packed where it is first
  * met, so that it is close to the core while the tiles below it are computed; meanwhile micro-kernels fetch into the second-level
- * cache, a line a step, what the next panel needs, be it of the task that this thread is likely to take next: its source in memory, and the
- * lines of C that its tiles end in. Packing a panel of
- * weights takes a quarter of the time then, and a store that waits for its line holds up no store after it (2 cores of a Zen 4: products
- * with 256 rows of A 5 to 8 % faster). */
+ * cache, a line a step, what the next panel needs, be it of the task that this thread is likely to take next: its source in memory, and
+ * the lines of C that its tiles end in. Packing a panel of weights takes a quarter of the time then, and a store that waits for its line
+ * holds up no store after it (2 cores of a Zen 4: products with 256 rows of A 5 to 8 % faster). */
 #include "backend_cpu/gemm.h"
 
 #include <string.h>
@@ -49,13 +48,38 @@ static void pack_b(const cpu_gemm *gemm, int64_t batch, int64_t depth_block, int
     gemm->code.pack_b(&block);
 }
 
+/* Rows of A, to be packed as a plan has it. */
+static void pack_a(const cpu_gemm *gemm, int64_t batch, int64_t depth_block, int64_t row, int64_t rows, char *to)
+{
+    const cpu_gemm_operand *a = &gemm->a;
+    cpu_gemm_block block = {
+        .source = operand_at(gemm, a, batch), .line_stride = a->line_stride, .k_stride = a->k_stride, .user = a->user,
+        .batch = batch, .line = row, .lines = rows, .k = depth_block * gemm->plan.block_depth, .depth = depth_of(&gemm->plan, depth_block),
+        .to = to, .to_stride = gemm->plan.a_line_bytes };
+    gemm->code.pack_a(&block);
+}
+
+static char *shared_rows(const cpu_gemm *gemm, int64_t batch, int64_t depth_block, int64_t panel)
+{
+    const cpu_gemm_plan *plan = &gemm->plan;
+    int64_t panels = divide_up(plan->shape.m, plan->a_panel);
+    return (char *)gemm->workspace + plan->shared_a + ((batch * plan->depth_blocks + depth_block) * panels + panel) * plan->a_line_bytes;
+}
+
+/* A panel of B, or of A behind them. */
 static void pack_shared(const cpu_gemm *gemm, int64_t task)
 {
     const cpu_gemm_plan *plan = &gemm->plan;
     int64_t columns = plan->tile.columns, panels = divide_up(plan->shape.n, columns);
-    int64_t panel = task % panels, depth_block = task / panels % plan->depth_blocks, batch = task / panels / plan->depth_blocks;
-    pack_b(gemm, batch, depth_block, panel * columns, MIN(columns, plan->shape.n - panel * columns),
-           shared_panel(gemm, batch, depth_block, panel));
+    int64_t all = panels + (plan->a_way == CPU_GEMM_SHARED ? divide_up(plan->shape.m, plan->a_panel) : 0);
+    int64_t panel = task % all, depth_block = task / all % plan->depth_blocks, batch = task / all / plan->depth_blocks;
+    if (panel < panels) {
+        pack_b(gemm, batch, depth_block, panel * columns, MIN(columns, plan->shape.n - panel * columns), shared_panel(gemm, batch, depth_block, panel));
+        return;
+    }
+    panel -= panels;
+    int64_t row = panel * plan->a_panel;
+    pack_a(gemm, batch, depth_block, row, MIN(plan->a_panel, plan->shape.m - row), shared_rows(gemm, batch, depth_block, panel));
 }
 
 /* -- a task of the product, and its operands ------------------------------------------------------------------------------ */
@@ -102,12 +126,10 @@ static operand_view view_a(const task_state *t, int64_t depth_block, int64_t row
         const char *at = operand_at(gemm, a, t->batch) + (k * a->k_stride + row * a->line_stride) * element;
         return (operand_view){at, a->line_stride * element, a->k_stride * plan->unit.bytes};
     }
+    if (plan->a_way == CPU_GEMM_SHARED)          /* from row 0 on: a task may begin within a panel */
+        return (operand_view){shared_rows(gemm, t->batch, depth_block, 0), plan->unit.bytes, plan->a_panel * plan->unit.bytes};
     char *to = t->scratch + plan->scratch_a;
-    cpu_gemm_block block = {
-        .source = operand_at(gemm, a, t->batch), .line_stride = a->line_stride, .k_stride = a->k_stride, .user = a->user,
-        .batch = t->batch, .line = row, .lines = rows, .k = k, .depth = depth_of(plan, depth_block),
-        .to = to, .to_stride = plan->a_line_bytes };
-    gemm->code.pack_a(&block);
+    pack_a(gemm, t->batch, depth_block, row, rows, to);
     if (plan->packs_rows)
         return (operand_view){to, plan->a_line_bytes, plan->unit.bytes};
     return (operand_view){to, plan->unit.bytes, plan->a_panel * plan->unit.bytes};
@@ -273,10 +295,10 @@ static void visit_tiles(const task_state *t, const block_state *at, int64_t from
     cpu_gemm_micro *full = cpu_gemm_micro_of(&t->gemm->code, 0, vectors, at->a.line, plan->unit);
     cpu_gemm_tile tile = {.user = t->gemm->user, .batch = t->batch, .column = t->column + column, .columns = columns,
                           .partial = partial_of(t), .partial_stride = plan->partial_stride};
-    bool by_panels = plan->a_way == CPU_GEMM_LOCAL && !plan->packs_rows, fetch = at->last && plan->fetches && !at->fetched;
+    bool by_panels = plan->a_way != CPU_GEMM_DIRECT && !plan->packs_rows, fetch = at->last && plan->fetches && !at->fetched;
 
     for (int64_t i = from; i < to; i += height, sums += kept) {
-        int64_t rows = MIN(height, at->end_row - i), line = i - at->at.row;
+        int64_t rows = MIN(height, at->end_row - i), line = plan->a_way == CPU_GEMM_SHARED ? t->row + i : i - at->at.row;
         const char *a = at->a.at + (by_panels ? line / plan->a_panel * plan->a_line_bytes + line % plan->a_panel * at->a.line : line * at->a.line);
         run ahead = take_run(soon, at->units, panel);
         if (fetch)
