@@ -7,7 +7,7 @@
  * So are the weights of a training step. A pass over them is saved, and memory for half of them. For backends that pack the operand anyway.
  *
  * Needs t to be a temporary that lies as w does, all its readers to follow in the loop's own list (a repeat would cast in every iteration),
- * and w to be left alone until the last of them. */
+ * w to be left alone until the last of them, and to live as long without it: else memory would be lost, w being twice as large as t. */
 #include "ir/kernels.h"
 
 typedef struct { int *writes, *reads; const kl_program *program; } totals;      /* by buffer, in the whole program */
@@ -37,15 +37,17 @@ static bool is_narrowing(const kl_kernel *kernel, const kl_view **w, const kl_vi
     return true;
 }
 
-/* Products of the list behind the loop that read t so, up to the last; whether nobody writes to w before that. */
-typedef struct { const kl_program *program; const kl_kernel *kernel; int t, w, reads; bool writes_w; } search;
+/* How often products of the list behind the loop read t so, and whether w is written to, or read, up to where the search is. */
+typedef struct { const kl_program *program; const kl_kernel *kernel; int t, w, reads; bool writes_w, reads_w; } search;
 
 static void look(void *context, const kl_access *access)
 {
     search *s = context;
     int root = kl_root_buffer(s->program, access->view->buffer);
     const kl_contraction *product = s->kernel->kind == KL_CONTRACTION ? &s->kernel->contraction : NULL;
-    s->writes_w |= access->write && kl_memory_of(s->program, root) == s->w;
+    bool meets_w = kl_memory_of(s->program, root) == s->w;
+    s->writes_w |= meets_w && access->write;
+    s->reads_w |= meets_w && !access->write;
     s->reads += root == s->t && product && access->loop == &product->b && product->b.n_exprs == 1 && product->dtype == IR_BF16 && !access->view->n_dynamic;
 }
 
@@ -73,6 +75,13 @@ static bool fold(const totals *all, kl_program *program, kl_kernel **list, int n
         kl_visit_all(list[last], look, &s);
     }
     if (s.reads < all->reads[t->buffer] || s.writes_w)
+        return false;
+    s.reads_w = program->buffers[s.w].kind != KL_TEMP;
+    for (int i = last; i < n && !s.reads_w; i++) {
+        s.kernel = list[i];
+        kl_visit_all(list[i], look, &s);
+    }
+    if (!s.reads_w)
         return false;
     for (int i = at + 1; i <= last; i++)
         if (list[i]->kind == KL_CONTRACTION && list[i]->contraction.b.n_exprs == 1 && list[i]->contraction.b.exprs[0].kind == KL_LOAD &&
