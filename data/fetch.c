@@ -139,24 +139,37 @@ bool data_fetch_url(const char *url, const char *path)
 
 /* -- packages --------------------------------------------------------------------------------------------------------- */
 
-/* The last line that begins with "ERROR", or else the last one that is not empty: what pip and Python end with. */
+/* The last line that begins with "ERROR", or else the last one that is not empty: what pip and Python end with. pip says there that
+ * an index has no such package where it could not ask it: what broke the connection, which is said further up, is put behind. */
 static void quote_log(const char *path, char *line, size_t size)
 {
     data_text log;
     line[0] = '\0';
     if (!data_map(path, &log))
         return;
+    static const char broken[] = "connection broken by ";
+    enum { MOST_OF_LINE = 400, MOST_OF_CAUSE = 300 };
+    const char *cause = NULL;
+    int cause_len = 0;
     bool is_error = false;
     for (data_text rest = log; rest.len > 0;) {
         const char *end = memchr(rest.at, '\n', rest.len);
         size_t len = end ? (size_t)(end - rest.at) : rest.len;
         bool error_here = len >= 5 && memcmp(rest.at, "ERROR", 5) == 0;
         if (len > 0 && (error_here || !is_error)) {
-            snprintf(line, size, "%.*s", len > 400 ? 400 : (int)len, rest.at);
+            snprintf(line, size, "%.*s", (int)(len < MOST_OF_LINE ? len : MOST_OF_LINE), rest.at);
             is_error = error_here;
+        }
+        const char *breaks = memmem(rest.at, len, broken, sizeof broken - 1);
+        if (breaks) {
+            size_t most = len - (size_t)(breaks - rest.at);
+            cause = breaks;
+            cause_len = (int)(most < MOST_OF_CAUSE ? most : MOST_OF_CAUSE);
         }
         rest.at += len + (end != NULL), rest.len -= len + (end != NULL);
     }
+    if (cause)
+        snprintf(line + strlen(line), size - strlen(line), " (%.*s)", cause_len, cause);
     data_unmap(&log);
 }
 
@@ -195,7 +208,7 @@ static bool run_python(const char *what, const char *log_path, char *const argv[
         return rax_fail(RAX_FAILURE, "%s: python3 was not done after %d s", what, PIP_SECONDS);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return true;
-    char line[512];
+    char line[1024];
     quote_log(log_path, line, sizeof line);
     return rax_fail(RAX_FAILURE, "%s: %s%s", what, line[0] ? line : "python3 failed",
                     strstr(line, "No module named pip") ? " (make deps installs it, as python3-pip)" : "");

