@@ -177,14 +177,7 @@ static value keep_mask(const piece *p, value key, int j)
 }
 
 /* Pairs of bf16: from lane a on, and from lane b on, of x and y side by side. */
-static value interleaved(const piece *p, value x, value y, int a, int b)
-{
-    value index[2 * MAX_LANES];
-    int n = 2 * p->e.v.lanes;
-    for (int i = 0; i < n; i++)
-        index[i] = LLVMConstInt(p->e.i32, (unsigned)(i % 2 ? b : a) + (unsigned)i / 2, 0);
-    return LLVMBuildShuffleVector(p->e.v.builder, x, y, LLVMConstVector(index, (unsigned)n), "");
-}
+static value interleaved(const piece *p, value x, value y, int a, int b) { return cpu_vinterleaved(&p->e.v, x, y, 1, a, b, 2 * p->e.v.lanes); }
 
 /* x[q][j] of two keys as operand A of a product over keys: in place of their rows, or in pairs [key/2][W]. */
 static void store_over_keys(const piece *p, value x[2][VECTORS], value base, value key)

@@ -106,20 +106,12 @@ static value load_lanes(packer *p, value line, value k, value count)
     return is_half(x) && !p->pairs ? cpu_vf32_from_bf16(v, x) : x;
 }
 
-/* Lanes of x, then of y, or one of each in turn; i16 that are bf16. Two vectors are rounded by one instruction. */
-static value joined(packer *p, value x, value y, bool in_turn)
+/* Lanes of x, then of y: i16 that are bf16. Two vectors are rounded by one instruction. */
+static value joined(packer *p, value x, value y)
 {
-    const emitter *e = &p->e;
-    int lanes = e->v.lanes;
-    value behind[2 * MAX_LANES], turns[2 * MAX_LANES];
-    for (int i = 0; i < 2 * lanes; i++) {
-        behind[i] = LLVMConstInt(e->i32, (unsigned)i, 0);
-        turns[i] = LLVMConstInt(e->i32, (unsigned)(i % 2 * lanes + i / 2), 0);
-    }
-    value both = LLVMBuildShuffleVector(e->v.builder, x, y, LLVMConstVector(behind, 2 * (unsigned)lanes), "");
-    if (!is_half(both))
-        both = cpu_vbf16_from_f32(&e->v, both);
-    return in_turn ? LLVMBuildShuffleVector(e->v.builder, both, LLVMGetPoison(LLVMTypeOf(both)), LLVMConstVector(turns, 2 * (unsigned)lanes), "") : both;
+    const cpu_vector_env *v = &p->e.v;
+    value both = cpu_vlanes(v, x, y, 0, 2 * v->lanes);
+    return is_half(both) ? both : cpu_vbf16_from_f32(v, both);
 }
 
 /* Where two vectors of bf16 are one in memory. */
@@ -137,7 +129,7 @@ static value load_double(packer *p, value line, value k, value count)
     bool along_k = p->class->along_k;
     value x = load_as_is(p, &e->v, line, k, count), more = count ? isub(e, count, constant(e, lanes)) : NULL;
     value y = load_as_is(p, &e->v, along_k ? line : iadd_constant(e, line, lanes), along_k ? iadd_constant(e, k, lanes) : k, more);
-    return joined(p, x, y, false);
+    return joined(p, x, y);
 }
 
 /* Up to which k is written. */
@@ -222,7 +214,9 @@ static value load_pairs(packer *p, value line, value k, value count, bool exist)
     value x = load_as_is(p, &e->v, line, k, count), y = load_as_is(p, &e->v, line, exist ? second : lesser(e, second, last), count);
     if (!exist)
         y = LLVMBuildSelect(builder, is_less(e, second, p->depth), y, LLVMConstNull(LLVMTypeOf(y)), "");
-    return LLVMBuildBitCast(builder, joined(p, x, y, true), cpu_vtype(&e->v, e->i32), "");
+    value both = joined(p, x, y);
+    both = cpu_vinterleaved(&e->v, both, LLVMGetPoison(LLVMTypeOf(both)), 1, 0, e->v.lanes, 2 * e->v.lanes);
+    return LLVMBuildBitCast(builder, both, cpu_vtype(&e->v, e->i32), "");
 }
 
 /* Of twice as many lines, both known to exist: whole vectors of memory are put together by two shuffles. */
@@ -230,11 +224,10 @@ static void store_double_pairs(packer *p, value line, value k, value count, valu
 {
     const emitter *e = &p->e;
     int lanes = e->v.lanes, bytes = lanes * p->unit_bytes;
-    value x = load_double(p, line, k, count), y = load_double(p, line, iadd_constant(e, k, 1), count), index[2 * MAX_LANES];
+    value x = load_double(p, line, k, count), y = load_double(p, line, iadd_constant(e, k, 1), count);
     for (int half = 0; half < 2; half++) {
-        for (int i = 0; i < 2 * lanes; i++)
-            index[i] = LLVMConstInt(e->i32, (unsigned)(half * lanes + i / 2 + i % 2 * 2 * lanes), 0);
-        store_units(p, LLVMBuildShuffleVector(e->v.builder, x, y, LLVMConstVector(index, 2 * (unsigned)lanes), ""), advance(e, to, constant(e, half * bytes)));
+        value pairs = cpu_vinterleaved(&e->v, x, y, 1, half * lanes, (2 + half) * lanes, 2 * lanes);
+        store_units(p, pairs, advance(e, to, constant(e, half * bytes)));
     }
 }
 

@@ -83,13 +83,7 @@ LLVMValueRef cpu_emit_random_at(const cpu_vector_env *env, LLVMValueRef element,
 /* Blocks of `run` neighbours from x and from y in turn: run 1, first 0 of lanes 4: x0 y0 x1 y1. */
 static LLVMValueRef interleave(const cpu_vector_env *env, LLVMValueRef x, LLVMValueRef y, int run, int first)
 {
-    LLVMValueRef index[64];
-    LLVMTypeRef i32 = LLVMInt32TypeInContext(env->context);
-    for (int i = 0; i < env->lanes; i++) {
-        int pair = i / (2 * run), from = first + pair * run + i % run;
-        index[i] = LLVMConstInt(i32, (unsigned)(i % (2 * run) < run ? from : from + env->lanes), 0);
-    }
-    return LLVMBuildShuffleVector(env->builder, x, y, LLVMConstVector(index, (unsigned)env->lanes), "");
+    return cpu_vinterleaved(env, x, y, run, first, first + env->lanes, env->lanes);
 }
 
 void cpu_emit_random_run(const cpu_vector_env *env, LLVMValueRef block, LLVMValueRef key[2], LLVMValueRef site, LLVMValueRef step, LLVMValueRef words[4])

@@ -191,14 +191,32 @@ void cpu_vscatter(env *e, value x, value pointers, value mask)
     masked_access(e, "llvm.masked.scatter", LLVMTypeOf(x), args, 1, bytes_of(element_of(LLVMTypeOf(x))));
 }
 
-/* Lanes first .. first+n-1 of x, or of a followed by b. */
-static value lanes_from(env *e, value a, value b, int first, int n)
+value cpu_vlanes(env *e, value x, value y, int first, int n) { return cpu_vinterleaved(e, x, y, n, first, first, n); }
+
+value cpu_vinterleaved(env *e, value x, value y, int run, int a, int b, int n)
 {
     LLVMTypeRef i32 = LLVMInt32TypeInContext(e->context);
     value index[64];
+    CHECK(n <= 64, "expected at most 64 lanes, got %d", n);
     for (int i = 0; i < n; i++)
-        index[i] = LLVMConstInt(i32, (unsigned)(first + i), 0);
-    return LLVMBuildShuffleVector(e->builder, a, b, LLVMConstVector(index, (unsigned)n), "");
+        index[i] = LLVMConstInt(i32, (unsigned)((i / run % 2 ? b : a) + i / (2 * run) * run + i % run), 0);
+    return LLVMBuildShuffleVector(e->builder, x, y, LLVMConstVector(index, (unsigned)n), "");
+}
+
+/* A vector of `full` lanes that begins with those of x, and the first n of such a one: for instructions that there are for some numbers of lanes alone. */
+static value filled(env *e, value x, int full)
+{
+    value index[64], wide = widen(e, x);
+    for (int i = 0; i < full; i++)
+        index[i] = LLVMConstInt(LLVMInt32TypeInContext(e->context), (unsigned)(i < lanes_of(x) ? i : 0), 0);
+    return LLVMBuildShuffleVector(e->builder, wide, LLVMGetPoison(LLVMTypeOf(wide)), LLVMConstVector(index, (unsigned)full), "");
+}
+
+static value first_lanes(env *e, value y, int n)
+{
+    if (n == 1)
+        return LLVMBuildExtractElement(e->builder, y, LLVMConstInt(LLVMInt32TypeInContext(e->context), 0, 0), "");
+    return cpu_vlanes(e, y, LLVMGetPoison(LLVMTypeOf(y)), 0, n);
 }
 
 value cpu_vsum(env *e, value x)
@@ -206,7 +224,7 @@ value cpu_vsum(env *e, value x)
     for (int n = lanes_of(x); n > 1; n /= 2) {
         CHECK(n % 2 == 0, "expected a power of two of lanes, got %d", lanes_of(x));
         value none = LLVMGetPoison(LLVMTypeOf(x));
-        value low = lanes_from(e, x, none, 0, n / 2), high = lanes_from(e, x, none, n / 2, n / 2);
+        value low = cpu_vlanes(e, x, none, 0, n / 2), high = cpu_vlanes(e, x, none, n / 2, n / 2);
         x = LLVMBuildFAdd(e->builder, low, high, "");
     }
     if (LLVMGetTypeKind(LLVMTypeOf(x)) != LLVMVectorTypeKind)
@@ -290,30 +308,13 @@ value cpu_vbf16_from_f32(env *e, value x)
 {
     int n = lanes_of(x);
     if (e->isa >= CPU_AVX512BF16) {                        /* always by the instruction, so that tails agree on denormals */
-        value none = LLVMGetPoison(LLVMTypeOf(widen(e, x)));
         if (n == 8 || n == 16)
             return native_bf16(e, x, n);
-        if (n < 16) {
-            int full = n < 8 ? 8 : 16;
-            value padded = widen(e, x);
-            value index[16];
-            for (int i = 0; i < full; i++)
-                index[i] = LLVMConstInt(LLVMInt32TypeInContext(e->context), (unsigned)(i < n ? i : 0), 0);
-            padded = LLVMBuildShuffleVector(e->builder, padded, none, LLVMConstVector(index, (unsigned)full), "");
-            value y = native_bf16(e, padded, full);
-            if (n == 1)
-                return LLVMBuildExtractElement(e->builder, y, LLVMConstInt(LLVMInt32TypeInContext(e->context), 0, 0), "");
-            return lanes_from(e, y, LLVMGetPoison(LLVMTypeOf(y)), 0, n);
-        }
-        if (n == 32) {
-            value halves[] = {lanes_from(e, x, none, 16, 16), lanes_from(e, x, none, 0, 16)};
-            value y = call_on(e, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", NULL, 0, halves, 2);
-            return bitcast(e, y, LLVMVectorType(LLVMInt16TypeInContext(e->context), 32));
-        }
+        if (n < 16)
+            return first_lanes(e, native_bf16(e, filled(e, x, n < 8 ? 8 : 16), n < 8 ? 8 : 16), n);
         CHECK(n % 2 == 0, "expected up to 16 lanes of f32 or an even number, got %d", n);
-        value low = cpu_vbf16_from_f32(e, lanes_from(e, x, none, 0, n / 2));
-        value high = cpu_vbf16_from_f32(e, lanes_from(e, x, none, n / 2, n / 2));
-        return lanes_from(e, low, high, 0, n);
+        value none = LLVMGetPoison(LLVMTypeOf(x)), low = cpu_vlanes(e, x, none, 0, n / 2);
+        return cpu_vbf16_from_two(e, low, cpu_vlanes(e, x, none, n / 2, n / 2));
     }
     /* Adding 0x7fff, and 1 more where the half that stays is odd, carries into it exactly when rounding goes up. */
     LLVMTypeRef i32 = i32_like(e, x);
@@ -333,7 +334,7 @@ value cpu_vbf16_from_two(env *e, value low, value high)
         return bitcast(e, y, LLVMVectorType(LLVMInt16TypeInContext(e->context), 32));
     }
     value first = cpu_vbf16_from_f32(e, low), second = cpu_vbf16_from_f32(e, high);
-    return lanes_from(e, first, second, 0, 2 * n);
+    return cpu_vlanes(e, first, second, 0, 2 * n);
 }
 
 value cpu_vf32_from_bf16(env *e, value x)
@@ -433,17 +434,11 @@ static value fraction(env *e, value x)
 {
     LLVMTypeRef i32 = LLVMInt32TypeInContext(e->context);
     value all = LLVMConstInt(LLVMInt16TypeInContext(e->context), 0xffff, 0), to_floor = LLVMConstInt(i32, 9, 0), as_is = LLVMConstInt(i32, 4, 0);
-    value index[16], wide = widen(e, x);
     int n = lanes_of(x);
     CHECK(n <= 16, "expected at most 16 lanes, got %d", n);
-    for (int i = 0; i < 16; i++)
-        index[i] = LLVMConstInt(i32, (unsigned)(i < n ? i : 0), 0);
-    if (n < 16)
-        wide = LLVMBuildShuffleVector(e->builder, wide, LLVMGetPoison(LLVMTypeOf(wide)), LLVMConstVector(index, 16), "");
+    value wide = n < 16 ? filled(e, x, 16) : x;
     value f = call_on(e, "llvm.x86.avx512.mask.reduce.ps.512", NULL, 0, (value[]){wide, to_floor, wide, all, as_is}, 5);
-    if (LLVMGetTypeKind(LLVMTypeOf(x)) != LLVMVectorTypeKind)
-        return LLVMBuildExtractElement(e->builder, f, index[0], "");
-    return n < 16 ? lanes_from(e, f, LLVMGetPoison(LLVMTypeOf(f)), 0, n) : f;
+    return n < 16 ? first_lanes(e, f, n) : f;
 }
 
 static value exp2_of(env *e, value x, bool rough)

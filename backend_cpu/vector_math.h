@@ -35,6 +35,11 @@ LLVMTypeRef cpu_vtype(const cpu_vector_env *env, LLVMTypeRef element);          
 LLVMValueRef cpu_vsplat(const cpu_vector_env *env, LLVMValueRef scalar);
 LLVMValueRef cpu_vconst(const cpu_vector_env *env, LLVMValueRef like, double value);   /* of like's type, floating or integer */
 
+/* n lanes of x followed by those of y: from lane `first` on; or in turn so many neighbours from lane a on and from lane b on: run 1, a 0, b 4, n 8 of
+ * vectors of 4: x0 y0 x1 y1 x2 y2 x3 y3. */
+LLVMValueRef cpu_vlanes(const cpu_vector_env *env, LLVMValueRef x, LLVMValueRef y, int first, int n);
+LLVMValueRef cpu_vinterleaved(const cpu_vector_env *env, LLVMValueRef x, LLVMValueRef y, int run, int a, int b, int n);
+
 /* Lanes 0..count-1 are on; count is an i64 >= 0, and may be more than there are lanes. */
 LLVMValueRef cpu_vmask(const cpu_vector_env *env, LLVMValueRef count);
 /* Elements side by side in memory, aligned as one element. mask NULL: all lanes. Lanes that are off read as 0 and touch no memory. */
