@@ -28,7 +28,7 @@ static int64_t depth_of(const cpu_gemm_plan *plan, int64_t block)
     return MIN(plan->block_depth, plan->shape.k - block * plan->block_depth);
 }
 
-/* -- packing B ---------------------------------------------------------------------------------------------------------- */
+/* -- packing ------------------------------------------------------------------------------------------------------------ */
 
 static char *shared_panel(const cpu_gemm *gemm, int64_t batch, int64_t depth_block, int64_t panel)
 {
@@ -37,26 +37,15 @@ static char *shared_panel(const cpu_gemm *gemm, int64_t batch, int64_t depth_blo
     return (char *)gemm->workspace + ((batch * plan->depth_blocks + depth_block) * panels + panel) * plan->b_panel_bytes;
 }
 
-/* Columns column..column+columns-1 of B at this depth, packed to `to` and on. */
-static void pack_b(const cpu_gemm *gemm, int64_t batch, int64_t depth_block, int64_t column, int64_t columns, char *to)
+/* So many lines of A or B at this depth, packed to `to` and on. */
+static void pack(const cpu_gemm *gemm, const cpu_gemm_operand *o, int64_t batch, int64_t depth_block, int64_t line, int64_t lines, char *to)
 {
+    bool is_b = o == &gemm->b;
     cpu_gemm_block block = {
-        .source = operand_at(gemm, &gemm->b, batch), .line_stride = gemm->b.line_stride, .k_stride = gemm->b.k_stride,
-        .user = gemm->b.user, .batch = batch, .line = column, .lines = columns,
-        .k = depth_block * gemm->plan.block_depth, .depth = depth_of(&gemm->plan, depth_block),
-        .to = to, .to_stride = gemm->plan.b_panel_bytes };
-    gemm->code.pack_b(&block);
-}
-
-/* Rows of A, to be packed as a plan has it. */
-static void pack_a(const cpu_gemm *gemm, int64_t batch, int64_t depth_block, int64_t row, int64_t rows, char *to)
-{
-    const cpu_gemm_operand *a = &gemm->a;
-    cpu_gemm_block block = {
-        .source = operand_at(gemm, a, batch), .line_stride = a->line_stride, .k_stride = a->k_stride, .user = a->user,
-        .batch = batch, .line = row, .lines = rows, .k = depth_block * gemm->plan.block_depth, .depth = depth_of(&gemm->plan, depth_block),
-        .to = to, .to_stride = gemm->plan.a_line_bytes };
-    gemm->code.pack_a(&block);
+        .source = operand_at(gemm, o, batch), .line_stride = o->line_stride, .k_stride = o->k_stride, .user = o->user,
+        .batch = batch, .line = line, .lines = lines, .k = depth_block * gemm->plan.block_depth, .depth = depth_of(&gemm->plan, depth_block),
+        .to = to, .to_stride = is_b ? gemm->plan.b_panel_bytes : gemm->plan.a_line_bytes };
+    (is_b ? gemm->code.pack_b : gemm->code.pack_a)(&block);
 }
 
 static char *shared_rows(const cpu_gemm *gemm, int64_t batch, int64_t depth_block, int64_t panel)
@@ -74,12 +63,12 @@ static void pack_shared(const cpu_gemm *gemm, int64_t task)
     int64_t all = panels + (plan->a_way == CPU_GEMM_SHARED ? divide_up(plan->shape.m, plan->a_panel) : 0);
     int64_t panel = task % all, depth_block = task / all % plan->depth_blocks, batch = task / all / plan->depth_blocks;
     if (panel < panels) {
-        pack_b(gemm, batch, depth_block, panel * columns, MIN(columns, plan->shape.n - panel * columns), shared_panel(gemm, batch, depth_block, panel));
+        pack(gemm, &gemm->b, batch, depth_block, panel * columns, MIN(columns, plan->shape.n - panel * columns), shared_panel(gemm, batch, depth_block, panel));
         return;
     }
     panel -= panels;
     int64_t row = panel * plan->a_panel;
-    pack_a(gemm, batch, depth_block, row, MIN(plan->a_panel, plan->shape.m - row), shared_rows(gemm, batch, depth_block, panel));
+    pack(gemm, &gemm->a, batch, depth_block, row, MIN(plan->a_panel, plan->shape.m - row), shared_rows(gemm, batch, depth_block, panel));
 }
 
 /* -- a task of the product, and its operands ------------------------------------------------------------------------------ */
@@ -129,7 +118,7 @@ static operand_view view_a(const task_state *t, int64_t depth_block, int64_t row
     if (plan->a_way == CPU_GEMM_SHARED)          /* from row 0 on: a task may begin within a panel */
         return (operand_view){shared_rows(gemm, t->batch, depth_block, 0), plan->unit.bytes, plan->a_panel * plan->unit.bytes};
     char *to = t->scratch + plan->scratch_a;
-    pack_a(gemm, t->batch, depth_block, row, rows, to);
+    pack(gemm, &gemm->a, t->batch, depth_block, row, rows, to);
     if (plan->packs_rows)
         return (operand_view){to, plan->a_line_bytes, plan->unit.bytes};
     return (operand_view){to, plan->unit.bytes, plan->a_panel * plan->unit.bytes};
@@ -163,6 +152,17 @@ static bool add_rows(soon_list *soon, const char *at, int64_t stride, int64_t ro
     return true;
 }
 
+/* So many lines of an operand from `line` on, `depth` deep from k on, if either lies side by side in memory. */
+static void add_source(soon_list *soon, const cpu_gemm *gemm, const cpu_gemm_operand *o, int64_t batch, int64_t line, int64_t lines, int64_t k, int64_t depth)
+{
+    int64_t units = divide_up(depth, gemm->plan.unit.k_per_unit);
+    const char *at = operand_at(gemm, o, batch) + (k * o->k_stride + line * o->line_stride) * o->element_bytes;
+    if (o->line_stride == 1)
+        add_rows(soon, at, o->k_stride * o->element_bytes, depth, lines * o->element_bytes, units);
+    else if (o->k_stride == 1)
+        add_rows(soon, at, o->line_stride * o->element_bytes, lines, depth * o->element_bytes, units);
+}
+
 /* Where a task is. */
 typedef struct { int64_t depth_block, row, panel; } place;
 
@@ -177,11 +177,7 @@ static bool add_panel(const task_state *t, place next, soon_list *soon)
     if (plan->b_way == CPU_GEMM_SHARED) {
         add_run(soon, shared_panel(gemm, t->batch, next.depth_block, column / plan->tile.columns), LINE, plan->b_panel_bytes / LINE);
     } else if (b->at && next.row == 0) {
-        const char *at = operand_at(gemm, b, t->batch) + (k * b->k_stride + column * b->line_stride) * b->element_bytes;
-        if (b->line_stride == 1)
-            add_rows(soon, at, b->k_stride * b->element_bytes, depth, columns * b->element_bytes, units);
-        else if (b->k_stride == 1)
-            add_rows(soon, at, b->line_stride * b->element_bytes, columns, depth * b->element_bytes, units);
+        add_source(soon, gemm, b, t->batch, column, columns, k, depth);
     }
     if (!plan->fetches || next.depth_block < plan->depth_blocks - 1)
         return false;
@@ -199,15 +195,9 @@ static void add_first(const task_state *t, soon_list *soon)
 {
     const cpu_gemm_plan *plan = &t->gemm->plan;
     const cpu_gemm_operand *a = &t->gemm->a;
-    int64_t depth = depth_of(plan, 0), units = divide_up(depth, plan->unit.k_per_unit), rows = MIN(plan->block_rows, t->rows);
     add_panel(t, (place){0, 0, 0}, soon);
-    if (plan->a_way != CPU_GEMM_LOCAL || !a->at)
-        return;
-    const char *at = operand_at(t->gemm, a, t->batch) + t->row * a->line_stride * a->element_bytes;
-    if (a->line_stride == 1)
-        add_rows(soon, at, a->k_stride * a->element_bytes, depth, rows * a->element_bytes, units);
-    else if (a->k_stride == 1)
-        add_rows(soon, at, a->line_stride * a->element_bytes, rows, depth * a->element_bytes, units);
+    if (plan->a_way == CPU_GEMM_LOCAL && a->at)
+        add_source(soon, t->gemm, a, t->batch, t->row, MIN(plan->block_rows, t->rows), 0, depth_of(plan, 0));
 }
 
 static run take_run(soon_list *soon, int64_t units, const char *none)
@@ -322,7 +312,7 @@ static void visit_by_rows(const task_state *t, block_state *at)
     const cpu_gemm_plan *plan = &t->gemm->plan;
     soon_list none = {0};
     if (plan->b_way == CPU_GEMM_LOCAL && at->at.row == 0)
-        pack_b(t->gemm, t->batch, at->at.depth_block, t->column, t->columns, t->scratch + plan->scratch_b);
+        pack(t->gemm, &t->gemm->b, t->batch, at->at.depth_block, t->column, t->columns, t->scratch + plan->scratch_b);
     int64_t height = plan->tile.heights[0], panels = divide_up(t->columns, plan->tile.columns);
     for (int64_t i = at->at.row; i < at->end_row; i += height)
         for (at->at.panel = 0; at->at.panel < panels; at->at.panel++)
@@ -336,7 +326,7 @@ static void visit_by_panels(const task_state *t, block_state *at, const task_sta
     for (int64_t panel = 0; panel < panels; panel++) {
         at->at.panel = panel;
         if (plan->b_way == CPU_GEMM_LOCAL && at->at.row == 0)
-            pack_b(t->gemm, t->batch, at->at.depth_block, t->column + panel * columns, MIN(columns, t->columns - panel * columns),
+            pack(t->gemm, &t->gemm->b, t->batch, at->at.depth_block, t->column + panel * columns, MIN(columns, t->columns - panel * columns),
                    t->scratch + plan->scratch_b + panel * at->b.line);
         place next = at->at;
         if (++next.panel == panels)
