@@ -37,18 +37,23 @@ static bool is_narrowing(const kl_kernel *kernel, const kl_view **w, const kl_vi
     return true;
 }
 
-/* How often products of the list behind the loop read t so, and whether w is written to, or read, up to where the search is. */
-typedef struct { const kl_program *program; const kl_kernel *kernel; int t, w, reads; bool writes_w, reads_w; } search;
+/* A product in bf16 whose second operand is t as it lies. */
+static bool reads(const kl_kernel *kernel, int t)
+{
+    const kl_contraction *c = &kernel->contraction;
+    return kernel->kind == KL_CONTRACTION && c->dtype == IR_BF16 && c->b.n_exprs == 1 && c->b.exprs[0].kind == KL_LOAD && c->b.exprs[0].view.buffer == t &&
+           !c->b.exprs[0].view.n_dynamic;
+}
+
+/* Whether w is written to, or read, in the kernels looked at. */
+typedef struct { const kl_program *program; int w; bool writes, reads; } search;
 
 static void look(void *context, const kl_access *access)
 {
     search *s = context;
-    int root = kl_root_buffer(s->program, access->view->buffer);
-    const kl_contraction *product = s->kernel->kind == KL_CONTRACTION ? &s->kernel->contraction : NULL;
-    bool meets_w = kl_memory_of(s->program, root) == s->w;
-    s->writes_w |= meets_w && access->write;
-    s->reads_w |= meets_w && !access->write;
-    s->reads += root == s->t && product && access->loop == &product->b && product->b.n_exprs == 1 && product->dtype == IR_BF16 && !access->view->n_dynamic;
+    bool meets_w = kl_memory_of(s->program, kl_root_buffer(s->program, access->view->buffer)) == s->w;
+    s->writes |= meets_w && access->write;
+    s->reads |= meets_w && !access->write;
 }
 
 static void read_source(kl_program *program, kl_loop *operand, const kl_view *w, const kl_view *t)
@@ -68,24 +73,21 @@ static bool fold(const totals *all, kl_program *program, kl_kernel **list, int n
     const kl_view *w, *t;
     if (!is_narrowing(list[at], &w, &t) || program->buffers[t->buffer].kind != KL_TEMP || all->writes[t->buffer] != 1)
         return false;
-    search s = { .program = program, .t = t->buffer, .w = kl_memory_of(program, kl_root_buffer(program, w->buffer)) };
-    int last = at;
-    while (s.reads < all->reads[t->buffer] && !s.writes_w && ++last < n) {
-        s.kernel = list[last];
+    search s = { .program = program, .w = kl_memory_of(program, kl_root_buffer(program, w->buffer)) };
+    int last = at, left = all->reads[t->buffer];
+    while (left > 0 && !s.writes && ++last < n) {
+        left -= reads(list[last], t->buffer);
         kl_visit_all(list[last], look, &s);
     }
-    if (s.reads < all->reads[t->buffer] || s.writes_w)
+    if (left > 0 || s.writes)
         return false;
-    s.reads_w = program->buffers[s.w].kind != KL_TEMP;
-    for (int i = last; i < n && !s.reads_w; i++) {
-        s.kernel = list[i];
+    s.reads = program->buffers[s.w].kind != KL_TEMP;
+    for (int i = last; i < n && !s.reads; i++)
         kl_visit_all(list[i], look, &s);
-    }
-    if (!s.reads_w)
+    if (!s.reads)
         return false;
     for (int i = at + 1; i <= last; i++)
-        if (list[i]->kind == KL_CONTRACTION && list[i]->contraction.b.n_exprs == 1 && list[i]->contraction.b.exprs[0].kind == KL_LOAD &&
-            list[i]->contraction.b.exprs[0].view.buffer == t->buffer)
+        if (reads(list[i], t->buffer))
             read_source(program, &list[i]->contraction.b, w, t);
     return true;
 }

@@ -144,10 +144,8 @@ static int find_expr(const kl_loop *loop, const kl_expr *wanted)
 /* Gives the loop the reader's expressions up to `which`, `load` being its own `value`. Where it has none of their ops already it stays as it is: NONE. */
 static int compute_derived(base_arena *arena, kl_loop *loop, int value, const kl_loop *reader, int load, int which, const bool *made)
 {
-    kl_loop grown = *loop;
+    kl_loop grown = kl_copy_loop(arena, loop, reader->n_exprs);
     int *name = base_alloc(sizeof *name * (size_t)reader->n_exprs), shared = 0;
-    grown.exprs = ARENA_NEW(arena, kl_expr, loop->n_exprs + reader->n_exprs);
-    memcpy(grown.exprs, loop->exprs, sizeof(kl_expr) * (size_t)loop->n_exprs);
     for (int i = 0; i <= which; i++) {
         kl_expr e = reader->exprs[i];
         name[i] = i == load ? value : NONE;
@@ -191,7 +189,7 @@ static void try_buffer(kl_program *program, const uses *u, int buffer)
 {
     if (u->writes != 1 || u->reads != 1 || !u->writer || !u->reader || u->writer == u->reader)
         return;
-    kl_output *output = output_to(program, u->writer, buffer);
+    const kl_output *output = output_to(program, u->writer, buffer);
     if (output->kind != KL_STORE || output->accumulate)
         return;
     int load = load_of(program, u->reader, buffer), value = output->expr;
@@ -200,7 +198,7 @@ static void try_buffer(kl_program *program, const uses *u, int buffer)
     if (which != NONE && !u->writer->exprs[value].row && !u->reader->exprs[load].row && u->reader->exprs[which].dtype == u->writer->exprs[value].dtype)
         derived = compute_derived(program->arena, u->writer, value, u->reader, load, which, made);
     if (derived != NONE) {
-        output->expr = derived;
+        output_to(program, u->writer, buffer)->expr = derived;
         read_derived(u->reader, load, which);
     }
     base_free(made);
