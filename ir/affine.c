@@ -93,7 +93,7 @@ static form_answer split_once(const index_space *space, const index_form *linear
 }
 
 form_answer kl_form_split(const index_space *space, const index_form *linear, const int64_t *dim, int rank, index_form *coordinate,
-                       form_refinement *refine)
+                          form_refinement *refine)
 {
     index_form rest = *linear;
     for (int i = rank - 1; i >= 0; i--) {

@@ -29,7 +29,7 @@ bool kl_form_add(index_form *into, const index_form *form, int64_t factor, int n
 bool kl_form_merge(const index_form *coordinate, const int64_t *dim, int rank, int n_axes, index_form *linear);
 /* The coordinates of a row-major linear index below the product of dims. */
 form_answer kl_form_split(const index_space *space, const index_form *linear, const int64_t *dim, int rank, index_form *coordinate,
-                       form_refinement *refine);
+                          form_refinement *refine);
 /* Row-major over the axes [from, to) of the space. */
 index_form kl_form_linear(const index_space *space, int from, int to);
 bool kl_space_refine(index_space *space, const form_refinement *refine);      /* false where there are too many axes */

@@ -197,18 +197,8 @@ static bool same_tensor(const row *r, rax_tensor tensor)
            body->type == r->tensor.type && body->data == r->tensor.data;
 }
 
-static bool same_field(rax_field_type type, const char *a, const char *b)
-{
-    switch (type) {
-    case RAX_FIELD_INT: return memcmp(a, b, sizeof(int)) == 0;
-    case RAX_FIELD_INT64: return memcmp(a, b, sizeof(int64_t)) == 0;
-    case RAX_FIELD_FLOAT: return memcmp(a, b, sizeof(float)) == 0;
-    case RAX_FIELD_DOUBLE: return memcmp(a, b, sizeof(double)) == 0;
-    case RAX_FIELD_BOOL: return memcmp(a, b, sizeof(bool)) == 0;
-    case RAX_FIELD_TEXT: return memcmp(a, b, sizeof(void *)) == 0;
-    }
-    return false;
-}
+static const size_t field_bytes[] = { [RAX_FIELD_INT] = sizeof(int), [RAX_FIELD_INT64] = sizeof(int64_t), [RAX_FIELD_FLOAT] = sizeof(float),
+                                      [RAX_FIELD_DOUBLE] = sizeof(double), [RAX_FIELD_BOOL] = sizeof(bool), [RAX_FIELD_TEXT] = sizeof(char *) };
 
 /* What lies between the fields of a record made anew at each call is anything. The letters of a text may have changed where it lies. */
 static bool same_record(const trace_repeat *repeat, const row *r, const rax_value *value)
@@ -218,7 +208,7 @@ static bool same_record(const trace_repeat *repeat, const row *r, const rax_valu
     if (!given || value->record_type != type)
         return false;
     for (int i = 0; i < type->n_fields; i++)
-        if (!same_field(type->fields[i].type, given + type->fields[i].offset, copy + type->fields[i].offset))
+        if (memcmp(given + type->fields[i].offset, copy + type->fields[i].offset, field_bytes[type->fields[i].type]) != 0)
             return false;
     for (int i = 0; r->record.text && i < type->n_fields; i++)
         if (type->fields[i].type == RAX_FIELD_TEXT) {
