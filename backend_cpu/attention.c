@@ -17,9 +17,6 @@ enum {
     GROUPS = 16                  /* of heads, at least, where there are more heads than that */
 };
 
-static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-
 /* -- the code ---------------------------------------------------------------------------------------------------------- */
 
 typedef enum { MICRO, TRANSPOSE, ROWS, INTERLEAVE, ACROSS, SOFTMAX, CLOSE, STORE, STORE_ACROSS, GRADIENT, DOTS, KEEP, N_PIECES } piece_id;
@@ -131,33 +128,33 @@ static void link_pieces(cpu_plan *plan, const cpu_linked *linked)
 static void plan_blocks(cpu_attention *a)
 {
     const kl_attention *s = &a->shape;
-    int64_t width = a->tile.columns, unit = a->unit.k_per_unit, units = divide_up(s->head_dim, unit),
+    int64_t width = a->tile.columns, unit = a->unit.k_per_unit, units = base_divide_up(s->head_dim, unit),
             heads = MAX(s->batch * s->heads, 1);
     int64_t key_block = KEY_BLOCK;
     if (s->backward)
         key_block = MIN(BACKWARD_KEY_BLOCK, MAX(BACKWARD_ELEMENTS / MAX(s->head_dim, 1), 2 * width) / 2 * 2);
-    a->key_block = MIN(key_block, round_up(MAX(s->keys, 1), 2));
+    a->key_block = MIN(key_block, base_round_up(MAX(s->keys, 1), 2));
     if (a->tiles)
-        a->key_block = round_up(a->key_block, CPU_GEMM_TILES_K);
+        a->key_block = base_round_up(a->key_block, CPU_GEMM_TILES_K);
     a->across_bytes = a->key_block * a->element_bytes + 64;      /* rows not in the same sets of the cache */
-    a->panels = divide_up(s->rows, width);
-    a->head_panels = divide_up(s->head_dim, width);
-    a->row_bytes = round_up(s->head_dim, a->tile.lanes * unit) / unit * a->unit.bytes;
-    a->transposed_bytes = round_up(units, a->tile.lanes) * width * a->unit.bytes;
+    a->panels = base_divide_up(s->rows, width);
+    a->head_panels = base_divide_up(s->head_dim, width);
+    a->row_bytes = base_round_up(s->head_dim, a->tile.lanes * unit) / unit * a->unit.bytes;
+    a->transposed_bytes = base_round_up(units, a->tile.lanes) * width * a->unit.bytes;
     a->sums_bytes = width * width * a->sum_bytes;
 
-    int64_t wanted = divide_up(a->panels, divide_up(FORWARD_TASKS, heads)), least = MAX(LEAST_TASK_ROWS / width, 1);
+    int64_t wanted = base_divide_up(a->panels, base_divide_up(FORWARD_TASKS, heads)), least = MAX(LEAST_TASK_ROWS / width, 1);
     a->task_panels = MAX(MIN(wanted, TASK_ROWS / width), least);
-    a->row_tasks = divide_up(a->panels, a->task_panels);
+    a->row_tasks = base_divide_up(a->panels, a->task_panels);
 
     a->group = MAX(MIN(heads / GROUPS, s->heads), 1);
     while (s->heads % a->group != 0)
         a->group--;
 
-    int64_t key_blocks = divide_up(s->keys, a->key_block),
-            splits = heads >= BACKWARD_TASKS ? 1 : divide_up(BACKWARD_TASKS, heads);
-    a->split_blocks = MAX(divide_up(key_blocks, splits), 1);
-    a->splits = MAX(divide_up(key_blocks, a->split_blocks), 1);
+    int64_t key_blocks = base_divide_up(s->keys, a->key_block),
+            splits = heads >= BACKWARD_TASKS ? 1 : base_divide_up(BACKWARD_TASKS, heads);
+    a->split_blocks = MAX(base_divide_up(key_blocks, splits), 1);
+    a->splits = MAX(base_divide_up(key_blocks, a->split_blocks), 1);
 }
 
 static cpu_attention_tensor add_tensor(cpu_compiler *compiler, cpu_plan *plan, const kl_view *view, ir_dtype dtype)
@@ -211,7 +208,7 @@ bool cpu_plan_attention(cpu_compiler *compiler, const kl_kernel *kernel, cpu_pla
         if (views[i].there)
             *views[i].to = add_tensor(compiler, plan, views[i].view, views[i].dtype);
 
-    int64_t heads = s->batch * s->heads, groups = divide_up(heads, a->group);
+    int64_t heads = s->batch * s->heads, groups = base_divide_up(heads, a->group);
     plan->phases[plan->n_phases++] = (cpu_phase){
         .function = -1, .code = s->backward ? cpu_attention_backward : cpu_attention_forward,
         .tasks = groups * (s->backward ? a->splits : a->row_tasks), .work = work_of(a) };

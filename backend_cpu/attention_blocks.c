@@ -4,8 +4,6 @@
 
 #include <string.h>
 
-static int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
-
 /* -- tensors ----------------------------------------------------------------------------------------------------------- */
 
 char *cpu_attention_at(const cpu_attention_run *run, const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row)
@@ -120,12 +118,12 @@ cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, const 
 
 static int64_t interleaved_panel(const cpu_attention *a, int64_t rows)
 {
-    return round_up(rows, a->tiles ? CPU_GEMM_TILES_K : 2) / 2 * a->tile.columns * a->unit.bytes;
+    return base_round_up(rows, a->tiles ? CPU_GEMM_TILES_K : 2) / 2 * a->tile.columns * a->unit.bytes;
 }
 
 int64_t cpu_attention_across_bytes(const cpu_attention *a)
 {
-    return a->tiles ? round_up(a->shape.head_dim, a->tile.heights[0]) * a->across_bytes : 0;
+    return a->tiles ? base_round_up(a->shape.head_dim, a->tile.heights[0]) * a->across_bytes : 0;
 }
 
 cpu_attention_left cpu_attention_pack_across(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to)
@@ -137,7 +135,7 @@ cpu_attention_left cpu_attention_pack_across(const cpu_attention *a, const cpu_a
 
 void cpu_attention_fill_up(void *lines, int64_t from, int64_t to_multiple_of, int64_t bytes)
 {
-    memset((char *)lines + from * bytes, 0, (size_t)((round_up(from, to_multiple_of) - from) * bytes));
+    memset((char *)lines + from * bytes, 0, (size_t)((base_round_up(from, to_multiple_of) - from) * bytes));
 }
 
 int64_t cpu_attention_right_bytes(const cpu_attention *a, int64_t rows)
@@ -204,7 +202,7 @@ void cpu_attention_multiply(cpu_attention_run *run, const cpu_attention_product 
         int64_t from = MAX(row + p->low, 0) >> halves, to = MIN(row + height + p->high, p->depth);
         int64_t units = ((to + halves) >> halves) - from;
         if (a->tiles)
-            from = 0, units = round_up(p->depth, CPU_GEMM_TILES_K) >> halves;
+            from = 0, units = base_round_up(p->depth, CPU_GEMM_TILES_K) >> halves;
         const char *left = p->left.at + row * p->left.row + from * p->left.unit, *right = p->right.at + from * p->right.unit;
         char *sums = p->sums + row * row_bytes;
         for (int64_t column = 0; column < p->columns && units > 0; column += a->tile.columns) {

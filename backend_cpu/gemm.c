@@ -82,8 +82,6 @@ void cpu_gemm_find_micro(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa is
 
 /* -- the plan -------------------------------------------------------------------------------------------------------- */
 
-static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 static int64_t clamp(int64_t x, int64_t low, int64_t high) { return MAX(low, MIN(x, high)); }
 static size_t align64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
@@ -100,7 +98,7 @@ static void measure_tile(cpu_gemm_plan *plan)
     plan->packs_rows = s->a.along_k || plan->has_tiles;
     plan->a_panel = cpu_gemm_a_panel(s->isa, s->dtype);
     plan->tile_bytes = (int64_t)plan->tile.heights[0] * plan->tile.columns * (s->dtype == IR_F64 ? 8 : 4);
-    plan->partial_stride = round_up(s->n, plan->tile.columns);
+    plan->partial_stride = base_round_up(s->n, plan->tile.columns);
 }
 
 static void measure_depth(cpu_gemm_plan *plan)
@@ -113,11 +111,11 @@ static void measure_depth(cpu_gemm_plan *plan)
 /* Scratch holds sums of tiles, then B, then A. */
 static void lay_out_scratch(cpu_gemm_plan *plan)
 {
-    int64_t tiles = 1, panels = divide_up(plan->task_columns, plan->tile.columns), lines = plan->block_rows;
+    int64_t tiles = 1, panels = base_divide_up(plan->task_columns, plan->tile.columns), lines = plan->block_rows;
     if (plan->depth_blocks > 1)
-        tiles = divide_up(plan->task_rows, plan->tile.heights[0]) * panels;
+        tiles = base_divide_up(plan->task_rows, plan->tile.heights[0]) * panels;
     if (!plan->packs_rows)
-        lines = divide_up(lines, plan->a_panel);
+        lines = base_divide_up(lines, plan->a_panel);
     plan->keeps_panels = plan->task_rows > plan->block_rows || plan->has_tiles;
     plan->scratch_b = align64((size_t)(tiles * plan->tile_bytes));
     plan->scratch_a = plan->scratch_b + (plan->b_way == CPU_GEMM_LOCAL ? align64((size_t)((plan->keeps_panels ? panels : 1) * plan->b_panel_bytes)) : 0);
@@ -152,7 +150,7 @@ static cpu_gemm_way choose_b(const cpu_gemm_shape *s, cpu_gemm_unit unit, const 
     bool readable = s->b.plain && !s->b.along_k && s->b.unit_stride && s->dtype != IR_BF16 && s->n % tile.lanes == 0;
     if (readable && (s->m <= 4 * tile.heights[0] || s->k * s->n * unit.bytes <= tuning->small_bytes))
         return CPU_GEMM_DIRECT;
-    bool columns_suffice = s->batch * divide_up(s->n, 2 * tile.columns) >= target / 2;
+    bool columns_suffice = s->batch * base_divide_up(s->n, 2 * tile.columns) >= target / 2;
     bool fits = s->batch * s->k * s->n * unit.bytes <= l3_bytes;
     if (s->batch >= target || (s->m <= tuning->local_rows && columns_suffice) || !fits || s->m <= 8 * tile.heights[0])
         return CPU_GEMM_LOCAL;
@@ -173,10 +171,10 @@ static void cut_depth(cpu_gemm_plan *plan, const cpu_gemm_tuning *tuning, int64_
     const cpu_gemm_shape *s = &plan->shape;
     cpu_gemm_tile_shape tile = plan->tile;
     cpu_gemm_unit unit = plan->unit;
-    int64_t units = MAX(divide_up(s->k, unit.k_per_unit), 1);
+    int64_t units = MAX(base_divide_up(s->k, unit.k_per_unit), 1);
     int64_t depth = is_tall_for_tiles(s) ? MIN(tuning->depth, 128) : tuning->depth;
-    plan->block_depth = round_up(divide_up(units, divide_up(units, depth)), tile.lanes) * unit.k_per_unit;
-    plan->depth_blocks = MAX(divide_up(s->k, plan->block_depth), 1);
+    plan->block_depth = base_round_up(base_divide_up(units, base_divide_up(units, depth)), tile.lanes) * unit.k_per_unit;
+    plan->depth_blocks = MAX(base_divide_up(s->k, plan->block_depth), 1);
     bool packed = plan->a_way == CPU_GEMM_LOCAL;
     int64_t fitting = (packed ? l2 / 4 : l2 / 2) / (depth_units(plan) * unit.bytes);
     int64_t step = packed && !s->a.along_k ? plan->a_panel : tile.heights[0];
@@ -187,8 +185,8 @@ static void cut_depth(cpu_gemm_plan *plan, const cpu_gemm_tuning *tuning, int64_
 static void even_blocks(cpu_gemm_plan *plan)
 {
     int64_t step = plan->a_way == CPU_GEMM_LOCAL && !plan->packs_rows ? plan->a_panel : plan->tile.heights[0];
-    int64_t blocks = MAX(divide_up(plan->task_rows, plan->block_rows), 1);
-    plan->block_rows = MAX(round_up(divide_up(plan->task_rows, blocks), step), step);
+    int64_t blocks = MAX(base_divide_up(plan->task_rows, plan->block_rows), 1);
+    plan->block_rows = MAX(base_round_up(base_divide_up(plan->task_rows, blocks), step), step);
 }
 
 /* By columns first, so that few pack the same of B; by rows only what columns leave a multiple of to be wanted. */
@@ -197,10 +195,10 @@ static void cut_local(cpu_gemm_plan *plan, const cpu_gemm_tuning *tuning, int64_
     const cpu_gemm_shape *s = &plan->shape;
     cpu_gemm_tile_shape tile = plan->tile;
     int64_t most = MAX(l2 / 2 / plan->b_panel_bytes, 1) * tile.columns;      /* B in half of the second-level cache */
-    plan->task_columns = s->n < 4 * tile.columns ? s->n : round_up(divide_up(s->n, want), tile.columns);
+    plan->task_columns = s->n < 4 * tile.columns ? s->n : base_round_up(base_divide_up(s->n, want), tile.columns);
     plan->task_columns = MIN(plan->task_columns, most);
-    int64_t rows_want = MAX(want / divide_up(s->n, plan->task_columns), 1);
-    plan->task_rows = MIN(MIN(s->m, tuning->local_rows), round_up(divide_up(s->m, rows_want), tile.heights[0]));
+    int64_t rows_want = MAX(want / base_divide_up(s->n, plan->task_columns), 1);
+    plan->task_rows = MIN(MIN(s->m, tuning->local_rows), base_round_up(base_divide_up(s->m, rows_want), tile.heights[0]));
 }
 
 /* By rows first; what is still wanted, by columns. */
@@ -208,9 +206,9 @@ static void cut_shared(cpu_gemm_plan *plan, int64_t want, int64_t l2)
 {
     const cpu_gemm_shape *s = &plan->shape;
     cpu_gemm_tile_shape tile = plan->tile;
-    plan->task_rows = MIN(plan->block_rows, round_up(divide_up(s->m, want), tile.heights[0]));
-    int64_t columns_want = divide_up(want, divide_up(s->m, plan->task_rows));
-    plan->task_columns = round_up(divide_up(s->n, columns_want), tile.columns);
+    plan->task_rows = MIN(plan->block_rows, base_round_up(base_divide_up(s->m, want), tile.heights[0]));
+    int64_t columns_want = base_divide_up(want, base_divide_up(s->m, plan->task_rows));
+    plan->task_columns = base_round_up(base_divide_up(s->n, columns_want), tile.columns);
     if (plan->depth_blocks > 1)                  /* their sums are kept */
         plan->task_columns = MIN(plan->task_columns, MAX(l2 / (plan->task_rows * 4) / tile.columns, 4) * tile.columns);
 }
@@ -231,11 +229,11 @@ static void cut_squares(cpu_gemm_plan *plan, int64_t want, int64_t most_columns)
     cpu_gemm_tile_shape tile = plan->tile;
     int64_t least = INT64_MAX;
     for (int64_t by_columns = 1; by_columns <= want; by_columns++) {
-        int64_t by_rows = divide_up(want, by_columns), fetched = 2 * s->m * by_columns + 3 * s->n * by_rows;
-        if (fetched < least && (divide_up(s->n, by_columns) <= most_columns || by_columns == want)) {
+        int64_t by_rows = base_divide_up(want, by_columns), fetched = 2 * s->m * by_columns + 3 * s->n * by_rows;
+        if (fetched < least && (base_divide_up(s->n, by_columns) <= most_columns || by_columns == want)) {
             least = fetched;
-            plan->task_columns = round_up(divide_up(s->n, by_columns), tile.columns);
-            plan->task_rows = round_up(divide_up(s->m, by_rows), tile.heights[0]);
+            plan->task_columns = base_round_up(base_divide_up(s->n, by_columns), tile.columns);
+            plan->task_rows = base_round_up(base_divide_up(s->m, by_rows), tile.heights[0]);
         }
     }
 }
@@ -246,8 +244,8 @@ static void cut_squares(cpu_gemm_plan *plan, int64_t want, int64_t most_columns)
 static bool shares_both(const cpu_gemm_plan *plan, int64_t l3)
 {
     const cpu_gemm_shape *s = &plan->shape;
-    int64_t row_tasks = divide_up(s->m, plan->task_rows), column_tasks = divide_up(s->n, plan->task_columns);
-    int64_t packed = column_tasks * row_tasks * round_up(plan->task_rows, plan->a_panel) + (plan->b_way == CPU_GEMM_LOCAL ? row_tasks * s->n : s->n);
+    int64_t row_tasks = base_divide_up(s->m, plan->task_rows), column_tasks = base_divide_up(s->n, plan->task_columns);
+    int64_t packed = column_tasks * row_tasks * base_round_up(plan->task_rows, plan->a_panel) + (plan->b_way == CPU_GEMM_LOCAL ? row_tasks * s->n : s->n);
     return plan->a_way == CPU_GEMM_LOCAL && plan->b_way != CPU_GEMM_DIRECT && !plan->packs_rows && row_tasks * column_tasks > 1 &&
            80 * (packed - s->m - s->n) > s->m * s->n && s->batch * (s->m + s->n) * s->k * plan->unit.bytes <= l3 / 4;
 }
@@ -258,7 +256,7 @@ cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine 
     cpu_gemm_plan plan = {.shape = *shape};
     int64_t l2 = (int64_t)MAX(machine->l2_bytes, (size_t)256 << 10), l3 = (int64_t)MAX(machine->l3_bytes, (size_t)8 << 20);
     double flops = 2.0 * (double)s->batch * (double)s->m * (double)s->n * (double)s->k;
-    int64_t target = clamp((int64_t)(flops / (double)tuning->task_flops), 1, tuning->tasks), want = divide_up(target, MAX(s->batch, 1));
+    int64_t target = clamp((int64_t)(flops / (double)tuning->task_flops), 1, tuning->tasks), want = base_divide_up(target, MAX(s->batch, 1));
 
     measure_tile(&plan);
     cpu_gemm_tile_shape tile = plan.tile;
@@ -284,10 +282,10 @@ cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine 
         plan.a_way = plan.b_way = CPU_GEMM_SHARED;
     plan.at_once = MAX(machine->cpus, 1);
     plan.fetches = s->batch * s->m * s->n * unit.bytes > l2 / 2;
-    plan.row_tasks = divide_up(s->m, plan.task_rows);
-    plan.column_tasks = divide_up(s->n, plan.task_columns);
+    plan.row_tasks = base_divide_up(s->m, plan.task_rows);
+    plan.column_tasks = base_divide_up(s->n, plan.task_columns);
 
-    int64_t panels = divide_up(s->n, tile.columns), a_panels = plan.a_way == CPU_GEMM_SHARED ? divide_up(s->m, plan.a_panel) : 0;
+    int64_t panels = base_divide_up(s->n, tile.columns), a_panels = plan.a_way == CPU_GEMM_SHARED ? base_divide_up(s->m, plan.a_panel) : 0;
     plan.shared_a = plan.b_way == CPU_GEMM_SHARED ? align64((size_t)(s->batch * plan.depth_blocks * panels * plan.b_panel_bytes)) : 0;
     size_t shared = plan.shared_a + (size_t)(s->batch * plan.depth_blocks * a_panels * plan.a_line_bytes);
     size_t partial = (size_t)(s->batch * plan.row_tasks * s->column_sums * plan.partial_stride) * (s->dtype == IR_F64 ? 8 : 4);

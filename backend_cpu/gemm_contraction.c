@@ -17,8 +17,6 @@
 
 #include <string.h>
 
-static int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /* -- code with expressions in it --------------------------------------------------------------------------------------- */
 
 /* What a piece's user pointer points to. */
@@ -499,7 +497,7 @@ bool cpu_gemm_plan_contraction(cpu_compiler *c, const kl_kernel *kernel, cpu_pla
     for (int i = 0; i < g->phases; i++) {
         double work = work_of(p, i, &tile), per_task = work / (double)MAX(g->tasks[i], 1);
         p->chunk[i] = MAX((int64_t)(c->grain.task_ns / MAX(per_task, 1)), 1);
-        plan->phases[plan->n_phases++] = (cpu_phase){ .function = -1, .code = phases[i], .tasks = divided_up(g->tasks[i], p->chunk[i]), .work = work };
+        plan->phases[plan->n_phases++] = (cpu_phase){ .function = -1, .code = phases[i], .tasks = base_divide_up(g->tasks[i], p->chunk[i]), .work = work };
     }
     plan->link = link_product;
     plan->context = p;

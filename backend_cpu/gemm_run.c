@@ -11,8 +11,6 @@
 
 enum { LINE = 64 };
 
-static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 static const char *operand_at(const cpu_gemm *gemm, const cpu_gemm_operand *operand, int64_t batch)
 {
     int64_t offset = 0;
@@ -33,7 +31,7 @@ static int64_t depth_of(const cpu_gemm_plan *plan, int64_t block)
 static char *shared_panel(const cpu_gemm *gemm, int64_t batch, int64_t depth_block, int64_t panel)
 {
     const cpu_gemm_plan *plan = &gemm->plan;
-    int64_t panels = divide_up(plan->shape.n, plan->tile.columns);
+    int64_t panels = base_divide_up(plan->shape.n, plan->tile.columns);
     return (char *)gemm->workspace + ((batch * plan->depth_blocks + depth_block) * panels + panel) * plan->b_panel_bytes;
 }
 
@@ -51,7 +49,7 @@ static void pack(const cpu_gemm *gemm, const cpu_gemm_operand *o, int64_t batch,
 static char *shared_rows(const cpu_gemm *gemm, int64_t batch, int64_t depth_block, int64_t panel)
 {
     const cpu_gemm_plan *plan = &gemm->plan;
-    int64_t panels = divide_up(plan->shape.m, plan->a_panel);
+    int64_t panels = base_divide_up(plan->shape.m, plan->a_panel);
     return (char *)gemm->workspace + plan->shared_a + ((batch * plan->depth_blocks + depth_block) * panels + panel) * plan->a_line_bytes;
 }
 
@@ -59,8 +57,8 @@ static char *shared_rows(const cpu_gemm *gemm, int64_t batch, int64_t depth_bloc
 static void pack_shared(const cpu_gemm *gemm, int64_t task)
 {
     const cpu_gemm_plan *plan = &gemm->plan;
-    int64_t columns = plan->tile.columns, panels = divide_up(plan->shape.n, columns);
-    int64_t all = panels + (plan->a_way == CPU_GEMM_SHARED ? divide_up(plan->shape.m, plan->a_panel) : 0);
+    int64_t columns = plan->tile.columns, panels = base_divide_up(plan->shape.n, columns);
+    int64_t all = panels + (plan->a_way == CPU_GEMM_SHARED ? base_divide_up(plan->shape.m, plan->a_panel) : 0);
     int64_t panel = task % all, depth_block = task / all % plan->depth_blocks, batch = task / all / plan->depth_blocks;
     if (panel < panels) {
         pack(gemm, &gemm->b, batch, depth_block, panel * columns, MIN(columns, plan->shape.n - panel * columns), shared_panel(gemm, batch, depth_block, panel));
@@ -142,7 +140,7 @@ static void add_run(soon_list *soon, const char *at, int64_t step, int64_t lines
 static bool add_rows(soon_list *soon, const char *at, int64_t stride, int64_t rows, int64_t bytes, int64_t units)
 {
     if (stride >= bytes && stride <= 2 * bytes) {
-        add_run(soon, at, LINE, divide_up(rows * stride, LINE));
+        add_run(soon, at, LINE, base_divide_up(rows * stride, LINE));
         return true;
     }
     if (2 * rows < units)
@@ -155,7 +153,7 @@ static bool add_rows(soon_list *soon, const char *at, int64_t stride, int64_t ro
 /* So many lines of an operand from `line` on, `depth` deep from k on, if either lies side by side in memory. */
 static void add_source(soon_list *soon, const cpu_gemm *gemm, const cpu_gemm_operand *o, int64_t batch, int64_t line, int64_t lines, int64_t k, int64_t depth)
 {
-    int64_t units = divide_up(depth, gemm->plan.unit.k_per_unit);
+    int64_t units = base_divide_up(depth, gemm->plan.unit.k_per_unit);
     const char *at = operand_at(gemm, o, batch) + (k * o->k_stride + line * o->line_stride) * o->element_bytes;
     if (o->line_stride == 1)
         add_rows(soon, at, o->k_stride * o->element_bytes, depth, lines * o->element_bytes, units);
@@ -173,7 +171,7 @@ static bool add_panel(const task_state *t, place next, soon_list *soon)
     const cpu_gemm_plan *plan = &gemm->plan;
     const cpu_gemm_operand *b = &gemm->b;
     int64_t column = t->column + next.panel * plan->tile.columns, columns = MIN(plan->tile.columns, t->column + t->columns - column);
-    int64_t k = next.depth_block * plan->block_depth, depth = depth_of(plan, next.depth_block), units = divide_up(depth, plan->unit.k_per_unit);
+    int64_t k = next.depth_block * plan->block_depth, depth = depth_of(plan, next.depth_block), units = base_divide_up(depth, plan->unit.k_per_unit);
     if (plan->b_way == CPU_GEMM_SHARED) {
         add_run(soon, shared_panel(gemm, t->batch, next.depth_block, column / plan->tile.columns), LINE, plan->b_panel_bytes / LINE);
     } else if (b->at && next.row == 0) {
@@ -279,7 +277,7 @@ static void visit_tiles(const task_state *t, const block_state *at, int64_t from
     const cpu_gemm_plan *plan = &t->gemm->plan;
     int64_t height = plan->tile.heights[0], column = at->at.panel * plan->tile.columns, columns = MIN(plan->tile.columns, t->columns - column);
     int64_t kept = plan->depth_blocks > 1 ? plan->tile_bytes : 0;       /* else the sums of all tiles are in one place */
-    char *sums = t->scratch + kept * (at->at.panel * divide_up(plan->task_rows, height) + from / height);
+    char *sums = t->scratch + kept * (at->at.panel * base_divide_up(plan->task_rows, height) + from / height);
     const char *panel = at->b.at + at->at.panel * at->b.line;
     int vectors = columns > plan->tile.lanes ? 2 : 1;
     cpu_gemm_micro *full = cpu_gemm_micro_of(&t->gemm->code, 0, vectors, at->a.line, plan->unit);
@@ -313,7 +311,7 @@ static void visit_by_rows(const task_state *t, block_state *at)
     soon_list none = {0};
     if (plan->b_way == CPU_GEMM_LOCAL && at->at.row == 0)
         pack(t->gemm, &t->gemm->b, t->batch, at->at.depth_block, t->column, t->columns, t->scratch + plan->scratch_b);
-    int64_t height = plan->tile.heights[0], panels = divide_up(t->columns, plan->tile.columns);
+    int64_t height = plan->tile.heights[0], panels = base_divide_up(t->columns, plan->tile.columns);
     for (int64_t i = at->at.row; i < at->end_row; i += height)
         for (at->at.panel = 0; at->at.panel < panels; at->at.panel++)
             visit_tiles(t, at, i, MIN(i + height, at->end_row), &none);
@@ -322,7 +320,7 @@ static void visit_by_rows(const task_state *t, block_state *at)
 static void visit_by_panels(const task_state *t, block_state *at, const task_state *after)
 {
     const cpu_gemm_plan *plan = &t->gemm->plan;
-    int64_t columns = plan->tile.columns, panels = divide_up(t->columns, columns);
+    int64_t columns = plan->tile.columns, panels = base_divide_up(t->columns, columns);
     for (int64_t panel = 0; panel < panels; panel++) {
         at->at.panel = panel;
         if (plan->b_way == CPU_GEMM_LOCAL && at->at.row == 0)
@@ -369,7 +367,7 @@ static void multiply(const cpu_gemm *gemm, int64_t task, char *scratch)
 
     block_state at = {.fetched = false};
     for (int64_t d = 0; d < plan->depth_blocks; d++) {
-        at.units = divide_up(depth_of(plan, d), plan->unit.k_per_unit);
+        at.units = base_divide_up(depth_of(plan, d), plan->unit.k_per_unit);
         at.resume = d > 0, at.last = d == plan->depth_blocks - 1;
         at.b = view_b(&t, d);
         for (int64_t row = 0; row < t.rows; row += plan->block_rows) {

@@ -126,8 +126,6 @@ static void emit_scatter(const void *context, const cpu_machine *machine, LLVMMo
     end_function(e);
 }
 
-static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 bool cpu_plan_scatter(cpu_compiler *compiler, const kl_kernel *kernel, cpu_plan *plan)
 {
     const kl_scatter *s = &kernel->scatter;
@@ -136,9 +134,9 @@ bool cpu_plan_scatter(cpu_compiler *compiler, const kl_kernel *kernel, cpu_plan 
     *class = (scatter_class){s->dtype, (s->target.stride[2] == 1 && s->updates.stride[2] == 1) || s->post == 1};
 
     /* Ranges of columns are whole cache lines where rows begin with one. */
-    int64_t least = LEAST_COLUMN_BYTES / bytes, columns = divide_up(s->post, divide_up(TASKS, MAX(s->pre, 1)));
-    columns = MAX(divide_up(columns, least), 1) * least;
-    int64_t blocks = divide_up(s->post, columns), task_pre = MAX(divide_up(s->pre, 2 * TASKS), 1);
+    int64_t least = LEAST_COLUMN_BYTES / bytes, columns = base_divide_up(s->post, base_divide_up(TASKS, MAX(s->pre, 1)));
+    columns = MAX(base_divide_up(columns, least), 1) * least;
+    int64_t blocks = base_divide_up(s->post, columns), task_pre = MAX(base_divide_up(s->pre, 2 * TASKS), 1);
 
     cpu_arg_view(compiler, plan, &s->target, s->dtype);
     cpu_arg_view(compiler, plan, &s->indices, IR_I32);
@@ -155,7 +153,7 @@ bool cpu_plan_scatter(cpu_compiler *compiler, const kl_kernel *kernel, cpu_plan 
     plan->n_phases = 1;
     plan->phases[0] = (cpu_phase){
         .function = cpu_request_code(compiler, key, 150, emit_scatter, class),
-        .tasks = s->rows == 0 ? 0 : divide_up(s->pre, task_pre) * blocks,
+        .tasks = s->rows == 0 ? 0 : base_divide_up(s->pre, task_pre) * blocks,
         .work = (double)(s->pre * s->positions) * (10 + 0.3 * (double)s->post * bytes / 4) };
     return true;
 }

@@ -103,13 +103,11 @@ static void begin(cuda_writer *w, const kl_attention *a, const shape *s, int64_t
     base_text_add(&w->body, "    RAX_DYNAMIC_SHARED(memory);\n    const int head = blockIdx.x / %lldu, tile = blockIdx.x %% %lldu, b = head / A_HEADS, h = head %% A_HEADS;\n", (long long)tiles, (long long)tiles);
 }
 
-static int64_t tiles_of(int64_t n, int64_t by) { return (n + by - 1) / by; }
-
 static void plan_forward(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan)
 {
     const kl_attention *a = &kernel->attention;
     shape s = shape_of(c->machine, a, FORWARD);
-    int64_t tiles = tiles_of(a->rows, 16 * s.warps);
+    int64_t tiles = base_divide_up(a->rows, 16 * s.warps);
     cuda_writer w = { .compiler = c };
     begin(&w, a, &s, tiles);
     write_dropout(&w, a);
@@ -125,7 +123,7 @@ static void plan_delta(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *pla
     const kl_attention *a = &kernel->attention;
     shape s = shape_of(c->machine, a, BY_ROWS);
     int lanes = delta_lanes(c->program, a);
-    int64_t rows = 32 * WARPS / lanes, tiles = tiles_of(a->rows, rows);
+    int64_t rows = 32 * WARPS / lanes, tiles = base_divide_up(a->rows, rows);
     cuda_writer w = { .compiler = c };
     define(&w, a, &s);
     base_text_add(&w.body, "    const int head = blockIdx.x / %lldu, tile = blockIdx.x %% %lldu, b = head / A_HEADS, h = head %% A_HEADS;\n", (long long)tiles, (long long)tiles);
@@ -141,7 +139,7 @@ static void plan_gradient(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *
     const kl_attention *a = &kernel->attention;
     shape s = shape_of(c->machine, a, part);
     bool by_keys = part == BY_KEYS;
-    int64_t tiles = tiles_of(by_keys ? a->keys : a->rows, 16 * s.warps);
+    int64_t tiles = base_divide_up(by_keys ? a->keys : a->rows, 16 * s.warps);
     cuda_writer w = { .compiler = c };
     begin(&w, a, &s, tiles);
     write_dropout(&w, a);

@@ -12,8 +12,6 @@
 
 enum { MOST_VECTOR = 8, THREADS = 256, LISTED_ITERATIONS = 4, WARP = 32, MOST_ROW_BLOCKS = 128, BLOCKS = 512, MOST_SEGMENTS = 1024, SUM_REGISTERS = 64, MOST_ALONE = 32 };
 
-static int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /* More than one column, or another loop of the list may have. */
 static bool has_columns(const kl_loop *loop, bool listed) { return listed || kl_inner(loop) != 1; }
 
@@ -139,21 +137,21 @@ static void choose_shape(cuda_loop *l)
     if (!whole && l->group == WARP)
         l->segment = width;
     if (!whole && l->group >= THREADS)
-        l->segment = width * MAX(l->listed ? LISTED_ITERATIONS : 1, all || sums ? divided_up(l->columns, width * MOST_SEGMENTS) : 1);
-    l->iterations = divided_up(l->segment, width);
+        l->segment = width * MAX(l->listed ? LISTED_ITERATIONS : 1, all || sums ? base_divide_up(l->columns, width * MOST_SEGMENTS) : 1);
+    l->iterations = base_divide_up(l->segment, width);
     l->in_registers = l->iterations * l->V * n_sums <= SUM_REGISTERS;
     if (sums && !l->in_registers && l->group != l->threads) {      /* one group a block: no two add to one place */
         l->group = THREADS;
-        l->iterations = divided_up(l->segment, (int64_t)l->group * l->V);
+        l->iterations = base_divide_up(l->segment, (int64_t)l->group * l->V);
         l->in_registers = l->iterations * l->V * n_sums <= SUM_REGISTERS;
     }
     l->iterations_are_code = !l->listed || (sums && l->in_registers) || (!whole && !sums && !all);
-    l->segments = l->columns == 0 ? 0 : divided_up(l->columns, l->segment);
+    l->segments = l->columns == 0 ? 0 : base_divide_up(l->columns, l->segment);
     int64_t groups = l->threads / l->group;
     l->rows_per_block = groups;
     if (sums || all)
-        l->rows_per_block = groups * MAX(1, divided_up(l->rows, groups * MIN(MOST_ROW_BLOCKS, MAX(1, BLOCKS / MAX(l->segments, 1)))));
-    l->row_blocks = divided_up(l->rows, l->rows_per_block);
+        l->rows_per_block = groups * MAX(1, base_divide_up(l->rows, groups * MIN(MOST_ROW_BLOCKS, MAX(1, BLOCKS / MAX(l->segments, 1)))));
+    l->row_blocks = base_divide_up(l->rows, l->rows_per_block);
 }
 
 /* -- the launches ------------------------------------------------------------------------------------------------------------ */

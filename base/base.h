@@ -19,6 +19,8 @@
 #define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
+static inline int64_t base_divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t base_round_up(int64_t a, int64_t b) { return base_divide_up(a, b) * b; }
 
 /* -- memory.c ------------------------------------------------------------------------------------------------------- */
 
