@@ -60,10 +60,12 @@ $(BUILD)/rax: $(CLI_OBJ) $(BUILD)/librax.a
 	$(if $(V),,@echo "  LD $@")
 	$(Q)$(CC) $(SANITIZE) $(CFLAGS) $(CLI_OBJ) $(BUILD)/librax.a $(RAX_LIBS) -o $@
 
-$(BUILD)/tests/%: tests/%.c $(BUILD)/librax.a
+$(BUILD)/tests/%: tests/%.c $(BUILD)/tests/amx/emulator.o $(BUILD)/librax.a
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD $@")
-	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) $< $(BUILD)/librax.a -lcmocka $(RAX_LIBS) -o $@
+	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) $< $(BUILD)/tests/amx/emulator.o $(BUILD)/librax.a -lcmocka $(RAX_LIBS) -o $@
+
+.SECONDARY: $(BUILD)/tests/amx/emulator.o
 
 # The program with the stand-in for a GPU, for tests/cuda.bats.
 $(BUILD)/tests/rax-standin: tests/standin/main.c cli/main.c $(CLI_OBJ) $(BUILD)/librax.a

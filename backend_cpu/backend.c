@@ -65,8 +65,8 @@ static void print_info(FILE *out)
     base_memory memory = base_memory_now();
     const cpu_blas *blas = cpu_blas_open();
     const char *pinned = getenv("OPENBLAS_CORETYPE");
-    fprintf(out, "cpu         %s, %s%s%s, %d lanes of f32\n", m->name, cpu_isa_name(m->isa), m->isa < m->best_isa ? " of " : "",
-            m->isa < m->best_isa ? cpu_isa_name(m->best_isa) : "", m->f32_lanes);
+    fprintf(out, "cpu         %s, %s%s%s, %d lanes of f32\n", m->name, cpu_isa_name(m->isa), m->isa < m->own_isa ? " of " : "",
+            m->isa < m->own_isa ? cpu_isa_name(m->own_isa) : "", m->f32_lanes);
     fprintf(out, "caches      %zu KB, %zu KB a core, %zu KB shared\n", m->l1d_bytes >> 10, m->l2_bytes >> 10, m->l3_bytes >> 10);
     fprintf(out, "threads     %d of %d CPUs\n", process.threads ? process.threads : m->cpus, m->cpus);
     fprintf(out, "memory      %zu MB, %zu MB available\n", memory.total_bytes >> 20, memory.available_bytes >> 20);

@@ -82,8 +82,8 @@ static char *take_message(char *message)
     return copy;
 }
 
-/* At the best level code is for this very CPU, tuning included. Its features are asked for beside its name: a hypervisor
- * may hide some that the name implies. A level forced lower is a machine that any CPU of that level could be. */
+/* At the CPU's own level code is for this very CPU, tuning included. Its features are asked for beside its name: a hypervisor
+ * may hide some that the name implies. Another level is a machine that any CPU of that level could be. */
 static void choose_cpu(cpu_jit *jit)
 {
     static const char *const levels[CPU_ISA_COUNT] = {
@@ -97,7 +97,7 @@ static void choose_cpu(cpu_jit *jit)
     cpu_isa isa = jit->machine.isa;
 
 #if defined(__x86_64__)
-    if (isa < jit->machine.best_isa || isa == CPU_GENERIC) {
+    if (isa != jit->machine.own_isa || isa == CPU_GENERIC) {
         jit->cpu = base_strdup(levels[isa]);
         jit->features = base_strdup(features[isa]);
         return;

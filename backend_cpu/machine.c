@@ -99,7 +99,7 @@ static void detect_cpu(cpu_machine *m)
         m->family += one.a >> 20 & 255;
     m->model = (one.a >> 4 & 15) | (one.a >> 12 & 0xf0);
     m->stepping = one.a & 15;
-    m->best_isa = best_isa();
+    m->own_isa = best_isa();
 
     registers seven = cpuid(7, 0), extended = cpuid(0x80000001, 0);
     const uint32_t words[8] = {one.c, one.d, seven.b, seven.c, seven.d, cpuid(7, 1).a, extended.c, extended.d};
@@ -122,7 +122,7 @@ static void detect_cpu(cpu_machine *m)
 {
     const uint64_t hwcaps[3] = {getauxval(AT_HWCAP), getauxval(AT_HWCAP2)};
     char midr[32] = "";                                           /* which core it is, on AArch64 */
-    m->best_isa = CPU_GENERIC;
+    m->own_isa = CPU_GENERIC;
     memcpy(m->features, hwcaps, sizeof hwcaps);
     base_read_text("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1", midr, sizeof midr);
     midr[strcspn(midr, "\n")] = '\0';
@@ -183,7 +183,7 @@ static void set_digest(cpu_machine *m)
 {
     base_text text = {0};
     base_text_add(&text, "%s/%d/%d/%d %s of %s l1d=%zu l2=%zu l3=%zu features", m->vendor[0] ? m->vendor : m->name,
-                  m->family, m->model, m->stepping, cpu_isa_name(m->isa), cpu_isa_name(m->best_isa), m->l1d_bytes,
+                  m->family, m->model, m->stepping, cpu_isa_name(m->isa), cpu_isa_name(m->own_isa), m->l1d_bytes,
                   m->l2_bytes, m->l3_bytes);
     for (size_t i = 0; i < COUNT_OF(m->features); i++)
         base_text_add(&text, " %08x", m->features[i]);
@@ -206,6 +206,15 @@ static bool set_isa(cpu_machine *m, cpu_isa isa, const char *origin)
 
 bool cpu_machine_set_isa(cpu_machine *m, cpu_isa isa) { return set_isa(m, isa, "isa"); }
 
+/* CPU_ISA_COUNT: there is none of this name. */
+static cpu_isa isa_of(const char *name)
+{
+    int i = 0;
+    while (i < CPU_ISA_COUNT && strcmp(name, isa_names[i]) != 0)
+        i++;
+    return (cpu_isa)i;
+}
+
 bool cpu_machine_detect(cpu_machine *m, const char *isa)
 {
     memset(m, 0, sizeof *m);
@@ -213,13 +222,15 @@ bool cpu_machine_detect(cpu_machine *m, const char *isa)
     detect_caches(m);
     m->cpus = base_usable_cpus();
 
+    const char *emulated = getenv("RAX_EMULATED_ISA");
+    m->best_isa = emulated && isa_of(emulated) < CPU_ISA_COUNT ? MAX(m->own_isa, isa_of(emulated)) : m->own_isa;
+
     const char *origin = isa ? "isa" : "RAX_ISA";
     if (!isa)
         isa = getenv("RAX_ISA");
     if (!isa || !*isa)
-        return cpu_machine_set_isa(m, m->best_isa);
-    for (int i = 0; i < CPU_ISA_COUNT; i++)
-        if (strcmp(isa, isa_names[i]) == 0)
-            return set_isa(m, (cpu_isa)i, origin);
+        return cpu_machine_set_isa(m, m->own_isa);
+    if (isa_of(isa) < CPU_ISA_COUNT)
+        return set_isa(m, isa_of(isa), origin);
     return base_fail(BASE_MISTAKE, "%s: expected generic, avx2, avx512, avx512bf16 or amx, got \"%s\"", origin, isa);
 }

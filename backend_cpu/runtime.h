@@ -38,14 +38,15 @@ typedef struct {
     char vendor[16];                                    /* "AuthenticAMD"; "" off x86 */
     int family, model, stepping;                        /* 0 off x86 */
     uint32_t features[8];                               /* cpuid's words, or the kernel's hwcaps: a hypervisor may hide some */
-    cpu_isa isa, best_isa;                              /* what is in force, and the most the CPU has */
+    cpu_isa isa, own_isa, best_isa;                     /* what is in force; the most the CPU has; the most that may be asked for */
     int f32_lanes;                                      /* floats in a vector of isa: 4, 8, 16 from AVX-512 on */
     size_t l1d_bytes, l2_bytes, l3_bytes;               /* of one core; l3 is shared by the cores of one cache */
     int cpus;                                           /* that the process may use: affinity and cgroup quota; at least 1 */
     char digest[33];                                    /* hex; of all above that generated code may depend on, so not of cpus */
 } cpu_machine;
 
-/* isa: a name as above, "" for the best, or NULL for what the environment's RAX_ISA says, unset being "".
+/* isa: a name as above, "" for the most the CPU has, or NULL for what the environment's RAX_ISA says, unset being "".
+ * RAX_EMULATED_ISA names a level up to which somebody carries out what the CPU lacks (tests/amx): it may be asked for, and is never chosen.
  * Mistakes: an unknown name; more than the CPU has. */
 bool cpu_machine_detect(cpu_machine *machine, const char *isa);
 bool cpu_machine_set_isa(cpu_machine *machine, cpu_isa isa);      /* lanes and digest follow */

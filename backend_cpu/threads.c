@@ -244,7 +244,8 @@ static void stop_workers(cpu_pool *pool, int count)
 
 static bool start_workers(cpu_pool *pool)
 {
-    sigset_t all, before;
+    static const int own_signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS};
+    sigset_t others, before;
 
     atomic_store(&pool->region, 0);
     atomic_store(&pool->arrived, 0);
@@ -253,8 +254,12 @@ static bool start_workers(cpu_pool *pool)
     atomic_store(&pool->phase_sleepers, 0);
     pool->forks = atomic_load(&forks);
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);                 /* signals are the user's threads' */
+    /* Signals are the user's threads', but for those that a worker itself brings about: blocked, they would end the process past
+     * any handler of the user's, or of a sanitizer's. */
+    sigfillset(&others);
+    for (size_t i = 0; i < COUNT_OF(own_signals); i++)
+        sigdelset(&others, own_signals[i]);
+    pthread_sigmask(SIG_SETMASK, &others, &before);
     int started = 0, status = 0;
     while (started < pool->n - 1) {
         worker *w = &pool->workers[started];

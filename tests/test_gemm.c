@@ -454,11 +454,11 @@ static void check_only(const trial *t)
 
 /* -- the tests -------------------------------------------------------------------------------------------------------- */
 
-static cpu_isa best_isa(void)
+static cpu_machine this_machine(void)
 {
     cpu_machine machine;
-    assert_true(cpu_machine_detect(&machine, NULL));
-    return machine.best_isa;
+    assert_true(cpu_machine_detect(&machine, ""));
+    return machine;
 }
 
 static const int64_t sizes[][3] = {{1, 1, 1}, {1, 33, 7}, {13, 17, 1}, {12, 32, 48}, {37, 65, 129}, {5, 3, 2}, {48, 16, 33}, {25, 96, 64}, {3, 40, 0}};
@@ -467,7 +467,7 @@ static const int64_t sizes[][3] = {{1, 1, 1}, {1, 33, 7}, {13, 17, 1}, {12, 32, 
 static void layouts_and_sizes(void **state)
 {
     (void)state;
-    for (cpu_isa isa = CPU_GENERIC; isa <= best_isa(); isa++)
+    for (cpu_isa isa = CPU_GENERIC; isa <= this_machine().best_isa; isa++)
         for (kind kind = F32; kind < KINDS; kind++)
             for (size_t s = 0; s < COUNT_OF(sizes); s++)
                 for (int layout = 0; layout < 9; layout++) {
@@ -484,7 +484,7 @@ static void layouts_and_sizes(void **state)
 static void prologues(void **state)
 {
     (void)state;
-    for (cpu_isa isa = CPU_GENERIC; isa <= best_isa(); isa++)
+    for (cpu_isa isa = CPU_GENERIC; isa <= this_machine().best_isa; isa++)
         for (kind kind = F32; kind < KINDS; kind++)
             for (size_t s = 0; s < COUNT_OF(sizes) && kind != F64; s++)
                 for (int layout = 0; layout < 9; layout++) {
@@ -497,7 +497,7 @@ static void prologues(void **state)
 static void epilogues(void **state)
 {
     (void)state;
-    for (cpu_isa isa = CPU_GENERIC; isa <= best_isa(); isa++)
+    for (cpu_isa isa = CPU_GENERIC; isa <= this_machine().best_isa; isa++)
         for (kind kind = F32; kind < KINDS; kind++)
             for (store store = PLAIN; store < STORES; store++)
                 for (size_t s = 0; s < COUNT_OF(sizes); s++) {
@@ -512,7 +512,7 @@ static void epilogues(void **state)
 static void batches(void **state)
 {
     (void)state;
-    for (cpu_isa isa = CPU_GENERIC; isa <= best_isa(); isa++)
+    for (cpu_isa isa = CPU_GENERIC; isa <= this_machine().best_isa; isa++)
         for (kind kind = F32; kind < KINDS; kind++)
             for (int layout = 0; layout < 9; layout++) {
                 trial t = {.isa = isa, .kind = kind, .a = layout / 3, .b = layout % 3, .store = kind == F64 ? PLAIN : SUMS, .m = 14, .n = 35, .k = 40,
@@ -528,7 +528,7 @@ static void large_shapes(void **state)
     static const int64_t large[][3] = {{300, 200, 700}, {1100, 90, 130}, {70, 1000, 530}, {130, 70, 2100}, {60, 50, 4000}, {40, 70, 7000}};
     for (kind kind = F32; kind < KINDS; kind++)
         for (size_t s = 0; s < COUNT_OF(large); s++) {
-            trial t = {.isa = best_isa(), .kind = kind, .a = s % 3, .b = (s + kind) % 3, .m = large[s][0], .n = large[s][1], .k = large[s][2],
+            trial t = {.isa = this_machine().own_isa, .kind = kind, .a = s % 3, .b = (s + kind) % 3, .m = large[s][0], .n = large[s][1], .k = large[s][2],
                        .batch = {1, 1}, .threads = 2, .tuning = &cpu_gemm_default_tuning};
             check_only(&t);
         }
@@ -538,7 +538,7 @@ static void same_bits_for_any_threads_and_blocks(void **state)
 {
     (void)state;
     const cpu_gemm_tuning *tunings[] = {&cpu_gemm_default_tuning, &small_blocks, &packed};
-    for (cpu_isa isa = CPU_GENERIC; isa <= best_isa(); isa++)
+    for (cpu_isa isa = CPU_GENERIC; isa <= this_machine().best_isa; isa++)
         for (kind kind = F32; kind < KINDS; kind++) {
             void *first = NULL;
             size_t bytes;
@@ -645,7 +645,7 @@ static void loops_over_k_stay_in_registers(void **state)
     k_loops found = find_k_loops(spilled);
     assert_int_equal(found.loops, 2);
     assert_string_equal(found.spilling, "f");
-    for (cpu_isa isa = CPU_GENERIC; isa <= best_isa(); isa++)
+    for (cpu_isa isa = CPU_GENERIC; isa <= this_machine().best_isa; isa++)
         for (int i = 0; i < 3; i++) {
             static const ir_dtype dtypes[] = {IR_F32, IR_F64, IR_BF16};
             cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtypes[i]);

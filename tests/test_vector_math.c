@@ -148,11 +148,11 @@ static compiled compile(cpu_isa isa, int lanes, int from, int to, bool masked, e
     return c;
 }
 
-static cpu_isa best_isa(void)
+static cpu_isa own_isa(void)
 {
     cpu_machine machine;
     assert_true(cpu_machine_detect(&machine, NULL));
-    return machine.best_isa;
+    return machine.own_isa;
 }
 
 /* -- accuracy -------------------------------------------------------------------------------------------------------- */
@@ -209,7 +209,7 @@ static void check_accuracy(const function *f, cpu_isa isa, int lanes, uint32_t s
 static void accuracy_over_all_floats(void **state)
 {
     (void)state;
-    for (cpu_isa isa = CPU_GENERIC; isa <= best_isa(); isa++)
+    for (cpu_isa isa = CPU_GENERIC; isa <= own_isa(); isa++)
         for (size_t i = 0; i < COUNT_OF(functions); i++)
             check_accuracy(&functions[i], isa, isa >= CPU_AVX512 ? 16 : isa == CPU_AVX2 ? 8 : 4, stride(isa == CPU_AVX512 ? 1021 : 4093));
 }
@@ -237,7 +237,7 @@ static void accuracy_at_joints(void **state)
     static float x[BLOCK], z[BLOCK];
     for (size_t j = 0; j < COUNT_OF(joints); j++) {
         const function *f = function_of(joints[j].name);
-        compiled c = compile(best_isa(), 16, F32, F32, false, f->emit);
+        compiled c = compile(own_isa(), 16, F32, F32, false, f->emit);
         for (int sign = 0; sign < 2; sign++) {
             for (int i = 0; i < BLOCK; i++)
                 x[i] = from_bits((to_bits(joints[j].at) + (uint32_t)(i - BLOCK / 2)) ^ ((uint32_t)sign << 31));
@@ -259,7 +259,7 @@ static void special_values(void **state)
 {
     (void)state;
     static float x[BLOCK], z[BLOCK];
-    for (cpu_isa isa = CPU_GENERIC; isa <= best_isa(); isa++)
+    for (cpu_isa isa = CPU_GENERIC; isa <= own_isa(); isa++)
         for (size_t j = 0; j < COUNT_OF(functions); j++) {
             compiled c = compile(isa, 8, F32, F32, false, functions[j].emit);
             for (int i = 0; i < BLOCK; i++)
@@ -278,7 +278,7 @@ static void pow_is_right(void **state)
 {
     (void)state;
     static float x[BLOCK], y[BLOCK], z[BLOCK];
-    for (cpu_isa isa = CPU_GENERIC; isa <= best_isa(); isa++) {
+    for (cpu_isa isa = CPU_GENERIC; isa <= own_isa(); isa++) {
         compiled c = compile(isa, isa == CPU_GENERIC ? 4 : 8, F32, F32, false, emit_pow);
         uint32_t seed = 1;
         double worst = 0;
@@ -319,7 +319,7 @@ static void results_do_not_depend_on_the_lane(void **state)
         uint32_t b = next_random(&seed);
         x[i] = i % 3 ? from_bits(b) : (float)(b >> 8) * 0x1p-22f - 2;          /* of any size; within 2 of 0 */
     }
-    for (cpu_isa isa = CPU_GENERIC; isa <= best_isa(); isa++)
+    for (cpu_isa isa = CPU_GENERIC; isa <= own_isa(); isa++)
         for (size_t j = 0; j < COUNT_OF(functions); j++) {
             int lanes[] = {16, 8, 1, 16};
             for (int k = 0; k < 4; k++) {
@@ -340,7 +340,7 @@ static void masks_touch_nothing_else(void **state)
     (void)state;
     static float x[BLOCK], z[BLOCK + 16];
     for (int lanes = 16; lanes >= 1; lanes = lanes == 1 ? 0 : 1) {
-        compiled c = compile(best_isa(), lanes, F32, F32, true, emit_floor);
+        compiled c = compile(own_isa(), lanes, F32, F32, true, emit_floor);
         for (int i = 0; i < BLOCK + 16; i++)
             z[i] = -7;
         c.run(x, x, z);
@@ -367,7 +367,7 @@ static void bf16_conversions(void **state)
     (void)state;
     static float x[BLOCK];
     static uint16_t h[BLOCK];
-    for (cpu_isa isa = CPU_GENERIC; isa <= best_isa(); isa++)
+    for (cpu_isa isa = CPU_GENERIC; isa <= own_isa(); isa++)
         for (int lanes = 1; lanes <= 32; lanes *= 2) {
             compiled narrow = compile(isa, lanes, F32, BF16, false, emit_to_bf16), wide = compile(isa, lanes, BF16, F32, false, emit_from_bf16);
             uint32_t step = stride(65521);
@@ -392,7 +392,7 @@ static void f64_functions(void **state)
     (void)state;
     static double x[BLOCK], z[BLOCK];
     for (size_t j = 0; j < COUNT_OF(functions); j++) {
-        compiled c = compile(best_isa(), 8, F64, F64, false, functions[j].emit);
+        compiled c = compile(own_isa(), 8, F64, F64, false, functions[j].emit);
         for (int i = 0; i < BLOCK; i++)
             x[i] = i < (int)COUNT_OF(special) ? (double)special[i] : (i - BLOCK / 2) * (i % 2 ? 0.00048 : 0.02);
         x[100] = 1 - 0x1p-53, x[101] = 0x1p-1000, x[102] = -700.5;
