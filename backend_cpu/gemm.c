@@ -189,16 +189,37 @@ static void even_blocks(cpu_gemm_plan *plan)
     plan->block_rows = MAX(base_round_up(base_divide_up(plan->task_rows, blocks), step), step);
 }
 
+/* So many tasks, at most: each has as many tiles as any other, or one less. */
+static void cut_rows(cpu_gemm_plan *plan, int64_t tasks)
+{
+    int64_t tiles = base_divide_up(plan->shape.m, plan->tile.heights[0]);
+    plan->row_tasks = clamp(tasks, 1, tiles);
+    plan->task_rows = base_divide_up(tiles, plan->row_tasks) * plan->tile.heights[0];
+}
+
+static void cut_columns(cpu_gemm_plan *plan, int64_t tasks)
+{
+    int64_t panels = base_divide_up(plan->shape.n, plan->tile.columns);
+    plan->column_tasks = clamp(tasks, 1, panels);
+    plan->task_columns = base_divide_up(panels, plan->column_tasks) * plan->tile.columns;
+}
+
+/* At least so many tasks, that up to eight threads, by twos, share alike. */
+static int64_t shared_alike(int64_t tasks)
+{
+    int64_t step = 1;
+    while (step < tasks && step < 8)
+        step *= 2;
+    return base_round_up(tasks, step);
+}
+
 /* By columns first, so that few pack the same of B; by rows only what columns leave a multiple of to be wanted. */
 static void cut_local(cpu_gemm_plan *plan, const cpu_gemm_tuning *tuning, int64_t want, int64_t l2)
 {
     const cpu_gemm_shape *s = &plan->shape;
-    cpu_gemm_tile_shape tile = plan->tile;
-    int64_t most = MAX(l2 / 2 / plan->b_panel_bytes, 1) * tile.columns;      /* B in half of the second-level cache */
-    plan->task_columns = s->n < 4 * tile.columns ? s->n : base_round_up(base_divide_up(s->n, want), tile.columns);
-    plan->task_columns = MIN(plan->task_columns, most);
-    int64_t rows_want = MAX(want / base_divide_up(s->n, plan->task_columns), 1);
-    plan->task_rows = MIN(MIN(s->m, tuning->local_rows), base_round_up(base_divide_up(s->m, rows_want), tile.heights[0]));
+    int64_t most = MAX(l2 / 2 / plan->b_panel_bytes, 1) * plan->tile.columns;      /* B in half of the second-level cache */
+    cut_columns(plan, shared_alike(MAX(s->n < 4 * plan->tile.columns ? 1 : want, base_divide_up(s->n, most))));
+    cut_rows(plan, MAX(want / plan->column_tasks, base_divide_up(s->m, tuning->local_rows)));
 }
 
 /* By rows first; what is still wanted, by columns. */
@@ -206,11 +227,11 @@ static void cut_shared(cpu_gemm_plan *plan, int64_t want, int64_t l2)
 {
     const cpu_gemm_shape *s = &plan->shape;
     cpu_gemm_tile_shape tile = plan->tile;
-    plan->task_rows = MIN(plan->block_rows, base_round_up(base_divide_up(s->m, want), tile.heights[0]));
-    int64_t columns_want = base_divide_up(want, base_divide_up(s->m, plan->task_rows));
-    plan->task_columns = base_round_up(base_divide_up(s->n, columns_want), tile.columns);
+    cut_rows(plan, shared_alike(MAX(want, base_divide_up(s->m, plan->block_rows))));
+    int64_t columns = s->n;
     if (plan->depth_blocks > 1)                  /* their sums are kept */
-        plan->task_columns = MIN(plan->task_columns, MAX(l2 / (plan->task_rows * 4) / tile.columns, 4) * tile.columns);
+        columns = MAX(l2 / (plan->task_rows * 4) / tile.columns, 4) * tile.columns;
+    cut_columns(plan, MAX(base_divide_up(want, plan->row_tasks), base_divide_up(s->n, columns)));
 }
 
 /* A small C with a large K, as the gradient of weights is: the time goes into fetching operands that no cache holds, by every
@@ -226,14 +247,13 @@ static bool is_tall(const cpu_gemm_plan *plan)
 static void cut_squares(cpu_gemm_plan *plan, int64_t want, int64_t most_columns)
 {
     const cpu_gemm_shape *s = &plan->shape;
-    cpu_gemm_tile_shape tile = plan->tile;
     int64_t least = INT64_MAX;
-    for (int64_t by_columns = 1; by_columns <= want; by_columns++) {
+    for (int64_t by_columns = 1; by_columns <= want; by_columns *= 2) {
         int64_t by_rows = base_divide_up(want, by_columns), fetched = 2 * s->m * by_columns + 3 * s->n * by_rows;
         if (fetched < least && (base_divide_up(s->n, by_columns) <= most_columns || by_columns == want)) {
             least = fetched;
-            plan->task_columns = base_round_up(base_divide_up(s->n, by_columns), tile.columns);
-            plan->task_rows = base_round_up(base_divide_up(s->m, by_rows), tile.heights[0]);
+            cut_columns(plan, by_columns);
+            cut_rows(plan, by_rows);
         }
     }
 }
@@ -244,9 +264,9 @@ static void cut_squares(cpu_gemm_plan *plan, int64_t want, int64_t most_columns)
 static bool shares_both(const cpu_gemm_plan *plan, int64_t l3)
 {
     const cpu_gemm_shape *s = &plan->shape;
-    int64_t row_tasks = base_divide_up(s->m, plan->task_rows), column_tasks = base_divide_up(s->n, plan->task_columns);
-    int64_t packed = column_tasks * row_tasks * base_round_up(plan->task_rows, plan->a_panel) + (plan->b_way == CPU_GEMM_LOCAL ? row_tasks * s->n : s->n);
-    return plan->a_way == CPU_GEMM_LOCAL && plan->b_way != CPU_GEMM_DIRECT && !plan->packs_rows && row_tasks * column_tasks > 1 &&
+    int64_t tasks = plan->row_tasks * plan->column_tasks;
+    int64_t packed = tasks * base_round_up(plan->task_rows, plan->a_panel) + (plan->b_way == CPU_GEMM_LOCAL ? plan->row_tasks * s->n : s->n);
+    return plan->a_way == CPU_GEMM_LOCAL && plan->b_way != CPU_GEMM_DIRECT && !plan->packs_rows && tasks > 1 &&
            80 * (packed - s->m - s->n) > s->m * s->n && s->batch * (s->m + s->n) * s->k * plan->unit.bytes <= l3 / 4;
 }
 
@@ -256,7 +276,7 @@ cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine 
     cpu_gemm_plan plan = {.shape = *shape};
     int64_t l2 = (int64_t)MAX(machine->l2_bytes, (size_t)256 << 10), l3 = (int64_t)MAX(machine->l3_bytes, (size_t)8 << 20);
     double flops = 2.0 * (double)s->batch * (double)s->m * (double)s->n * (double)s->k;
-    int64_t target = clamp((int64_t)(flops / (double)tuning->task_flops), 1, tuning->tasks), want = base_divide_up(target, MAX(s->batch, 1));
+    int64_t target = clamp((int64_t)(flops / (double)tuning->task_flops), 1, tuning->tasks), want = shared_alike(base_divide_up(target, MAX(s->batch, 1)));
 
     measure_tile(&plan);
     cpu_gemm_tile_shape tile = plan.tile;
@@ -280,10 +300,7 @@ cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine 
     even_blocks(&plan);
     if (shares_both(&plan, l3))
         plan.a_way = plan.b_way = CPU_GEMM_SHARED;
-    plan.at_once = MAX(machine->cpus, 1);
     plan.fetches = s->batch * s->m * s->n * unit.bytes > l2 / 2;
-    plan.row_tasks = base_divide_up(s->m, plan.task_rows);
-    plan.column_tasks = base_divide_up(s->n, plan.task_columns);
 
     int64_t panels = base_divide_up(s->n, tile.columns), a_panels = plan.a_way == CPU_GEMM_SHARED ? base_divide_up(s->m, plan.a_panel) : 0;
     plan.shared_a = plan.b_way == CPU_GEMM_SHARED ? align64((size_t)(s->batch * plan.depth_blocks * panels * plan.b_panel_bytes)) : 0;

@@ -164,10 +164,9 @@ typedef struct {
 typedef struct {
     cpu_gemm_shape shape;
     cpu_gemm_way a_way, b_way;
-    int64_t task_rows, task_columns;             /* of C, a task */
+    int64_t task_rows, task_columns;             /* of C, a task, at most: tasks differ by a tile where tiles do not go into them */
     int64_t block_rows, block_depth;             /* of A, that stay in the second-level cache */
     int64_t row_tasks, column_tasks, depth_blocks;
-    int64_t at_once;                             /* tasks that are likely done at once: one that takes a task takes the at_once-th from there next */
     bool fetches;                                /* what the epilogue touches is more than lies in the second-level cache anyway */
     cpu_gemm_tile_shape tile;                    /* what follows from these, for the driver: */
     cpu_gemm_unit unit;
@@ -184,6 +183,12 @@ typedef struct {
     int64_t tasks[CPU_GEMM_PHASES];
     int first_phase;                             /* 0 where there is packing to be shared, else 1 */
 } cpu_gemm_plan;
+
+/* Where task i of so many begins, in rows or columns: whole tiles each, as evenly as can be. Tasks 0 to i-1 have that many together. */
+static inline int64_t cpu_gemm_task_begin(int64_t i, int64_t tasks, int64_t all, int64_t tile)
+{
+    return MIN(i * base_divide_up(all, tile) / tasks * tile, all);
+}
 
 /* What the plan is made by. Tests shrink it; any values give the same bits. */
 typedef struct {

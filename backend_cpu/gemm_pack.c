@@ -195,10 +195,10 @@ typedef struct { value line; int width, vectors; } panel;
 static void prefetch_ahead(packer *p, value line, value k, int lines)
 {
     const emitter *e = &p->e;
-    int ahead = p->tiles ? 64 : 16;              /* by how fast the product follows */
+    enum { AHEAD = 64 };
     LLVMTypeRef element = memory_type(e->v.context, p->class->source);
     int bytes = ir_dtype_bytes(p->class->source);
-    value row = imul(e, iadd_constant(e, iadd(e, p->k, k), ahead), p->k_stride);
+    value row = imul(e, iadd_constant(e, iadd(e, p->k, k), AHEAD), p->k_stride);
     value offset = iadd(e, iadd(e, p->line, line), row);
     value at = LLVMBuildGEP2(e->v.builder, element, p->source, &offset, 1, "");
     for (int byte = 0; byte < lines * bytes; byte += 64)

@@ -188,14 +188,16 @@ static bool add_panel(const task_state *t, place next, soon_list *soon)
     return all;
 }
 
-/* What a task begins with. */
-static void add_first(const task_state *t, soon_list *soon)
+/* What a block of rows begins with: its first panel, and what is packed of A. Returns as add_panel. */
+static bool add_block(const task_state *t, place next, soon_list *soon)
 {
     const cpu_gemm_plan *plan = &t->gemm->plan;
     const cpu_gemm_operand *a = &t->gemm->a;
-    add_panel(t, (place){0, 0, 0}, soon);
+    bool all = add_panel(t, next, soon);
     if (plan->a_way == CPU_GEMM_LOCAL && a->at)
-        add_source(soon, t->gemm, a, t->batch, t->row, MIN(plan->block_rows, t->rows), 0, depth_of(plan, 0));
+        add_source(soon, t->gemm, a, t->batch, t->row + next.row, MIN(plan->block_rows, t->rows - next.row), next.depth_block * plan->block_depth,
+                   depth_of(plan, next.depth_block));
+    return all;
 }
 
 static run take_run(soon_list *soon, int64_t units, const char *none)
@@ -334,9 +336,9 @@ static void visit_by_panels(const task_state *t, block_state *at, const task_sta
         soon_list soon = {.n = 0};
         bool fetched = false;
         if (next.depth_block < plan->depth_blocks)
-            fetched = add_panel(t, next, &soon);
+            fetched = next.panel > 0 ? add_panel(t, next, &soon) : add_block(t, next, &soon);
         else if (after)
-            add_first(after, &soon);
+            add_block(after, (place){0, 0, 0}, &soon);
         visit_tiles(t, at, at->at.row, at->end_row, &soon);
         at->fetched = fetched;
     }
@@ -346,12 +348,13 @@ static task_state task_of(const cpu_gemm *gemm, int64_t task, char *scratch)
 {
     const cpu_gemm_plan *plan = &gemm->plan;
     task_state t = {.gemm = gemm, .scratch = scratch};
+    int64_t column_task = task / plan->row_tasks % plan->column_tasks, height = plan->tile.heights[0], width = plan->tile.columns;
     t.row_task = task % plan->row_tasks;
-    t.row = t.row_task * plan->task_rows;
-    t.column = task / plan->row_tasks % plan->column_tasks * plan->task_columns;
+    t.row = cpu_gemm_task_begin(t.row_task, plan->row_tasks, plan->shape.m, height);
+    t.rows = cpu_gemm_task_begin(t.row_task + 1, plan->row_tasks, plan->shape.m, height) - t.row;
+    t.column = cpu_gemm_task_begin(column_task, plan->column_tasks, plan->shape.n, width);
+    t.columns = cpu_gemm_task_begin(column_task + 1, plan->column_tasks, plan->shape.n, width) - t.column;
     t.batch = task / plan->row_tasks / plan->column_tasks;
-    t.rows = MIN(plan->task_rows, plan->shape.m - t.row);
-    t.columns = MIN(plan->task_columns, plan->shape.n - t.column);
     for (int i = 0; i < gemm->n_touched; i++)
         t.touched[i] = operand_at(gemm, &gemm->touched[i], t.batch);
     return t;
@@ -360,8 +363,8 @@ static task_state task_of(const cpu_gemm *gemm, int64_t task, char *scratch)
 static void multiply(const cpu_gemm *gemm, int64_t task, char *scratch)
 {
     const cpu_gemm_plan *plan = &gemm->plan;
-    bool more = task + plan->at_once < plan->shape.batch * plan->row_tasks * plan->column_tasks;
-    task_state t = task_of(gemm, task, scratch), after = more ? task_of(gemm, task + plan->at_once, scratch) : t;
+    bool more = task + 1 < plan->shape.batch * plan->row_tasks * plan->column_tasks;     /* a thread takes neighbours in turn */
+    task_state t = task_of(gemm, task, scratch), after = more ? task_of(gemm, task + 1, scratch) : t;
     if (plan->has_tiles)
         cpu_gemm_configure_tiles(&gemm->code, plan->tile.heights[0]);
 

@@ -461,6 +461,35 @@ static cpu_machine this_machine(void)
     return machine;
 }
 
+/* Threads begin with neighbouring tasks, equally many each: these are equal to a tile a row of tasks, whatever tiles go into the shape. */
+static void tasks_are_even(void **state)
+{
+    (void)state;
+    cpu_machine machine;
+    assert_true(cpu_machine_detect(&machine, NULL));
+    for (int64_t m = 256; m < 2000; m += 157)
+        for (int64_t n = 256; n < 3000; n += 331)
+            for (int lines = 0; lines < 2; lines++) {
+                cpu_gemm_shape shape = { .isa = machine.isa, .dtype = IR_F32, .a = { true, !lines, true }, .b = { true, false, true }, .batch = 1, .m = m, .n = n, .k = 500 };
+                cpu_gemm_plan plan = cpu_gemm_make_plan(&shape, &machine, &cpu_gemm_default_tuning);
+                int64_t tasks = plan.row_tasks * plan.column_tasks, height = plan.tile.heights[0], width = plan.tile.columns;
+                assert_true(tasks > 1 && tasks % 2 == 0);
+                int64_t done = 0, half = 0;
+                for (int64_t i = 0; i < tasks; i++) {
+                    int64_t row = i % plan.row_tasks, column = i / plan.row_tasks;
+                    int64_t rows = cpu_gemm_task_begin(row + 1, plan.row_tasks, m, height) - cpu_gemm_task_begin(row, plan.row_tasks, m, height);
+                    int64_t columns = cpu_gemm_task_begin(column + 1, plan.column_tasks, n, width) - cpu_gemm_task_begin(column, plan.column_tasks, n, width);
+                    assert_true(rows > 0 && rows <= plan.task_rows && columns > 0 && columns <= plan.task_columns);
+                    done += rows * columns;
+                    half += i < tasks / 2 ? rows * columns : 0;
+                }
+                assert_int_equal(done, m * n);
+                int64_t most = MAX(height * n, width * m);
+                if (2 * half - done > 2 * most || done - 2 * half > 2 * most)
+                    fail_msg("%ldx%ld: the first half of %ld tasks has %ld of %ld", (long)m, (long)n, (long)tasks, (long)half, (long)done);
+            }
+}
+
 static const int64_t sizes[][3] = {{1, 1, 1}, {1, 33, 7}, {13, 17, 1}, {12, 32, 48}, {37, 65, 129}, {5, 3, 2}, {48, 16, 33}, {25, 96, 64}, {3, 40, 0}};
 
 /* The layouts, by turns: all nine pairs come up for every ISA and kind. */
@@ -662,6 +691,7 @@ static void loops_over_k_stay_in_registers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tasks_are_even),
         cmocka_unit_test(layouts_and_sizes),
         cmocka_unit_test(prologues),
         cmocka_unit_test(epilogues),
