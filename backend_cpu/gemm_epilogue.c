@@ -109,6 +109,10 @@ value cpu_gemm_emit_epilogue(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, 
     CHECK(finish->column_sums <= CPU_GEMM_SUMS && finish->row_sums <= CPU_GEMM_SUMS, "expected at most %d sums of a kind", CPU_GEMM_SUMS);
     cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtype);
     finisher f = {.e = begin_function(module, isa, dtype, name, "p"), .finish = finish, .vectors = tile.columns / tile.lanes};
+    if (isa >= CPU_AVX512) {                     /* a row is one vector of twice the lanes: what the two of it wait for falls together */
+        f.e.v.lanes *= f.vectors;
+        f.vectors = 1;
+    }
     const emitter *e = &f.e;
     value record = LLVMGetParam(e->function, 0);
     f.sums = POINTER_FIELD(e, record, cpu_gemm_tile, sums);

@@ -287,11 +287,26 @@ static bool plan_finish(cpu_compiler *c, cpu_plan *plan, const kl_loop *loop, kl
     return sum.n_outputs == 0 || plan_function(c, plan, &sum);
 }
 
+/* Whether an f64 may differ from lane to lane: such vectors have half as many. One number for the whole loop is a scalar, whatever it is. */
+static bool has_f64_lanes(const cpu_compiler *c, const kl_loop *loop)
+{
+    bool *moves = ARENA_NEW(c->arena, bool, loop->n_exprs), wide = false;
+    for (int i = 0; i < loop->n_exprs; i++) {
+        int args[MAX_OPERANDS], n = operands(&loop->exprs[i], args);
+        for (int j = 0; j < n; j++)
+            moves[i] |= moves[args[j]];
+        for (int j = 0; j < loop->n_axes; j++)
+            moves[i] |= loop->exprs[i].view.stride[j] != 0 && loop->extent[j] != 1;
+        wide |= moves[i] && loop->exprs[i].dtype == IR_F64;
+    }
+    return wide;
+}
+
 /* Which outputs are of a row, and along which axis lanes lie. */
 static void choose_form(const cpu_compiler *c, cpu_loop_code *code, kl_loop *loop)
 {
     int64_t inner = kl_inner(loop);
-    bool rows_matter = kl_has_expr(loop, KL_REDUCE), wide = false;
+    bool rows_matter = kl_has_expr(loop, KL_REDUCE);
     code->row_output = ARENA_NEW(c->arena, bool, loop->n_outputs);
     for (int i = 0; i < loop->n_outputs; i++) {
         if (loop->outputs[i].kind == KL_SUM_OUTER && inner == 1)
@@ -299,9 +314,7 @@ static void choose_form(const cpu_compiler *c, cpu_loop_code *code, kl_loop *loo
         code->row_output[i] = is_of_row(loop, &loop->outputs[i]);
         rows_matter |= code->row_output[i] || loop->outputs[i].kind == KL_SUM_OUTER;
     }
-    for (int i = 0; i < loop->n_exprs; i++)
-        wide |= loop->exprs[i].dtype == IR_F64;
-    code->lanes = c->machine->f32_lanes / (wide ? 2 : 1);
+    code->lanes = c->machine->f32_lanes / (has_f64_lanes(c, loop) ? 2 : 1);
     code->across_rows = choose_lanes(loop, rows_matter, code->lanes);
 }
 

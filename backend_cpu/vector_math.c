@@ -219,6 +219,23 @@ static value first_lanes(env *e, value y, int n)
     return cpu_vlanes(e, y, LLVMGetPoison(LLVMTypeOf(y)), 0, n);
 }
 
+/* An instruction of 16 lanes on x and y (or on x alone, y NULL) of any number of lanes, so that all numbers have its bits. */
+typedef value of_16_lanes(env *e, value x, value y);
+
+static value by_16_lanes(env *e, of_16_lanes *instruction, value x, value y)
+{
+    int n = lanes_of(x);
+    if (n == 16)
+        return instruction(e, x, y);
+    if (n < 16)
+        return first_lanes(e, instruction(e, filled(e, x, 16), y ? filled(e, y, 16) : NULL), n);
+    CHECK(n % 32 == 0, "expected up to 16 lanes or a multiple of 32, got %d", n);
+    value low_x = cpu_vlanes(e, x, x, 0, n / 2), low_y = y ? cpu_vlanes(e, y, y, 0, n / 2) : NULL;
+    value high_x = cpu_vlanes(e, x, x, n / 2, n / 2), high_y = y ? cpu_vlanes(e, y, y, n / 2, n / 2) : NULL;
+    value low = by_16_lanes(e, instruction, low_x, low_y), high = by_16_lanes(e, instruction, high_x, high_y);
+    return cpu_vlanes(e, low, high, 0, n);
+}
+
 value cpu_vsum(env *e, value x)
 {
     for (int n = lanes_of(x); n > 1; n /= 2) {
@@ -373,8 +390,8 @@ static value libm1(env *e, const char *name, value x) { return libm(e, name, &x,
 static const double ln2_high = 0x1.63p-1, ln2_low = -0x1.bd0106p-13;
 static const double round_f32 = 0x1.8p23;                  /* see the top of the file */
 
-/* y = n*ln2 + r with |r| <= ln2/2. n comes as a float, and as the integer in the low bits of n_bits. */
-typedef struct { value n, n_bits, r; } exponent_split;
+/* y = n*ln2 + r with |r| <= ln2/2, n being the integer in the low bits of n_bits. */
+typedef struct { value n_bits, r; } exponent_split;
 
 static exponent_split split_exponent(env *e, value y)
 {
@@ -382,37 +399,71 @@ static exponent_split split_exponent(env *e, value y)
     exponent_split s;
     value shifted = cpu_vfma(e, y, real(f32, 0x1.715476p0), real(f32, round_f32));
     s.n_bits = bitcast(e, shifted, i32_like(e, y));
-    s.n = plus(e, shifted, -round_f32);
-    s.r = cpu_vfma(e, s.n, real(f32, -ln2_high), y);
-    s.r = cpu_vfma(e, s.n, real(f32, -ln2_low), s.r);
+    value n = plus(e, shifted, -round_f32);
+    s.r = cpu_vfma(e, n, real(f32, -ln2_high), y);
+    s.r = cpu_vfma(e, n, real(f32, -ln2_low), s.r);
     return s;
 }
 
 /* p * 2^n, rounded once, for |n| <= 252: in two factors, so that neither leaves the range of exponents. */
-static value scale_by_exponent(env *e, value p, exponent_split s)
+static value scale_by_exponent(env *e, value p, value n_bits)
 {
-    if (e->isa >= CPU_AVX512 && lanes_of(p) == 16) {       /* the same bits in one instruction */
-        value all = LLVMConstInt(LLVMInt16TypeInContext(e->context), 0xffff, 0);
-        value as_is = LLVMConstInt(LLVMInt32TypeInContext(e->context), 4, 0);
-        return call_on(e, "llvm.x86.avx512.mask.scalef.ps.512", NULL, 0, (value[]){p, s.n, p, all, as_is}, 5);
-    }
-    LLVMTypeRef i32 = LLVMTypeOf(s.n_bits), f32 = LLVMTypeOf(p);
-    value n = isub(e, s.n_bits, bits(i32, 0x4b400000));    /* the bits of round_f32 */
+    LLVMTypeRef i32 = LLVMTypeOf(n_bits), f32 = LLVMTypeOf(p);
+    value n = isub(e, n_bits, bits(i32, 0x4b400000));      /* the bits of round_f32 */
     value half = shift_signed(e, n, 1), rest = isub(e, n, half);
     value low = bitcast(e, shift_left(e, iadd(e, half, bits(i32, 127)), 23), f32);
     value high = bitcast(e, shift_left(e, iadd(e, rest, bits(i32, 127)), 23), f32);
     return mul(e, mul(e, p, low), high);
 }
 
-/* exp(r) = 1 + r + r^2 q(r) on |r| <= ln2/2: 2^-28.2. */
+/* AVX-512: p * 2^floor(n), rounded once, for any n. */
+static value scalef(env *e, value p, value n)
+{
+    value all = LLVMConstInt(LLVMInt16TypeInContext(e->context), 0xffff, 0);
+    value as_is = LLVMConstInt(LLVMInt32TypeInContext(e->context), 4, 0);
+    return call_on(e, "llvm.x86.avx512.mask.scalef.ps.512", NULL, 0, (value[]){p, n, p, all, as_is}, 5);
+}
+
+/* exp(r) = 1 + r + r^2 q(r) on |r| <= ln2/2: 2^-28.2; on |r| <= ln2/32: 2^-29.2. */
 static const double exp_q[] = {0x1.fffffcp-2, 0x1.55548ap-3, 0x1.555916p-5, 0x1.123fc6p-7, 0x1.6a1a8cp-10};
+static const double exp_q_near[] = {0x1.00021ep-1, 0x1.55559ap-3};
+
+/* AVX-512: 2^(index/16), of which index has 4 bits, rounded; and what that leaves out. */
+static value sixteenths(env *e, value index, bool rest)
+{
+    value entry[16];
+    for (int i = 0; i < 16; i++) {
+        double power = exp2(i / 16.0), rounded = (double)(float)power;
+        entry[i] = LLVMConstReal(LLVMFloatTypeInContext(e->context), rest ? power - rounded : rounded);
+    }
+    return call_on(e, "llvm.x86.avx512.permvar.sf.512", NULL, 0, (value[]){LLVMConstVector(entry, 16), index}, 2);
+}
+
+static value exp2_sixteenths(env *e, value index, value none) { (void)none; return sixteenths(e, index, false); }
+static value exp2_sixteenths_rest(env *e, value index, value none) { (void)none; return sixteenths(e, index, true); }
+
+/* AVX-512: x = n*ln2 + r, n a multiple of 1/16, 2^n by exponent and tables. What multiplies bounds vector code, and that is two instructions less than
+ * in the way below. */
+static value exp_by_table(env *e, value x)
+{
+    LLVMTypeRef f32 = LLVMTypeOf(x);
+    value shifted = cpu_vfma(e, x, real(f32, 0x1.715476p0), real(f32, round_f32 / 16)), index = bitcast(e, shifted, i32_like(e, x));
+    value n = plus(e, shifted, -round_f32 / 16);
+    value r = cpu_vfma(e, n, real(f32, -ln2_high), x);
+    r = cpu_vfma(e, n, real(f32, -ln2_low), r);
+    value t = by_16_lanes(e, exp2_sixteenths, index, NULL), rest = by_16_lanes(e, exp2_sixteenths_rest, index, NULL);
+    value r2 = mul(e, r, r), p = cpu_vfma(e, r2, POLYNOMIAL(e, r, exp_q_near), r);
+    return by_16_lanes(e, scalef, add(e, t, cpu_vfma(e, t, p, rest)), n);
+}
 
 /* For -104 <= x <= 89, and NaN. */
 static value exp_within(env *e, value x)
 {
+    if (e->isa >= CPU_AVX512)
+        return exp_by_table(e, x);
     exponent_split s = split_exponent(e, x);
     value r2 = mul(e, s.r, s.r), p = cpu_vfma(e, r2, POLYNOMIAL(e, s.r, exp_q), s.r);
-    return scale_by_exponent(e, plus(e, p, 1), s);
+    return scale_by_exponent(e, plus(e, p, 1), s.n_bits);
 }
 
 value cpu_vexp(env *e, value x)
@@ -429,34 +480,27 @@ static const double exp2_near_rough[] = {0.9999280735393679, 0.6932609854607087,
 static const double exp2_above[] = {1, 0.6931470444433256, 0.24022930555223293, 0.05548528061859608, 0.009675451567073255, 0.0012467846444336823, 0.0002161291496144282};
 static const double exp2_above_rough[] = {1, 0.6951167864172784, 0.22764499119559342, 0.07706704199883592};
 
-/* x - floor(x), the difference rounded towards -inf; 0 of infinities. The instruction for any number of lanes, for no other way has its bits. */
-static value fraction(env *e, value x)
+/* AVX-512: x - floor(x), the difference rounded towards -inf; 0 of infinities. */
+static value fraction(env *e, value x, value none)
 {
-    LLVMTypeRef i32 = LLVMInt32TypeInContext(e->context);
-    value all = LLVMConstInt(LLVMInt16TypeInContext(e->context), 0xffff, 0), to_floor = LLVMConstInt(i32, 9, 0), as_is = LLVMConstInt(i32, 4, 0);
-    int n = lanes_of(x);
-    CHECK(n <= 16, "expected at most 16 lanes, got %d", n);
-    value wide = n < 16 ? filled(e, x, 16) : x;
-    value f = call_on(e, "llvm.x86.avx512.mask.reduce.ps.512", NULL, 0, (value[]){wide, to_floor, wide, all, as_is}, 5);
-    return n < 16 ? first_lanes(e, f, n) : f;
+    (void)none;
+    value all = LLVMConstInt(LLVMInt16TypeInContext(e->context), 0xffff, 0);
+    value to_floor = LLVMConstInt(LLVMInt32TypeInContext(e->context), 9, 0), as_is = LLVMConstInt(LLVMInt32TypeInContext(e->context), 4, 0);
+    return call_on(e, "llvm.x86.avx512.mask.reduce.ps.512", NULL, 0, (value[]){x, to_floor, x, all, as_is}, 5);
 }
 
 static value exp2_of(env *e, value x, bool rough)
 {
     if (is_f64(x))
         return libm1(e, "exp2", x);
-    LLVMTypeRef i32 = i32_like(e, x);
     if (e->isa >= CPU_AVX512) {
-        value f = fraction(e, x), p = rough ? POLYNOMIAL(e, f, exp2_above_rough) : POLYNOMIAL(e, f, exp2_above);
-        if (lanes_of(x) == 16)                             /* scalef takes the floor itself, and all that is out of range */
-            return scale_by_exponent(e, p, (exponent_split){x, NULL, NULL});
-        value n = cpu_vfloor(e, at_least(e, x, -152));
-        return scale_by_exponent(e, p, (exponent_split){n, bitcast(e, plus(e, n, round_f32), i32), f});
+        value f = by_16_lanes(e, fraction, x, NULL);
+        return by_16_lanes(e, scalef, rough ? POLYNOMIAL(e, f, exp2_above_rough) : POLYNOMIAL(e, f, exp2_above), x);
     }
     x = at_least(e, x, -150);                              /* 2^-150 rounds to 0 */
-    value shifted = plus(e, x, round_f32), n = plus(e, shifted, -round_f32), f = sub(e, x, n);
+    value shifted = plus(e, x, round_f32), f = sub(e, x, plus(e, shifted, -round_f32));
     value p = rough ? POLYNOMIAL(e, f, exp2_near_rough) : POLYNOMIAL(e, f, exp2_near);
-    return scale_by_exponent(e, p, (exponent_split){n, bitcast(e, shifted, i32), f});
+    return scale_by_exponent(e, p, bitcast(e, shifted, i32_like(e, x)));
 }
 
 value cpu_vexp2_below(env *e, value x) { return exp2_of(e, x, false); }
@@ -481,7 +525,7 @@ value cpu_vtanh(env *e, value x)
     LLVMTypeRef f32 = LLVMTypeOf(x);
     value one = real(f32, 1), a = cpu_vabs(e, x), x2 = mul(e, x, x);
     value x3 = mul(e, x2, a), near = cpu_vfma(e, x3, POLYNOMIAL(e, x2, tanh_p), a);
-    value far = sub(e, one, divide(e, real(f32, 2), plus(e, cpu_vexp(e, add(e, a, a)), 1)));
+    value far = sub(e, one, divide(e, real(f32, 2), plus(e, exp_within(e, at_most(e, add(e, a, a), 89)), 1)));
     return cpu_vcopysign(e, choose(e, compare(e, LLVMRealOLT, a, real(f32, 0.55)), near, far), x);
 }
 
@@ -631,7 +675,7 @@ value cpu_verf(env *e, value x)
     value a = cpu_vabs(e, x), t = at_most(e, a, 3.95);
     value inner = cpu_vfma(e, a, POLYNOMIAL(e, mul(e, a, a), erf_p), a);
     value q = LLVMBuildFNeg(e->builder, mul(e, t, POLYNOMIAL(e, t, erf_q)), "");
-    value outer = sub(e, real(f32, 1), cpu_vexp(e, q));
+    value outer = sub(e, real(f32, 1), exp_within(e, q));     /* q >= -18 */
     return cpu_vcopysign(e, choose(e, compare(e, LLVMRealOLT, a, real(f32, 1)), inner, outer), x);
 }
 
