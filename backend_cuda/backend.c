@@ -238,9 +238,11 @@ static bool finish(ir_executable *p, const ir_compile_options *options, ir_compi
         return false;
     end_phase(report, p->fetched.compiled ? "compile" : "load", since);
     p->execution = cuda_execution_new(process.device, &p->compiler, p->plans, &p->fetched, options->host_scalars);
-    if (!p->execution || !fits(p, report) || !cuda_execution_allocate(p->execution))
+    if (!p->execution)
         return false;
     report_program(p, report);
+    if (!fits(p, report) || !cuda_execution_allocate(p->execution))
+        return false;
     end_phase(report, "link", since);
     return true;
 }

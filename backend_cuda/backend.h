@@ -87,18 +87,18 @@ typedef struct { int buffer; int64_t value; } cuda_arg;
 
 typedef struct { int code; int64_t grid; int threads; size_t shared_bytes; int n_args; cuda_arg *args; } cuda_launch;
 
-/* d = a b (+ d), row-major with any leading strides; a[m,k], b[k,n], d[m,n]; batches by strides. Strides in elements. The epilogue is bits of
- * CUDA_EPILOGUE_*: x + bias[n], or the sum of the result's rows into bias; gelu (tanh) of that, whose operand goes to aux[m,n]; or the product with gelu's
- * derivative at aux. bias and aux are of the result's dtype. */
+/* d = a b (+ c), row-major with any leading strides; a[m,k], b[k,n], c[m,n], d[m,n]; batches by strides. Strides in elements. c may be d itself. The epilogue is bits
+ * of CUDA_EPILOGUE_*: x + bias[n], or the sum of the result's rows into bias; gelu (tanh) of that, whose operand goes to aux[m,n]; or the product with gelu's
+ * derivative at aux. c, bias and aux are of the result's dtype. */
 typedef struct {
     int64_t m, n, k, batch;
     ir_dtype operands, result;
     bool a_transposed, b_transposed;                          /* a is stored [k,m], b [n,k] */
-    int64_t a_leading, b_leading, d_leading, a_batch, b_batch, d_batch;
-    bool accumulate, tf32;
+    int64_t a_leading, b_leading, c_leading, d_leading, a_batch, b_batch, c_batch, d_batch;
+    bool adds, tf32;                                          /* adds: there is a c */
     int epilogue;
     int64_t aux_leading;
-    cuda_arg a, b, d, bias, aux;                              /* buffer -1: none */
+    cuda_arg a, b, c, d, bias, aux;                           /* buffer -1: none */
 } cuda_product;
 
 typedef struct { bool is_product; cuda_launch launch; cuda_product product; } cuda_step;
@@ -175,8 +175,8 @@ bool cuda_attention_takes(ir_dtype dtype, int64_t head_dim);
 /* -- products.c ------------------------------------------------------------------------------------------------------------ */
 
 /* A product's descriptors and algorithm. {0} to begin with; freed whether or not it could be made. */
-typedef struct { cuda_product_desc desc; cuda_layout a, b, d; cuda_algorithm_bytes algorithm; size_t workspace_bytes; } cuda_ready;
-typedef struct { void *a, *b, *d, *bias, *aux, *workspace; } cuda_places;
+typedef struct { cuda_product_desc desc; cuda_layout a, b, c, d; cuda_algorithm_bytes algorithm; size_t workspace_bytes; } cuda_ready;
+typedef struct { void *a, *b, *c, *d, *bias, *aux, *workspace; } cuda_places;        /* c: where the product adds one */
 bool cuda_ready_product(cuda_device *device, const kl_program *program, const cuda_product *p, cuda_ready *ready);
 void cuda_ready_free(cuda_device *device, cuda_ready *ready);
 bool cuda_product_exists(cuda_device *device, const kl_program *program, const cuda_product *p);
@@ -234,7 +234,7 @@ typedef struct {
     const cuda_product *product;
     const cuda_ready *ready;
     cuda_preference preference;
-    size_t a_bytes, b_bytes, d_bytes, bias_bytes, aux_bytes, workspace_bytes;       /* of the product's, from the first element to the last; that it may take */
+    size_t a_bytes, b_bytes, c_bytes, d_bytes, bias_bytes, aux_bytes, workspace_bytes;       /* of the product's, from the first element to the last; that it may take */
 } cuda_question;
 /* folder: "" for none. tunes: products are timed, and the table is written. */
 cuda_choices *cuda_choices_open(const char *folder, const cuda_machine *machine, int blas_version, bool tunes);

@@ -160,11 +160,11 @@ static bool trial_open(trial *t)
 {
     const cuda_question *q = t->q;
     const cuda_library *l = cuda_device_library(t->device);
-    t->memory = cuda_memory_new(t->device, cuda_rounded(q->a_bytes) + cuda_rounded(q->b_bytes) + cuda_rounded(q->d_bytes) + cuda_rounded(q->bias_bytes) + cuda_rounded(q->aux_bytes) + q->workspace_bytes);
+    t->memory = cuda_memory_new(t->device, cuda_rounded(q->a_bytes) + cuda_rounded(q->b_bytes) + cuda_rounded(q->c_bytes) + cuda_rounded(q->d_bytes) + cuda_rounded(q->bias_bytes) + cuda_rounded(q->aux_bytes) + q->workspace_bytes);
     if (!t->memory)
         return false;
-    char *a = t->memory, *b = a + cuda_rounded(q->a_bytes), *d = b + cuda_rounded(q->b_bytes), *bias = d + cuda_rounded(q->d_bytes), *aux = bias + cuda_rounded(q->bias_bytes);
-    t->at = (cuda_places){ .a = a, .b = b, .d = d, .bias = bias, .aux = aux, .workspace = aux + cuda_rounded(q->aux_bytes) };
+    char *a = t->memory, *b = a + cuda_rounded(q->a_bytes), *c = b + cuda_rounded(q->b_bytes), *d = c + cuda_rounded(q->c_bytes), *bias = d + cuda_rounded(q->d_bytes), *aux = bias + cuda_rounded(q->bias_bytes);
+    t->at = (cuda_places){ .a = a, .b = b, .c = c, .d = d, .bias = bias, .aux = aux, .workspace = aux + cuda_rounded(q->aux_bytes) };
     return cuda_fill_with_noise(t->device, q->product->operands, a, q->a_bytes) && cuda_fill_with_noise(t->device, q->product->operands, b, q->b_bytes) &&
            cuda_ok(t->device, l->event_new(&t->begin, CUDA_EVENT_TIMING), "cuEventCreate") && cuda_ok(t->device, l->event_new(&t->end, CUDA_EVENT_TIMING), "cuEventCreate");
 }
@@ -233,7 +233,7 @@ bool cuda_choose_algorithm(cuda_device *device, const cuda_question *q, cuda_alg
         *exists = kept->exists;
         return true;
     }
-    int error = cuda_device_library(device)->product_algorithms(cuda_device_blas(device), q->ready->desc, q->ready->a, q->ready->b, q->ready->d, q->ready->d, q->preference, tunes ? CANDIDATES : 1, found, &n);
+    int error = cuda_device_library(device)->product_algorithms(cuda_device_blas(device), q->ready->desc, q->ready->a, q->ready->b, q->product->adds ? q->ready->c : q->ready->d, q->ready->d, q->preference, tunes ? CANDIDATES : 1, found, &n);
     *exists = error == 0 && n > 0 && found[0].status == 0;
     *answer = found[0];
     if (!tunes && c) {

@@ -1,6 +1,6 @@
 /* Products: which of them cuBLASLt takes as they are, and what it is asked for.
  *
- * Operands are strided matrices, one of whose last two strides is 1; the epilogue is one of epilogues.c, or += in f32. Batch axes that do not merge into one stride
+ * Operands are strided matrices, one of whose last two strides is 1; the epilogue is one of epilogues.c. Batch axes that do not merge into one stride
  * are products of their own. */
 #include "backend_cuda/epilogues.h"
 
@@ -42,22 +42,23 @@ static void set_operand(const kl_view *view, int row_axis, int64_t rows, int64_t
     *leading = *transposed ? (columns == 1 ? rows : along) : rows == 1 ? columns : down;
 }
 
-/* Axes of the batch that are one for all three: batch stride of the last one, and the others to be gone through. */
-typedef struct { int n; int64_t extent[KL_MAX_AXES], stride[3][KL_MAX_AXES]; } batches;
+/* Axes of the batch that are one for all four: batch stride of the last one, and the others to be gone through. */
+enum { A, B, C, D, MATRICES };
+typedef struct { int n; int64_t extent[KL_MAX_AXES], stride[MATRICES][KL_MAX_AXES]; } batches;
 
-static batches merged(const kl_contraction *c, const kl_view *const view[3])
+static batches merged(const kl_contraction *c, const kl_view *const view[MATRICES])
 {
     batches b = {0};
     for (int i = 0; i < c->n_batch; i++) {
         if (c->batch[i] == 1)
             continue;
         bool joins = b.n > 0;
-        for (int v = 0; joins && v < 3; v++)
+        for (int v = 0; joins && v < MATRICES; v++)
             joins = b.stride[v][b.n - 1] == view[v]->stride[i] * c->batch[i];
         if (!joins)
             b.extent[b.n++] = 1;
         b.extent[b.n - 1] *= c->batch[i];
-        for (int v = 0; v < 3; v++)
+        for (int v = 0; v < MATRICES; v++)
             b.stride[v][b.n - 1] = view[v]->stride[i];
     }
     return b;
@@ -69,21 +70,23 @@ static bool first_product(const kl_contraction *c, const cuda_epilogue *e, cuda_
     const kl_expr *a_load = &c->a.exprs[c->a.outputs[0].expr], *b_load = &c->b.exprs[c->b.outputs[0].expr];
     if (!e->fits || !outer_products(c) || !cuda_blas_takes_operand(c, false) || !cuda_blas_takes_operand(c, true))
         return false;
-    const kl_view *view[3] = { &a_load->view, &b_load->view, &e->d->view };
-    *p = (cuda_product){ .m = c->m, .n = c->n, .k = c->k, .batch = 1, .operands = c->dtype, .result = e->result, .accumulate = e->d->accumulate, .epilogue = e->bits,
+    const kl_view *view[MATRICES] = { &a_load->view, &b_load->view, e->added ? e->added : &e->d->view, &e->d->view };
+    *p = (cuda_product){ .m = c->m, .n = c->n, .k = c->k, .batch = 1, .operands = c->dtype, .result = e->result, .adds = e->added, .epilogue = e->bits,
                          .tf32 = c->dtype == IR_F32 && cuda_wants_tf32(), .bias.buffer = -1, .aux.buffer = -1 };
-    set_operand(view[0], c->n_batch, c->m, c->k, &p->a_transposed, &p->a_leading);
-    set_operand(view[1], c->n_batch, c->k, c->n, &p->b_transposed, &p->b_leading);
-    p->d_leading = c->m == 1 ? c->n : e->d->view.stride[c->n_batch];
+    set_operand(view[A], c->n_batch, c->m, c->k, &p->a_transposed, &p->a_leading);
+    set_operand(view[B], c->n_batch, c->k, c->n, &p->b_transposed, &p->b_leading);
+    p->c_leading = c->m == 1 ? c->n : view[C]->stride[c->n_batch];
+    p->d_leading = c->m == 1 ? c->n : view[D]->stride[c->n_batch];
     *b = merged(c, view);
     if (b->n > 0) {
         p->batch = b->extent[b->n - 1];
-        p->a_batch = b->stride[0][b->n - 1], p->b_batch = b->stride[1][b->n - 1], p->d_batch = b->stride[2][b->n - 1];
+        p->a_batch = b->stride[A][b->n - 1], p->b_batch = b->stride[B][b->n - 1], p->c_batch = b->stride[C][b->n - 1], p->d_batch = b->stride[D][b->n - 1];
     }
     int64_t operand = ir_dtype_bytes(c->dtype), result = ir_dtype_bytes(e->result);
-    p->a = (cuda_arg){ view[0]->buffer, view[0]->offset * operand };
-    p->b = (cuda_arg){ view[1]->buffer, view[1]->offset * operand };
-    p->d = (cuda_arg){ view[2]->buffer, view[2]->offset * result };
+    p->a = (cuda_arg){ view[A]->buffer, view[A]->offset * operand };
+    p->b = (cuda_arg){ view[B]->buffer, view[B]->offset * operand };
+    p->c = (cuda_arg){ view[C]->buffer, view[C]->offset * result };
+    p->d = (cuda_arg){ view[D]->buffer, view[D]->offset * result };
     if (e->bias)
         p->bias = (cuda_arg){ e->bias->buffer, e->bias->offset * result };
     if (e->aux)
@@ -106,21 +109,21 @@ bool cuda_plan_contraction(cuda_compiler *compiler, const kl_kernel *kernel, cud
     batches b;
     bool legal = first_product(c, &e, &first, &b);
     CHECK(legal, "k%d: expected a product that is legal", kernel->id);
-    int64_t outer = 1, size[3] = { ir_dtype_bytes(c->dtype), ir_dtype_bytes(c->dtype), ir_dtype_bytes(e.result) };
+    int64_t outer = 1, operand = ir_dtype_bytes(c->dtype), result = ir_dtype_bytes(e.result), size[MATRICES] = { operand, operand, result, result };
     for (int i = 0; i + 1 < b.n; i++)
         outer *= b.extent[i];
     for (int64_t i = 0; i < outer && c->m * c->n * first.batch > 0; i++) {
         cuda_product p = first;
-        int64_t rest = i, offset[3] = {0};
+        int64_t rest = i, offset[MATRICES] = {0};
         for (int axis = b.n - 2; axis >= 0; axis--) {
-            for (int v = 0; v < 3; v++)
+            for (int v = 0; v < MATRICES; v++)
                 offset[v] += rest % b.extent[axis] * b.stride[v][axis] * size[v];
             rest /= b.extent[axis];
         }
-        p.a.value += offset[0], p.b.value += offset[1], p.d.value += offset[2];
+        p.a.value += offset[A], p.b.value += offset[B], p.c.value += offset[C], p.d.value += offset[D];
         *cuda_step_add(compiler, plan) = (cuda_step){ .is_product = true, .product = p };
     }
-    plan->how = base_arena_text(compiler->arena, "cublaslt%s%s%s%s%s", first.tf32 ? ", tf32" : "", e.bits & CUDA_EPILOGUE_BIAS ? ", bias" : "", e.bits & CUDA_EPILOGUE_GELU ? ", gelu" : "",
+    plan->how = base_arena_text(compiler->arena, "cublaslt%s%s%s%s%s%s", first.tf32 ? ", tf32" : "", first.adds ? ", sum" : "", e.bits & CUDA_EPILOGUE_BIAS ? ", bias" : "", e.bits & CUDA_EPILOGUE_GELU ? ", gelu" : "",
                                 e.bits & CUDA_EPILOGUE_GELU_GRADIENT ? ", gelu gradient" : "", e.bits & CUDA_EPILOGUE_BIAS_GRADIENT ? ", bias gradient" : "");
     return true;
 }

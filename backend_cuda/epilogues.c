@@ -1,6 +1,6 @@
 /* What cuBLASLt does to a product on its way to memory, found in what the kernel list says is done.
  *
- *     store  product (+ b[n])                                bias
+ *     store  product (+ b[n]) (+ c[m,n])                     bias, and a matrix to begin with: a residual, or what is accumulated into
  *     store  gelu(u), u = product (+ b[n]); and perhaps u    gelu, with u as auxiliary output
  *     store  product gelu'(u); and perhaps its sum by rows   gelu's gradient, with the bias gradient
  *
@@ -91,19 +91,47 @@ static bool is_vector(const kl_contraction *c, const kl_view *view)
 
 static bool is_product(const kl_loop *loop, int expr) { return loop->exprs[expr].kind == KL_PRODUCT; }
 
+static bool is_dense(const kl_contraction *c, const kl_view *view)
+{
+    int64_t down = view->stride[c->n_batch], along = view->stride[c->n_batch + 1];
+    return view->n_dynamic == 0 && view->buffer >= 0 && (c->n == 1 || along == 1) && (c->m == 1 || down >= c->n);
+}
+
+/* The loads that are added to a product: a vector's and a matrix's, or -1. */
+typedef struct { int bias, matrix; } terms;
+
+static bool add_terms(const kl_contraction *c, int expr, ir_dtype dtype, terms *t, int *products)
+{
+    const kl_expr *e = &c->c.exprs[expr];
+    int load = load_of(&c->c, expr, dtype);
+    if (is_product(&c->c, expr))
+        return ++*products == 1;
+    if (load >= 0) {
+        const kl_view *view = &c->c.exprs[load].view;
+        int *of = is_vector(c, view) ? &t->bias : is_dense(c, view) ? &t->matrix : NULL;
+        if (!of || *of >= 0)
+            return false;
+        *of = load;
+        return true;
+    }
+    return e->kind == KL_OP && e->op == OP_add && e->dtype == IR_F32 && add_terms(c, e->args[0], dtype, t, products) && add_terms(c, e->args[1], dtype, t, products);
+}
+
+/* The product, alone or in a sum with a vector and a matrix of this dtype. */
+static bool is_sum(const kl_contraction *c, int expr, ir_dtype dtype, terms *t)
+{
+    int products = 0;
+    *t = (terms){ -1, -1 };
+    return (c->dtype != IR_F64 || is_product(&c->c, expr)) && add_terms(c, expr, dtype, t, &products) && products == 1;
+}
+
 /* product, or product + vector, whose load is then *bias. */
 static bool is_biased(const kl_contraction *c, int expr, ir_dtype dtype, int *bias)
 {
-    const kl_expr *e = &c->c.exprs[expr];
-    *bias = -1;
-    if (is_product(&c->c, expr))
-        return true;
-    for (int i = 0; i < 2 && e->kind == KL_OP && e->op == OP_add && e->dtype == IR_F32; i++) {
-        *bias = load_of(&c->c, e->args[i], dtype);
-        if (is_product(&c->c, e->args[1 - i]) && *bias >= 0 && is_vector(c, &c->c.exprs[*bias].view))
-            return true;
-    }
-    return false;
+    terms t;
+    bool is = is_sum(c, expr, dtype, &t) && t.matrix < 0;
+    *bias = t.bias;
+    return is;
 }
 
 /* The expressions below expr that gelu may be a function of: the one sum, or the product itself. */
@@ -113,12 +141,6 @@ static int gelu_operand(const kl_contraction *c, int expr, double (*f)(double), 
         if (c->c.exprs[i].dtype == IR_F32 && is_biased(c, i, dtype, bias) && is_function(&c->c, expr, i, f))
             return i;
     return -1;
-}
-
-static bool is_dense(const kl_contraction *c, const kl_view *view)
-{
-    int64_t down = view->stride[c->n_batch], along = view->stride[c->n_batch + 1];
-    return view->n_dynamic == 0 && view->buffer >= 0 && (c->n == 1 || along == 1) && (c->m == 1 || down >= c->n);
 }
 
 /* Of a matrix beside the result: one matrix, and what cuBLASLt asks of its rows. */
@@ -169,25 +191,36 @@ static bool find_second(const kl_program *p, const kl_contraction *c, int value,
     return false;
 }
 
+/* A matrix is read where the result is written, or from memory of its own. */
+static bool may_add(const kl_program *p, const kl_view *from, const kl_view *to)
+{
+    int from_root = kl_root_buffer(p, from->buffer), to_root = kl_root_buffer(p, to->buffer);
+    bool moves = from_root != from->buffer || to_root != to->buffer;
+    return !kl_share_memory(p, from_root, to_root) || (kl_same_view(from, to) && (from->buffer == to->buffer || !moves));
+}
+
 static cuda_epilogue epilogue_at(const kl_program *p, const kl_contraction *c, const kl_output *d)
 {
-    int value = wide(&c->c, d->expr), bias = -1, operand = -1;
+    int value = wide(&c->c, d->expr), operand = -1;
+    terms t;
     cuda_epilogue e = { .d = d, .result = c->c.exprs[d->expr].dtype };
     bool converts = value != d->expr, fits = d->kind == KL_STORE && is_dense(c, &d->view) && !(converts && (c->dtype != IR_BF16 || d->accumulate));
     if (!fits)
         return e;
-    if (is_biased(c, value, e.result, &bias)) {
-        fits = bias < 0 || (c->dtype != IR_F64 && c->c.exprs[value].dtype == IR_F32);
+    e.added = d->accumulate ? &d->view : NULL;
+    if (is_sum(c, value, e.result, &t)) {
+        fits = t.matrix < 0 || (!d->accumulate && may_add(p, &c->c.exprs[t.matrix].view, &d->view));
+        e.added = fits && t.matrix >= 0 ? &c->c.exprs[t.matrix].view : e.added;
     } else if (c->dtype == IR_F64 || d->accumulate) {
         fits = false;
-    } else if ((operand = gelu_operand(c, value, gelu, e.result, &bias)) >= 0) {
+    } else if ((operand = gelu_operand(c, value, gelu, e.result, &t.bias)) >= 0) {
         e.bits = CUDA_EPILOGUE_GELU;
     } else {
         fits = find_gradient(p, c, value, &e);
     }
-    if (bias >= 0) {
+    if (fits && t.bias >= 0 && !(e.bits & CUDA_EPILOGUE_GELU_GRADIENT)) {
         e.bits |= CUDA_EPILOGUE_BIAS;
-        e.bias = &c->c.exprs[bias].view;
+        e.bias = &c->c.exprs[t.bias].view;
     }
     e.fits = fits && find_second(p, c, value, operand, &e);
     e.bits = e.bits ? e.bits : CUDA_EPILOGUE_NONE;
@@ -409,6 +442,28 @@ static kl_kernel *round_bias(kl_program *p, const kl_kernel *product, rewriter *
     kl_expr load = { .kind = KL_LOAD, .dtype = IR_BF16, .view = from, .row = c->n == 1 };
     r->name[bias] = add_cast(r, add_expr(r, load), IR_F32);
     return kernel;
+}
+
+kl_kernel *cuda_narrow_bias(kl_program *p, kl_kernel *kernel, cuda_taker *takes, void *context)
+{
+    kl_contraction *c = &kernel->contraction, tried = *c;
+    const kl_expr *e = c->c.n_outputs == 1 ? &c->c.exprs[c->c.outputs[0].expr] : NULL;
+    terms t;
+    if (!e || e->dtype != IR_BF16 || !is_sum(c, wide(&c->c, c->c.outputs[0].expr), IR_F32, &t) || t.bias < 0 || t.matrix >= 0)
+        return NULL;
+    rewriter r = rewrite_of(p->arena, &c->c, 2);
+    kl_kernel *before = NULL;
+    for (int i = 0; i < c->c.n_exprs; i++)
+        if (i == t.bias)
+            before = round_bias(p, kernel, &r, i);
+        else
+            copy_expr(&r, &c->c, i);
+    copy_outputs(&r, &c->c);
+    tried.c = r.loop;
+    if (!takes(context, p, &tried))
+        return NULL;
+    *c = tried;
+    return before;
 }
 
 kl_kernel *cuda_store_operand(kl_program *p, kl_kernel *kernel, cuda_taker *takes, void *context, bool *changed)

@@ -10,7 +10,7 @@ typedef struct {
     int bits;
     ir_dtype result;
     const kl_output *d;
-    const kl_view *bias, *aux;             /* or NULL; bias: what is added, or where the bias gradient goes */
+    const kl_view *added, *bias, *aux;     /* or NULL; added: a matrix; bias: what is added to each row, or where the bias gradient goes */
 } cuda_epilogue;
 
 cuda_epilogue cuda_epilogue_of(const kl_program *program, const kl_contraction *c);
@@ -19,6 +19,9 @@ cuda_epilogue cuda_epilogue_of(const kl_program *program, const kl_contraction *
  * so. Returns a loop that is to stand before the product, or NULL. */
 typedef bool cuda_taker(void *context, const kl_program *program, const kl_contraction *c);
 kl_kernel *cuda_store_operand(kl_program *program, kl_kernel *kernel, cuda_taker *takes, void *context, bool *changed);
+/* Of a product whose result is bf16 and that adds a vector in f32: it adds the vector rounded to bf16, as cuBLASLt has it, if `takes` takes it so. Returns the loop that rounds, which is
+ * to stand before the product, or NULL. */
+kl_kernel *cuda_narrow_bias(kl_program *p, kl_kernel *kernel, cuda_taker *takes, void *context);
 /* Of a product whose result is bf16: the sum of its rows leaves it, and is made of the result. Returns the loop that is to stand after it, or NULL. */
 kl_kernel *cuda_split_sum(kl_program *program, kl_kernel *kernel);
 

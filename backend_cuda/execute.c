@@ -80,7 +80,7 @@ static bool launch(cuda_execution *x, const cuda_launch *l, const char *kernel)
 static bool multiply(cuda_execution *x, const cuda_product *p, const cuda_ready *ready)
 {
     bool bias = p->epilogue & CUDA_EPILOGUE_ANY_BIAS, aux = p->epilogue & CUDA_EPILOGUE_AUX;
-    cuda_places at = { .a = place(x, p->a), .b = place(x, p->b), .d = place(x, p->d), .bias = bias ? place(x, p->bias) : NULL, .aux = aux ? place(x, p->aux) : NULL,
+    cuda_places at = { .a = place(x, p->a), .b = place(x, p->b), .c = p->adds ? place(x, p->c) : NULL, .d = place(x, p->d), .bias = bias ? place(x, p->bias) : NULL, .aux = aux ? place(x, p->aux) : NULL,
                        .workspace = x->memory + x->arena_bytes + x->workspace_bytes };
     return cuda_multiply(x->device, p, ready, &at);
 }

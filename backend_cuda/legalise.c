@@ -38,6 +38,7 @@ static void legalise_epilogue(cuda_device *device, kl_program *program, kl_kerne
     bool changed = false, gelu = wants_gelu(device);
     if (gelu)
         kl_append(into, cuda_store_operand(program, kernel, takes, device, &changed));
+    kl_append(into, cuda_narrow_bias(program, kernel, takes, device));
     kl_contraction whole = *c;
     kl_kernel *sum = gelu ? cuda_split_sum(program, kernel) : NULL;
     bool fits = (gelu || !(cuda_epilogue_of(program, c).bits & CUDA_EPILOGUE_AUX)) && takes(device, program, c);

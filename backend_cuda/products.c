@@ -50,6 +50,7 @@ static bool describe(const cuda_device *device, const cuda_product *p, cuda_read
            ((p->epilogue & CUDA_EPILOGUE_AUX) == 0 || set(device, ready->desc, CUDA_PRODUCT_AUX_LEADING, &p->aux_leading, sizeof p->aux_leading, "gelu's operand")) &&
            layout(device, &ready->a, p->operands, p->b_transposed ? p->k : p->n, p->b_transposed ? p->n : p->k, p->b_leading, p->batch, p->b_batch) &&
            layout(device, &ready->b, p->operands, p->a_transposed ? p->m : p->k, p->a_transposed ? p->k : p->m, p->a_leading, p->batch, p->a_batch) &&
+           (!p->adds || layout(device, &ready->c, p->result, p->n, p->m, p->c_leading, p->batch, p->c_batch)) &&
            layout(device, &ready->d, p->result, p->n, p->m, p->d_leading, p->batch, p->d_batch);
 }
 
@@ -67,17 +68,17 @@ static bool choose(cuda_device *device, const kl_program *program, const cuda_pr
     const cuda_library *l = cuda_device_library(device);
     uint64_t workspace = BLAS_WORKSPACE;
     uint32_t reductions = CUDA_REDUCTION_IN_COMPUTE_TYPE;          /* where k is cut, parts are added in f32, in one order; 0, no cut, is always one of them */
-    uint32_t a = alignment(program, p->a, p->operands), b = alignment(program, p->b, p->operands), d = alignment(program, p->d, p->result);
+    uint32_t a = alignment(program, p->a, p->operands), b = alignment(program, p->b, p->operands), d = alignment(program, p->d, p->result), c = p->adds ? alignment(program, p->c, p->result) : d;
     uint32_t bias = alignment(program, p->bias, p->result), aux = alignment(program, p->aux, p->result);
     cuda_preference preference = NULL;
     base_text key = {0};
     const int64_t numbers[] = { p->m, p->n, p->k, p->batch, p->a_leading, p->b_leading, p->d_leading, p->a_batch, p->b_batch, p->d_batch, p->operands, p->result, p->a_transposed,
-                                p->b_transposed, p->accumulate, p->tf32, p->epilogue, p->aux_leading, b, a, d, bias, aux };
+                                p->b_transposed, p->adds, p->c_leading, p->c_batch, p->tf32, p->epilogue, p->aux_leading, b, a, c, d, bias, aux };
     if (!set_places(device, p, ready->desc, (void *)(uintptr_t)bias, (void *)(uintptr_t)aux) || !cuda_blas_ok(l->preference_new(&preference), "cublasLtMatmulPreferenceCreate"))
         return false;
     const struct { int attribute; const void *value; size_t bytes; } wishes[] = {
         { CUDA_PREFERENCE_WORKSPACE, &workspace, sizeof workspace }, { CUDA_PREFERENCE_REDUCTIONS, &reductions, sizeof reductions }, { CUDA_PREFERENCE_ALIGN_A, &b, sizeof b },
-        { CUDA_PREFERENCE_ALIGN_B, &a, sizeof a }, { CUDA_PREFERENCE_ALIGN_C, &d, sizeof d }, { CUDA_PREFERENCE_ALIGN_D, &d, sizeof d } };
+        { CUDA_PREFERENCE_ALIGN_B, &a, sizeof a }, { CUDA_PREFERENCE_ALIGN_C, &c, sizeof c }, { CUDA_PREFERENCE_ALIGN_D, &d, sizeof d } };
     bool wished = true;
     for (size_t i = 0; wished && i < COUNT_OF(wishes); i++)
         wished = cuda_blas_ok(l->preference_set(preference, wishes[i].attribute, wishes[i].value, wishes[i].bytes), "cublasLtMatmulPreferenceSetAttribute");
@@ -86,6 +87,7 @@ static bool choose(cuda_device *device, const kl_program *program, const cuda_pr
     cuda_question q = { .key = key.at, .product = p, .ready = ready, .preference = preference,
                         .a_bytes = p->a_transposed ? span(p->k, p->m, p->a_leading, p->batch, p->a_batch, p->operands) : span(p->m, p->k, p->a_leading, p->batch, p->a_batch, p->operands),
                         .b_bytes = p->b_transposed ? span(p->n, p->k, p->b_leading, p->batch, p->b_batch, p->operands) : span(p->k, p->n, p->b_leading, p->batch, p->b_batch, p->operands),
+                        .c_bytes = p->adds ? span(p->m, p->n, p->c_leading, p->batch, p->c_batch, p->result) : 0,
                         .d_bytes = span(p->m, p->n, p->d_leading, p->batch, p->d_batch, p->result),
                         .bias_bytes = p->epilogue & CUDA_EPILOGUE_ANY_BIAS ? span(1, p->n, 0, 1, 0, p->result) : 0,
                         .aux_bytes = p->epilogue & CUDA_EPILOGUE_AUX ? span(p->m, p->n, p->aux_leading, 1, 0, p->result) : 0, .workspace_bytes = BLAS_WORKSPACE };
@@ -122,6 +124,8 @@ void cuda_ready_free(cuda_device *device, cuda_ready *ready)
         l->layout_free(ready->a);
     if (ready->b)
         l->layout_free(ready->b);
+    if (ready->c)
+        l->layout_free(ready->c);
     if (ready->d)
         l->layout_free(ready->d);
     *ready = (cuda_ready){0};
@@ -141,8 +145,8 @@ bool cuda_multiply(cuda_device *device, const cuda_product *p, const cuda_ready 
     static const float one = 1, zero = 0;
     static const double one64 = 1, zero64 = 0;
     bool f64 = p->operands == IR_F64;
-    const void *alpha = f64 ? (const void *)&one64 : &one, *beta = p->accumulate ? alpha : f64 ? (const void *)&zero64 : &zero;
+    const void *alpha = f64 ? (const void *)&one64 : &one, *beta = p->adds ? alpha : f64 ? (const void *)&zero64 : &zero;
     return set_places(device, p, ready->desc, at->bias, at->aux) &&
-           cuda_blas_ok(cuda_device_library(device)->product(cuda_device_blas(device), ready->desc, alpha, at->b, ready->a, at->a, ready->b, beta, at->d, ready->d, at->d, ready->d,
-                                                                &ready->algorithm, at->workspace, ready->workspace_bytes, cuda_device_stream(device)), "cublasLtMatmul");
+           cuda_blas_ok(cuda_device_library(device)->product(cuda_device_blas(device), ready->desc, alpha, at->b, ready->a, at->a, ready->b, beta, p->adds ? at->c : at->d,
+                                                             p->adds ? ready->c : ready->d, at->d, ready->d, &ready->algorithm, at->workspace, ready->workspace_bytes, cuda_device_stream(device)), "cublasLtMatmul");
 }

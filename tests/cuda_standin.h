@@ -126,8 +126,8 @@ typedef struct {
     unsigned grid[3], threads, shared_bytes;
     int64_t *args;
     struct cuda_product_desc_opaque desc;
-    struct cuda_layout_opaque a, b, d;
-    const char *pa, *pb;
+    struct cuda_layout_opaque a, b, c, d;
+    const char *pa, *pb, *pc;
     double alpha, beta;
     int algorithm;
     cuda_graph_exec graph;
@@ -180,11 +180,19 @@ static void put_number(char *at, int type, int64_t i, double x)
 
 static size_t type_bytes(int type) { return type == CUDA_R_F64 ? 8 : type == CUDA_R_BF16 ? 2 : 4; }
 
+static size_t matrix_bytes(const struct cuda_layout_opaque *l)
+{
+    return (size_t)((int64_t)(l->batch - 1) * l->stride + (int64_t)(l->columns - 1) * l->leading + (int64_t)l->rows) * type_bytes(l->type);
+}
+static bool lie_apart(const char *a, const struct cuda_layout_opaque *la, const char *b, const struct cuda_layout_opaque *lb)
+{
+    return a + matrix_bytes(la) <= b || b + matrix_bytes(lb) <= a;
+}
+
 static void check_matrix(const char *at, const struct cuda_layout_opaque *l, const char *what)
 {
-    int64_t last = (int64_t)(l->batch - 1) * l->stride + (int64_t)(l->columns - 1) * l->leading + (int64_t)l->rows;
     STANDIN_CHECK(l->leading >= (int64_t)l->rows && l->batch >= 1, "%s of a product: %llu rows, %lld from column to column", what, (unsigned long long)l->rows, (long long)l->leading);
-    STANDIN_CHECK(block_of(at, (size_t)last * type_bytes(l->type), false), "%s of a product lies outside of memory", what);
+    STANDIN_CHECK(block_of(at, matrix_bytes(l), false), "%s of a product lies outside of memory", what);
 }
 
 static double tanh_gelu(double x) { return 0.5 * x * (1 + tanh(0.79788456080286536 * (x + 0.044715 * x * x * x))); }
@@ -239,7 +247,7 @@ static void do_product(const stream_op *op)
                     x *= tanh_gelu_slope(number_at(op->desc.aux, type, aux_at));
                 bias_sum[i] += x;
                 if (op->beta != 0)
-                    x += op->beta * number_at(op->to, type, at);
+                    x += op->beta * number_at(op->pc, type, batch * op->c.stride + j * op->c.leading + i);
                 put_number(op->to, type, at, x);
             }
         }
@@ -603,11 +611,16 @@ static int si_product_algorithms(cuda_blas blas, cuda_product_desc desc, cuda_la
 static int si_product(cuda_blas blas, cuda_product_desc desc, const void *alpha, const void *a, cuda_layout a_layout, const void *b, cuda_layout b_layout, const void *beta,
                       const void *c, cuda_layout c_layout, void *d, cuda_layout d_layout, const cuda_algorithm_bytes *algorithm, void *workspace, size_t workspace_bytes, cuda_stream stream)
 {
-    STANDIN_CHECK(blas && stream == streams && algorithm->data[0] - 4711 < 3 && c == d && c_layout == d_layout, "a product that is none");
+    STANDIN_CHECK(blas && stream == streams && algorithm->data[0] - 4711 < 3, "a product that is none");
     STANDIN_CHECK(block_of(workspace, workspace_bytes, false), "the workspace of a product lies outside of memory");
     check_matrix(a, a_layout, "the first operand");
     check_matrix(b, b_layout, "the second operand");
+    check_matrix(c, c_layout, "what is added to a product");
     check_matrix(d, d_layout, "the result");
+    STANDIN_CHECK(c_layout->type == d_layout->type && c_layout->rows == d_layout->rows && c_layout->columns == d_layout->columns && c_layout->batch == d_layout->batch,
+                  "what is added to a product is another matrix than its result");
+    STANDIN_CHECK(c == d ? c_layout->leading == d_layout->leading && c_layout->stride == d_layout->stride : block_of(c, 0, false) != block_of(d, 0, false) || lie_apart(c, c_layout, d, d_layout),
+                  "what is added to a product lies partly in its result");
     int epilogue = desc->epilogue;
     STANDIN_CHECK(!(epilogue & CUDA_EPILOGUE_ANY_BIAS) || block_of(desc->bias, d_layout->rows * type_bytes(d_layout->type), false), "the bias of a product lies outside of memory");
     STANDIN_CHECK(!(epilogue & CUDA_EPILOGUE_AUX) || ((uintptr_t)desc->aux % 16 == 0 &&
@@ -616,7 +629,7 @@ static int si_product(cuda_blas blas, cuda_product_desc desc, const void *alpha,
     stream_op *op = queue(DO_PRODUCT, stream);
     op->algorithm = (int)algorithm->data[0];
     bool f64 = desc->compute == CUDA_COMPUTE_F64;
-    op->desc = *desc, op->a = *a_layout, op->b = *b_layout, op->d = *d_layout, op->pa = a, op->pb = b, op->to = d;
+    op->desc = *desc, op->a = *a_layout, op->b = *b_layout, op->c = *c_layout, op->d = *d_layout, op->pa = a, op->pb = b, op->pc = c, op->to = d;
     op->alpha = f64 ? *(const double *)alpha : *(const float *)alpha;
     op->beta = f64 ? *(const double *)beta : *(const float *)beta;
     return 0;

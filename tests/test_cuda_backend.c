@@ -230,6 +230,31 @@ static void test_epilogues(void **state)
     standin.refused_epilogue = 0;
 }
 
+/* A row vector and a matrix that are added to a product are cuBLASLt's to add, in f32 and where all is rounded to bf16, in whatever order they are added: no loop is launched but
+ * the one that rounds the vector. Not where the matrix is the other way round. */
+static void test_sums(void **state)
+{
+    static const struct { const char *text; bool bf16; int launches; } cases[] = {
+        { "graph f(%0: f32[20,30], %1: f32[30,40], %2: f32[40], %3: f32[20,40]) { %4: f32[20,40] = matmul %0, %1 %5: f32[20,40] = broadcast %2 {axes=[1]} %6: f32[20,40] = add %4, %5"
+          " %7: f32[20,40] = add %3, %6 return %7 }", false, 0 },
+        { "graph f(%0: f32[20,30], %1: f32[30,40], %2: f32[40], %3: f32[20,40]) { %4: f32[20,40] = matmul %0, %1 %5: f32[20,40] = broadcast %2 {axes=[1]} %6: f32[20,40] = add %3, %5"
+          " %7: f32[20,40] = add %6, %4 return %7 }", false, 0 },
+        { "graph f(%0: f32[3,20,30], %1: f32[3,30,40], %2: f32[3,20,80]) { %3: f32[3,20,40] = matmul %0, %1 %4: f32[3,20,40] = slice %2 {start=[0,0,8]} %5: f32[3,20,40] = add %4, %3"
+          " return %5 }", false, 0 },
+        { "graph f(%0: f32[20,30], %1: f32[30,40], %2: f32[40,20]) { %3: f32[20,40] = matmul %0, %1 %4: f32[20,40] = transpose %2 {axes=[1,0]} %5: f32[20,40] = add %4, %3 return %5 }", false, 1 },
+        { "graph f(%0: bf16[20,30], %1: bf16[30,40], %2: f32[40]) { %3: f32[20,40] = matmul %0, %1 %4: f32[20,40] = broadcast %2 {axes=[1]} %5: f32[20,40] = add %3, %4"
+          " %6: bf16[20,40] = cast %5 return %6 }", true, 1 },
+    };
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        int launches = standin.launches, products = standin.products;
+        standin_begin(NULL);
+        check_graph_text(cases[i].text, cases[i].bf16 ? 0.02 : 1e-5, NULL);
+        standin_end();
+        assert_true(standin_is_device() || standin.launches - launches == cases[i].launches * (standin.products - products));
+    }
+}
+
 /* TF32 where it is asked for: results differ from f32 by its ten bits, and only so. cuBLASLt is asked once a shape. */
 static void test_tf32(void **state)
 {
@@ -298,7 +323,7 @@ static void test_late_reading(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
+        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
         GRAPH_TEST(test_late_reading),
     };
     return cmocka_run_group_tests_name("the CUDA backend", tests, NULL, NULL);

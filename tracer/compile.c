@@ -220,10 +220,10 @@ static bool compile(rax_fn *fn, ir_graph *graph, trace_program *program, const i
     double ms = trace_now_ms() - start;
     fn->stats.compile_ms += ms;
     fn->stats.compilations += program->compiled != NULL;
+    for (int i = 0; i < report.n_phases; i++)           /* of one that was refused, too: what it would have taken */
+        trace_say(1, "  %-12s %9.2f ms", report.phases[i].name, report.phases[i].ms);
+    trace_say_lines(&report.lines);
     if (program->compiled) {
-        for (int i = 0; i < report.n_phases; i++)
-            trace_say(1, "  %-12s %9.2f ms", report.phases[i].name, report.phases[i].ms);
-        trace_say_lines(&report.lines);
         trace_say(1, "%s: compiled by %s in %.1f ms", fn->name, backend->name, ms);
         if (trace_settings()->profile && backend->profile)
             backend->profile(program->compiled, trace_settings()->trace_runs);
