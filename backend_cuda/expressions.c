@@ -107,6 +107,8 @@ cuda_expressions *cuda_expressions_plan(cuda_writer *w, const kl_loop *loop, int
     x->lanes = ARENA_NEW(arena, bool, loop->n_exprs);
     x->written_down = ARENA_NEW(arena, bool, loop->n_exprs);
     x->random_run = ARENA_NEW(arena, bool, loop->n_exprs);
+    x->kept = ARENA_NEW(arena, bool, loop->n_exprs);
+    x->filled = ARENA_NEW(arena, bool, loop->n_exprs);
     x->site = ARENA_NEW(arena, int, loop->n_exprs);
     x->param = ARENA_NEW(arena, int, n);
     x->vector = ARENA_NEW(arena, bool, n);
@@ -147,8 +149,10 @@ cuda_expressions *cuda_expressions_plan(cuda_writer *w, const kl_loop *loop, int
 
 void cuda_forget_place(cuda_expressions *x)
 {
-    for (int i = 0; i < x->loop->n_exprs; i++)
+    for (int i = 0; i < x->loop->n_exprs; i++) {
+        x->filled[i] |= x->kept[i] && x->written_down[i];
         x->written_down[i] &= x->uniform[i];
+    }
 }
 
 /* -- places ------------------------------------------------------------------------------------------------------------------ */
@@ -311,21 +315,47 @@ static void write_value(const cuda_expressions *x, base_text *text, ir_dtype dty
 
 /* -- expressions ------------------------------------------------------------------------------------------------------------------ */
 
-static void write_load(const cuda_expressions *x, base_text *text, const char *indent, int i)
+/* e5[], which is declared, from memory. */
+static void write_neighbours(const cuda_expressions *x, base_text *text, int i)
 {
     const kl_expr *e = &x->loop->exprs[i];
     if (x->vector[i]) {
-        base_text_add(text, "%sconst %sx%d t%d = *(const %sx%d *)(p%d + ", indent, types[e->dtype].vector, x->V, i, types[e->dtype].vector, x->V, x->param[i]);
+        base_text_add(text, "const %sx%d t%d = *(const %sx%d *)(p%d + ", types[e->dtype].vector, x->V, i, types[e->dtype].vector, x->V, x->param[i]);
         cuda_write_place(x, text, &e->view, false, x->index_type);
-        base_text_add(text, "); %s e%d[V]; EACH e%d[j] = %s(t%d.v[j]);\n", cuda_register_type(e->dtype), i, i, types[e->dtype].load, i);
+        base_text_add(text, "); EACH e%d[j] = %s(t%d.v[j]);", i, types[e->dtype].load, i);
         return;
     }
-    if (x->lanes[i])
-        base_text_add(text, "%s%s e%d[V]; EACH e%d[j] = %s(p%d[", indent, cuda_register_type(e->dtype), i, i, types[e->dtype].load, x->param[i]);
-    else
+    base_text_add(text, "EACH e%d[j] = %s(p%d[", i, types[e->dtype].load, x->param[i]);
+    cuda_write_place(x, text, &e->view, true, x->index_type);
+    base_text_add(text, "]);");
+}
+
+/* What is kept of a row is k5[it], in registers; or in shared memory k5[it * THREADS + threadIdx.x], of so many iterations. */
+static void write_load(cuda_expressions *x, base_text *text, const char *indent, int i)
+{
+    const kl_expr *e = &x->loop->exprs[i];
+    if (!x->lanes[i]) {
         base_text_add(text, "%sconst %s e%d = %s(p%d[", indent, cuda_register_type(e->dtype), i, types[e->dtype].load, x->param[i]);
-    cuda_write_place(x, text, &e->view, x->lanes[i], x->index_type);
-    base_text_add(text, "]);\n");
+        cuda_write_place(x, text, &e->view, false, x->index_type);
+        base_text_add(text, "]);\n");
+        return;
+    }
+    base_text_add(text, "%s%s e%d[V]; ", indent, cuda_register_type(e->dtype), i);
+    if (!x->kept[i]) {
+        write_neighbours(x, text, i);
+    } else if (!x->filled[i]) {
+        write_neighbours(x, text, i);
+        if (x->kept_where)
+            base_text_add(text, " if (%s)", x->kept_where);
+        base_text_add(text, " { EACH k%d[it%s][j] = e%d[j]; }", i, x->kept_where ? " * THREADS + threadIdx.x" : "", i);
+    } else if (x->kept_where) {
+        base_text_add(text, "if (%s) { EACH e%d[j] = k%d[it * THREADS + threadIdx.x][j]; } else { ", x->kept_where, i, i);
+        write_neighbours(x, text, i);
+        base_text_add(text, " }");
+    } else {
+        base_text_add(text, "EACH e%d[j] = k%d[it][j];", i, i);
+    }
+    base_text_add(text, "\n");
 }
 
 void cuda_write_expression(cuda_expressions *x, base_text *text, const char *indent, int i)

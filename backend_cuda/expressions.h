@@ -18,6 +18,9 @@ typedef struct {
     int *site;                    /* by expression: of KL_RANDOM */
     bool *vector;                 /* by expression, then by output: V neighbours are one access */
     bool *random_run;             /* by expression: four neighbours are one block of Philox */
+    bool *kept;                   /* by expression: a load of which the thread keeps what it has read of its row */
+    bool *filled;                 /* by expression: of those, the text reads it already */
+    const char *kept_where;       /* "it < KEPT", or NULL: all of the row */
     const char *index_type;       /* "int", or "rax_i64" where that could overflow */
 } cuda_expressions;
 

@@ -10,7 +10,8 @@
  *     sums of the groups, added in order, to workspace
  *
  * In a list the same text serves loops of any extents: bx is the number of the block in its own loop.
- * A level computes anew what it needs of the levels before: memory is read again, from the cache. */
+ * A level computes anew what it needs of the levels before. What it reads again the thread has kept of its row, in registers or in shared memory, where there is room;
+ * the rest is read from the cache. */
 #include "backend_cuda/loops.h"
 
 static const char *number(const cuda_loop *l, int64_t value) { return cuda_number(l->x->writer, value, l->x->index_type); }
@@ -34,7 +35,7 @@ static void begin_columns(cuda_loop *l, base_text *text, bool unroll)
 {
     const char *type = l->x->index_type;
     base_text_add(text, "%s        for (int it = 0; it < ITERATIONS; it++) {\n",
-                  !l->iterations_are_code ? "        RAX_UNROLL_4\n" : unroll || l->iterations <= 8 ? "        RAX_UNROLL\n" : "");
+                  !l->iterations_are_code ? "        RAX_UNROLL_4\n" : unroll || l->unrolled || l->iterations <= 8 ? "        RAX_UNROLL\n" : "");
     base_text_add(text, "            const %s column = first_column + ((%s)it * GROUP + lane) * V;\n            if (column < end_column) {\n", type, type);
     write_indices(l, text, "                ", "column", l->loop.n_outer, l->loop.n_axes);
     cuda_forget_place(l->x);
@@ -219,6 +220,22 @@ static void write_sums(cuda_loop *l, base_text *text)
             write_outer_sum(l, text, i);
 }
 
+/* -- rows that are kept --------------------------------------------------------------------------------------------------------- */
+
+static void declare_kept(cuda_loop *l, base_text *text)
+{
+    int n = 0;
+    for (int i = 0; i < l->loop.n_exprs; i++) {
+        if (!l->x->kept[i])
+            continue;
+        const char *type = cuda_register_type(l->loop.exprs[i].dtype);
+        if (l->kept_iterations)
+            base_text_add(text, "        %s (*const k%d)[V] = (%s (*)[V])memory + %d * KEPT * THREADS;\n", type, i, type, n++);
+        else
+            base_text_add(text, "        %s k%d[ITERATIONS][V];\n", type, i);
+    }
+}
+
 /* -- the kernel ----------------------------------------------------------------------------------------------------------------- */
 
 void cuda_write_loop(cuda_loop *l, base_text *text)
@@ -239,6 +256,8 @@ void cuda_write_loop(cuda_loop *l, base_text *text)
         base_text_add(text, "    enum { ITERATIONS = %lld };\n", (long long)MAX(l->iterations, 1));
     else
         base_text_add(text, "    const int ITERATIONS = %s;\n", cuda_number(l->x->writer, MAX(l->iterations, 1), "int"));
+    if (l->kept_iterations)
+        base_text_add(text, "    enum { THREADS = %d, KEPT = %lld };\n    RAX_DYNAMIC_SHARED(memory);\n", l->threads, (long long)l->kept_iterations);
     if (shared)
         base_text_add(text, "    RAX_SHARED double scratch[64];\n");
     if (groups)
@@ -252,6 +271,7 @@ void cuda_write_loop(cuda_loop *l, base_text *text)
     declare_sums(l, text);
     base_text_add(text, "    for (%s row = first_row + group; row < end_row; row += GROUPS) {\n", type);
     write_indices(l, text, "        ", "row", 0, l->loop.n_outer);
+    declare_kept(l, text);
     for (int level = 0; level < l->n_levels; level++) {
         write_row_values(l, text, level);
         write_reductions(l, text, level);

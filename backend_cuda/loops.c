@@ -10,7 +10,8 @@
 
 #include <string.h>
 
-enum { MOST_VECTOR = 8, THREADS = 256, LISTED_ITERATIONS = 4, WARP = 32, MOST_ROW_BLOCKS = 128, BLOCKS = 512, MOST_SEGMENTS = 1024, SUM_REGISTERS = 64, MOST_ALONE = 32 };
+enum { MOST_VECTOR = 8, THREADS = 256, LISTED_ITERATIONS = 4, WARP = 32, MOST_ROW_BLOCKS = 512, BLOCKS = 512, MOST_SEGMENTS = 1024, SUM_REGISTERS = 64, KEPT_REGISTERS = 64,
+       ALONE_COLUMNS = 1024, ALONE_ROWS = 16384 };
 
 /* More than one column, or another loop of the list may have. */
 static bool has_columns(const kl_loop *loop, bool listed) { return listed || kl_inner(loop) != 1; }
@@ -121,7 +122,7 @@ static void choose_shape(cuda_loop *l)
     bool across = lies_across(loop);
     if (loop->n_outer == 0)
         l->group = THREADS;
-    else if (l->columns <= (across ? 4 * MOST_ALONE : 4) || (across && l->columns <= 1024 && l->rows >= 4096))
+    else if (l->columns <= 4 || (across && l->columns <= ALONE_COLUMNS && l->rows >= ALONE_ROWS))        /* rows enough to fill a card */
         l->group = 1;
     else if (l->columns <= 1024 || !whole)
         l->group = WARP;
@@ -152,6 +153,78 @@ static void choose_shape(cuda_loop *l)
     if (sums || all)
         l->rows_per_block = groups * MAX(1, base_divide_up(l->rows, groups * MIN(MOST_ROW_BLOCKS, MAX(1, BLOCKS / MAX(l->segments, 1)))));
     l->row_blocks = base_divide_up(l->rows, l->rows_per_block);
+}
+
+/* -- what is kept of a row ------------------------------------------------------------------------------------------------------ */
+
+static void mark(const cuda_loop *l, int i, bool *in)
+{
+    const kl_expr *e = &l->loop.exprs[i];
+    if (in[i] || l->x->uniform[i] || e->kind == KL_REDUCE)
+        return;
+    in[i] = true;
+    for (int a = 0; a < e->n_args; a++)
+        mark(l, e->args[a], in);
+    bool has_view = e->kind == KL_LOAD || e->kind == KL_INDEX || e->kind == KL_RANDOM;
+    for (int d = 0; has_view && d < e->view.n_dynamic; d++)
+        mark(l, e->view.dynamic[d].expr, in);
+}
+
+/* By expression in how many passes along a row it is needed: the reductions of each level, and the outputs. */
+static int *count_passes(base_arena *arena, const cuda_loop *l)
+{
+    int *n = ARENA_NEW(arena, int, l->loop.n_exprs);
+    for (int level = 1; level <= l->n_levels; level++) {
+        bool *in = ARENA_NEW(arena, bool, l->loop.n_exprs);
+        for (int i = 0; i < l->loop.n_exprs; i++)
+            if (l->loop.exprs[i].kind == KL_REDUCE && l->level[i] == level)
+                mark(l, l->loop.exprs[i].args[0], in);
+        for (int i = 0; i < l->loop.n_outputs && level == l->n_levels; i++) {
+            const kl_output *o = &l->loop.outputs[i];
+            if (!l->by_row[i])
+                mark(l, o->expr, in);
+            for (int d = 0; !l->by_row[i] && d < o->view.n_dynamic; d++)
+                mark(l, o->view.dynamic[d].expr, in);
+        }
+        for (int i = 0; i < l->loop.n_exprs; i++)
+            n[i] += in[i];
+    }
+    return n;
+}
+
+/* Not what is one for all rows: that stays in the cache. */
+static bool is_of_its_row(const cuda_loop *l, const kl_view *view)
+{
+    bool moves = view->n_dynamic > 0;
+    for (int a = 0; a < l->loop.n_outer; a++)
+        moves |= view->stride[a] != 0 && l->loop.extent[a] > 1;
+    return moves;
+}
+
+/* A row that several passes go along is read from memory once: it would not stay in the cache, with as many rows under way as a multiprocessor has warps. Short ones in registers;
+ * long ones in half a multiprocessor's shared memory, as many of them as have room, so that two blocks are there at a time. */
+static void plan_kept(cuda_compiler *c, cuda_loop *l)
+{
+    enum { SHARED_SPARE = 2048, FLOAT = 4 };
+    const kl_loop *loop = &l->loop;
+    int64_t registers = (int64_t)KEPT_REGISTERS * THREADS / l->threads, each = l->iterations * l->V, sums = l->in_registers ? each * kl_count_outputs(loop, KL_SUM_OUTER) : 0, wanted = 0, floats = 0;
+    if (l->n_levels < 2 || l->listed || !l->iterations_are_code)
+        return;
+    int *passes = count_passes(c->arena, l);
+    for (int i = 0; i < loop->n_exprs; i++) {
+        const kl_expr *e = &loop->exprs[i];
+        l->x->kept[i] = e->kind == KL_LOAD && l->x->lanes[i] && passes[i] > 1 && is_of_its_row(l, &e->view);
+        wanted += l->x->kept[i] * (ir_dtype_bytes(e->dtype) > FLOAT ? 2 : 1);
+        floats += l->x->kept[i] && ir_dtype_is_float(e->dtype) && e->dtype != IR_F64;
+    }
+    l->unrolled = wanted > 0 && wanted * each + sums <= registers;
+    if (l->unrolled || wanted == 0)
+        return;
+    l->kept_iterations = l->group < l->threads || floats == 0 ? 0 : MIN(l->iterations, (int64_t)(c->machine->shared_bytes / 2 - SHARED_SPARE) / (l->threads * l->V * FLOAT * floats));
+    l->shared_bytes = (size_t)(l->kept_iterations * l->threads * l->V * FLOAT * floats);
+    l->x->kept_where = "it < KEPT";
+    for (int i = 0; i < loop->n_exprs; i++)
+        l->x->kept[i] &= l->kept_iterations > 0 && ir_dtype_is_float(loop->exprs[i].dtype) && loop->exprs[i].dtype != IR_F64;
 }
 
 /* -- the launches ------------------------------------------------------------------------------------------------------------ */
@@ -198,6 +271,7 @@ static void write_loop(cuda_compiler *c, cuda_loop *l, cuda_writer *w, bool list
     kl_loop *loop = &l->loop;
     *w = (cuda_writer){ .compiler = c, .listed = listed };
     l->x = cuda_expressions_plan(w, loop, loop->n_outer, l->V);
+    plan_kept(c, l);
     l->partial = ARENA_NEW(c->arena, int, loop->n_outputs);
     for (int i = 0; i < loop->n_outputs; i++)
         if (loop->outputs[i].kind != KL_STORE)
@@ -209,7 +283,7 @@ static void launch_alone(cuda_compiler *c, const kl_kernel *kernel, cuda_loop *l
 {
     cuda_writer w;
     write_loop(c, l, &w, false);
-    cuda_launch_add(&w, plan, kernel, NULL, l->blocks, l->threads, 0);
+    cuda_launch_add(&w, plan, kernel, NULL, l->blocks, l->threads, l->shared_bytes);
 }
 
 /* One launch for the first and all after it that have its text. */

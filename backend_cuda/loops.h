@@ -30,6 +30,9 @@ typedef struct {
     bool *once;                            /* by output: stored once a row */
     bool *by_row;                          /* by output: stored or summed once a row, so that rows stay whole */
     bool in_registers;                     /* sums over rows; else in their place in workspace */
+    bool unrolled;                         /* what is kept of a row (expressions.h) is in registers */
+    int64_t kept_iterations;               /* else, where not 0: it is in shared memory, of so many iterations */
+    size_t shared_bytes;
     int *partial;                          /* by output: the parameter where a block's sum goes */
     int64_t *offset;                       /* by output: where that is in workspace */
 } cuda_loop;

@@ -255,6 +255,36 @@ static void test_sums(void **state)
     }
 }
 
+/* What several passes along a row read is kept: in registers, in shared memory, or there as much of it as has room. */
+static void test_kept_rows(void **state)
+{
+    static const struct { int columns; const char *kept; } cases[] = { { 40, "float k0[ITERATIONS][V]" }, { 1500, "float k0[ITERATIONS][V]" }, { 5000, "float k0[ITERATIONS][V]" },
+                                                                       { 20000, "KEPT = 5 " }, { 40001, "KEPT = 27 " } };
+    (void)state;
+    standin_begin(NULL);
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        char text[400];
+        ir_compile_report report = {0};
+        int blocks = made.n, found = 0;
+        snprintf(text, sizeof text, "graph f(%%0: f32[3,%d]) { %%1: f32[3,%d] = softmax %%0 {axis=1} %%2: f32[3,%d] = log %%1 %%3: f32[3] = reduce_sum %%1 {axes=[1]} return %%2, %%3 }",
+                 cases[i].columns, cases[i].columns, cases[i].columns);
+        check_graph_text(text, 1e-5, NULL);
+        ir_graph *graph = graph_of(text);
+        ir_pass_options passes = { .keep_composite = cuda_backend.keep_composite };
+        ir_run_passes(graph, &passes);
+        ir_pass_reports_free(&passes);
+        ir_executable *e = cuda_backend.compile(graph, &(ir_compile_options){ .name = "f" }, &report);
+        assert_non_null(e);
+        for (int j = 0; j < cuda_last_compiler(e)->n_requests; j++)
+            found += strstr(cuda_last_compiler(e)->requests[j].text, cases[i].kept) != NULL;
+        assert_true(found > 0);
+        cuda_backend.free(e);
+        base_text_free(&report.lines);
+        forget(blocks);
+    }
+    standin_end();
+}
+
 /* TF32 where it is asked for: results differ from f32 by its ten bits, and only so. cuBLASLt is asked once a shape. */
 static void test_tf32(void **state)
 {
@@ -323,7 +353,7 @@ static void test_late_reading(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
+        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
         GRAPH_TEST(test_late_reading),
     };
     return cmocka_run_group_tests_name("the CUDA backend", tests, NULL, NULL);
