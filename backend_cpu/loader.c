@@ -45,14 +45,6 @@ const cpu_symbol *cpu_runtime_functions(int *n)
     return runtime_functions;
 }
 
-static void *runtime_function(const char *name)
-{
-    for (size_t i = 0; i < COUNT_OF(runtime_functions); i++)
-        if (strcmp(runtime_functions[i].name, name) == 0)
-            return runtime_functions[i].address;
-    return NULL;
-}
-
 /* -- either loader ---------------------------------------------------------------------------------------------------- */
 
 void *cpu_code_find(const cpu_code *code, const char *name) { return code->find(code, name); }
@@ -84,6 +76,14 @@ cpu_code *cpu_code_load(const base_bytes *objects, int n, const cpu_symbol *exte
 /* A block is at most 1 GB, so that sums of checked sizes cannot wrap and PC-relative offsets inside it always fit. */
 enum { STUB_BYTES = 8, SLOT_BYTES = 8, MAX_ALIGN = 4096 };
 static const uint64_t max_block = 1u << 30;
+
+static void *runtime_function(const char *name)
+{
+    for (size_t i = 0; i < COUNT_OF(runtime_functions); i++)
+        if (strcmp(runtime_functions[i].name, name) == 0)
+            return runtime_functions[i].address;
+    return NULL;
+}
 
 typedef enum { CODE, CONSTANTS, DATA, GROUPS, NOT_LOADED = GROUPS } group;
 

@@ -16,15 +16,6 @@
 #include "backend_cpu/runtime.h"
 #include "tests/scratch.h"
 
-static uint64_t random_state = 1;
-static uint64_t draw(uint64_t below)         /* xorshift64: the same draws in every run */
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return random_state % below;
-}
-
 /* -- machine ---------------------------------------------------------------------------------------------------------- */
 
 static void machine_is_detected(void **state)
@@ -415,6 +406,15 @@ static void loader_names_what_is_missing(void **state)
 }
 
 #if defined(__x86_64__)
+
+static uint64_t random_state = 1;
+static uint64_t draw(uint64_t below)         /* xorshift64: the same draws in every run */
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return random_state % below;
+}
 
 /* A damaged object is linked or refused, and never read or written beyond its bounds (AddressSanitizer watches: the bytes
  * lie in a block of exactly their size). Nothing of it runs. */

@@ -47,10 +47,11 @@ static const cpu_gemm_tuning packed = {.depth = 48, .tasks = 3, .task_flops = 10
 static bool fused(cpu_isa isa)               /* has a fused multiply-add */
 {
 #if defined(__x86_64__)
-    return isa != CPU_GENERIC;
+    bool may_lack = true;
 #else
-    return true;
+    bool may_lack = false;
 #endif
+    return isa != CPU_GENERIC || !may_lack;
 }
 
 /* -- the callbacks ---------------------------------------------------------------------------------------------------- */
