@@ -8,32 +8,39 @@ enum { MOST_HEAD_DIM = 128 };
 
 bool cuda_attention_takes(ir_dtype dtype, int64_t head_dim) { return (dtype == IR_F32 || dtype == IR_BF16) && head_dim >= 1 && head_dim <= MOST_HEAD_DIM; }
 
-/* How a kernel is shared out: 16 rows a warp, so many keys (or queries) at a time, in one place or two in shared memory. */
+/* How a kernel is shared out: 16 rows a tile, so many tiles a warp; so many keys (or queries) at a time, in one place or two in shared memory. */
 typedef enum { FORWARD, BY_ROWS, BY_KEYS } part;
-typedef struct { part part; bool mma, async; int warps, columns, stages, padded; size_t bytes; } shape;
+typedef struct { part part; bool mma, async; int warps, tiles, columns, stages, padded; size_t bytes; } shape;
+
+static int rows_of(const shape *s) { return 16 * s->tiles * s->warps; }
 
 static size_t bytes_of(const kl_attention *a, const shape *s)
 {
     bool bf16 = a->dtype == IR_BF16;
-    size_t rows = 16 * (size_t)s->warps, columns = (size_t)s->columns, stages = (size_t)s->stages, pad = bf16 ? 8 : 4, leading = (size_t)s->padded + pad;
+    size_t rows = (size_t)rows_of(s), columns = (size_t)s->columns, stages = (size_t)s->stages, pad = bf16 ? 8 : 4, leading = (size_t)s->padded + pad;
     size_t elements = ((s->part == FORWARD ? 1 : 2) * rows + 2 * stages * columns) * leading + (s->mma ? 0 : rows * (columns + pad));
     return elements * (bf16 ? 2 : 4) + (s->part == BY_KEYS ? 8 * columns * stages : 0);
 }
 
-/* With tensor cores eight warps, which load a tile once for 128 rows, where there are that many and two blocks have room in a multiprocessor. */
+/* With tensor cores 128 rows, which load a tile once, where there are that many and two blocks have room in a multiprocessor: four warps of two tiles, which multiply what they load of
+ * the other operand twice, where ptxas finds registers enough for both; else eight of one. */
 static shape shape_of(const cuda_machine *m, const kl_attention *a, part part)
 {
     bool bf16 = a->dtype == IR_BF16;
     int padded = (int)(a->head_dim + 15) / 16 * 16;
-    shape s = { .part = part, .mma = bf16 && m->major >= 8, .async = m->major >= 8, .warps = bf16 ? 4 : 2, .columns = !bf16 ? 16 : padded <= 64 ? 64 : 32, .padded = padded };
+    shape s = { .part = part, .mma = bf16 && m->major >= 8, .async = m->major >= 8, .warps = bf16 ? 4 : 2, .tiles = 1, .columns = !bf16 ? 16 : padded <= 64 ? 64 : 32, .padded = padded };
     s.stages = s.async ? 2 : 1;
     s.bytes = bytes_of(a, &s);
     if (s.bytes > m->shared_bytes) {
         s.stages = 1;
         s.bytes = bytes_of(a, &s);
     }
+    static const int most_padded[] = { [FORWARD] = 128, [BY_ROWS] = 96, [BY_KEYS] = 64 };
     shape wide = s;
-    wide.warps = 8;
+    if (padded <= most_padded[part] && !(part == BY_KEYS && a->dropout > 0))
+        wide.tiles = 2, wide.columns = part == FORWARD && a->dropout == 0 ? s.columns : 32;
+    else
+        wide.warps = 8;
     wide.bytes = bytes_of(a, &wide);
     return s.mma && (part == BY_KEYS ? a->keys : a->rows) >= 128 && 2 * wide.bytes <= m->shared_bytes ? wide : s;
 }
@@ -71,7 +78,7 @@ static void define(cuda_writer *w, const kl_attention *a, const shape *s)
         { "DOUT", &a->dout, a->backward, a->dtype }, { "DLSE", &a->dlse, a->backward && a->dlse.buffer >= 0, IR_F32 },
         { "DQ", &a->dq, a->backward, a->grad_dtype }, { "DK", &a->dk, a->backward, a->grad_dtype }, { "DV", &a->dv, a->backward, a->grad_dtype } };
     base_text_add(text, "#define A_BF16 %d\n#define A_GRAD_BF16 %d\n#define A_MMA %d\n#define A_ASYNC %d\n", a->dtype == IR_BF16, a->backward && a->grad_dtype == IR_BF16, s->mma, s->async);
-    base_text_add(text, "#define A_D %lld\n#define A_DP %d\n#define A_WARPS %d\n#define A_BN %d\n#define A_STAGES %d\n", (long long)a->head_dim, s->padded, s->warps, s->columns, s->stages);
+    base_text_add(text, "#define A_D %lld\n#define A_DP %d\n#define A_WARPS %d\n#define A_MT %d\n#define A_BN %d\n#define A_STAGES %d\n", (long long)a->head_dim, s->padded, s->warps, s->tiles, s->columns, s->stages);
     base_text_add(text, "#define A_ROWS %lld\n#define A_KEYS %lld\n#define A_HEADS %lld\n#define A_CAUSAL %d\n#define A_SCALE %.9ef\n#define A_SCALE_LOG2 %.9ef\n", (long long)a->rows,
                   (long long)a->keys, (long long)a->heads, a->causal, a->scale, a->scale * M_LOG2E);
     base_text_add(text, "#define A_DROPS %d\n#define A_THRESHOLD %.0fu\n#define A_KEEP %.9ef\n#define A_DELTA_LANES %d\n", a->dropout > 0, floor(a->dropout * 0x1p32), 1 / (1 - a->dropout),
@@ -107,7 +114,7 @@ static void plan_forward(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *p
 {
     const kl_attention *a = &kernel->attention;
     shape s = shape_of(c->machine, a, FORWARD);
-    int64_t tiles = base_divide_up(a->rows, 16 * s.warps);
+    int64_t tiles = base_divide_up(a->rows, rows_of(&s));
     cuda_writer w = { .compiler = c };
     begin(&w, a, &s, tiles);
     write_dropout(&w, a);
@@ -139,7 +146,7 @@ static void plan_gradient(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *
     const kl_attention *a = &kernel->attention;
     shape s = shape_of(c->machine, a, part);
     bool by_keys = part == BY_KEYS;
-    int64_t tiles = base_divide_up(by_keys ? a->keys : a->rows, 16 * s.warps);
+    int64_t tiles = base_divide_up(by_keys ? a->keys : a->rows, rows_of(&s));
     cuda_writer w = { .compiler = c };
     begin(&w, a, &s, tiles);
     write_dropout(&w, a);

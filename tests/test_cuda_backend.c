@@ -172,7 +172,8 @@ static void test_attention(void **state)
     static const struct { ir_dtype dtype; int batch, heads, rows, keys, size; bool causal; double dropout; int major; bool compile; } cases[] = {
         { IR_F32, 2, 3, 37, 45, 20, true, 0.3, 9, true }, { IR_F32, 1, 2, 64, 64, 64, true, 0, 9, true }, { IR_F32, 1, 1, 5, 70, 128, false, 0, 9, false }, { IR_F32, 2, 1, 1, 1, 1, true, 0, 9, false },
         { IR_BF16, 2, 3, 37, 45, 20, true, 0.3, 9, false }, { IR_BF16, 1, 2, 130, 130, 64, true, 0, 9, true }, { IR_BF16, 1, 1, 65, 34, 128, false, 0.1, 9, true },
-        { IR_BF16, 1, 1, 140, 160, 128, true, 0.1, 9, true }, { IR_BF16, 1, 2, 16, 97, 7, true, 0, 9, false }, { IR_BF16, 1, 1, 40, 70, 64, true, 0.1, 7, true }, { IR_F32, 1, 1, 40, 50, 64, true, 0, 7, true },
+        { IR_BF16, 1, 1, 140, 160, 128, true, 0.1, 9, true }, { IR_BF16, 1, 2, 16, 97, 7, true, 0, 9, false }, { IR_BF16, 1, 1, 150, 200, 80, true, 0, 9, true }, { IR_BF16, 1, 1, 130, 150, 64, true, 0.1, 8, true },
+        { IR_BF16, 1, 1, 40, 70, 64, true, 0.1, 7, true }, { IR_F32, 1, 1, 40, 50, 64, true, 0, 7, true },
     };
     cuda_library nvrtc;
     bool compiles = nvrtc_is_here(&nvrtc);

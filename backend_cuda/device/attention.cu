@@ -1,13 +1,13 @@
 /* Attention, forward and backward, without a matrix of rows x keys in memory (Dao, FlashAttention-2, arXiv:2307.08691).
  *
- * A block has 16 rows of queries a warp and goes through the keys by tiles, keeping of each row the maximum and the sum of its weights so far. The
+ * A block has 16 A_MT rows of queries a warp and goes through the keys by tiles, keeping of each row the maximum and the sum of its weights so far. The
  * gradient is two kernels, neither of which adds to what another block adds to: one by rows for dq, one by keys for dk and dv; both compute the
  * weights again from lse.
  *
- * A warp's tile is 16 rows; lane l holds of every 8 columns the elements (l/4, 2(l%4)), (l/4, 2(l%4)+1) and the same 8 rows below: the
+ * A warp's tile is 16 rows, and it has A_MT of them, which share what is loaded of the other operand: with one, shared memory has more to do than the tensor cores. Lane l holds of every 8 columns the elements (l/4, 2(l%4)), (l/4, 2(l%4)+1) and the same 8 rows below: the
  * accumulators of mma.m16n8k16, which are the left operand's fragments of the next product as they are. f32, and bf16 before sm_80, has the same tiles by FMA.
  *
- * What comes before this text: A_BF16, A_GRAD_BF16, A_MMA and A_ASYNC (what the card has), A_D, A_DP (a multiple of 16), A_WARPS, A_BN, A_STAGES, A_ROWS, A_KEYS, A_HEADS,
+ * What comes before this text: A_BF16, A_GRAD_BF16, A_MMA and A_ASYNC (what the card has), A_D, A_DP (a multiple of 16), A_WARPS, A_MT (1 where there is no mma), A_BN, A_STAGES, A_ROWS, A_KEYS, A_HEADS,
  * A_CAUSAL, A_SCALE, A_SCALE_LOG2 (over ln 2), A_DROPS, A_THRESHOLD, A_KEEP, A_DELTA_LANES, and of each operand A_*_ROW, A_*_COLUMN, its strides, and A_*_WIDE, whether
  * 16 bytes of a row are one access. */
 
@@ -29,14 +29,14 @@ typedef rax_u16 rax_grad;
 typedef float rax_grad;
 #define A_PUT_GRAD(x) (x)
 #endif
-enum { A_BM = 16 * A_WARPS, A_THREADS = 32 * A_WARPS, A_LD = A_DP + A_PAD, A_LP = A_BN + A_PAD, A_NT = A_BN / 8, A_DT = A_DP / 8 };
+enum { A_WM = 16 * A_MT, A_BM = A_WM * A_WARPS, A_THREADS = 32 * A_WARPS, A_LD = A_DP + A_PAD, A_LP = A_BN + A_PAD, A_NT = A_BN / 8, A_DT = A_DP / 8 };
 #define A_LOG2E 1.4426950408889634f
 #define A_LN2 0.6931471805599453f
 
 /* -- products of tiles ------------------------------------------------------------------------------------------------------ */
 
-/* acc[n tiles] += A[16][K] B^T for B[8 n][K], and += A[16][A_BN] B for B[A_BN][8 n], where A is a warp's values as they lie in its accumulators. Else operands
- * are in shared memory. scratch: 16 x A_LP of the warp's own, where there is no mma. */
+/* acc[A_MT][n tiles] += A[A_WM][K] B^T for B[8 n][K], and += A[A_WM][A_BN] B for B[A_BN][8 n], where A is a warp's values as they lie in its accumulators. Else
+ * operands are in shared memory. scratch: 16 x A_LP of the warp's own, where there is no mma. */
 #if A_MMA
 #ifndef RAX_EMULATED
 RAX_DEVICE void rax_mma(float *c, const rax_u32 *a, rax_u32 b0, rax_u32 b1)
@@ -70,13 +70,18 @@ RAX_DEVICE void rax_product_nt(float (*acc)[4], int tiles, const rax_element *a,
     const rax_element *a_row = a + (lane & 15) * A_LD + (lane >> 4) * 8, *b_row = b + ((lane & 7) + (lane >> 4) * 8) * A_LD + (lane >> 3 & 1) * 8;
     RAX_UNROLL
     for (int k = 0; k < K; k += 16) {
-        rax_u32 f[4], g[4];
-        rax_matrices(f, a_row + k);
+        rax_u32 f[A_MT][4], g[4];
+        RAX_UNROLL
+        for (int m = 0; m < A_MT; m++)
+            rax_matrices(f[m], a_row + 16 * m * A_LD + k);
         RAX_UNROLL
         for (int n = 0; n < tiles; n += 2) {
             rax_matrices(g, b_row + 8 * n * A_LD + k);
-            rax_mma(acc[n], f, g[0], g[1]);
-            rax_mma(acc[n + 1], f, g[2], g[3]);
+            RAX_UNROLL
+            for (int m = 0; m < A_MT; m++) {
+                rax_mma(acc[m * tiles + n], f[m], g[0], g[1]);
+                rax_mma(acc[m * tiles + n + 1], f[m], g[2], g[3]);
+            }
         }
     }
 }
@@ -87,14 +92,20 @@ RAX_DEVICE void rax_product_values(float (*acc)[4], int tiles, float (*value)[4]
     const rax_element *b_row = b + ((lane & 7) + (lane >> 3 & 1) * 8) * A_LD + (lane >> 4) * 8;
     RAX_UNROLL
     for (int k = 0; k < A_BN; k += 16) {
-        const float *low = value[k / 8], *high = value[k / 8 + 1];
-        rax_u32 f[4], g[4];
-        f[0] = rax_pair(low[0], low[1]), f[1] = rax_pair(low[2], low[3]), f[2] = rax_pair(high[0], high[1]), f[3] = rax_pair(high[2], high[3]);
+        rax_u32 f[A_MT][4], g[4];
+        RAX_UNROLL
+        for (int m = 0; m < A_MT; m++) {
+            const float *low = value[m * A_NT + k / 8], *high = value[m * A_NT + k / 8 + 1];
+            f[m][0] = rax_pair(low[0], low[1]), f[m][1] = rax_pair(low[2], low[3]), f[m][2] = rax_pair(high[0], high[1]), f[m][3] = rax_pair(high[2], high[3]);
+        }
         RAX_UNROLL
         for (int n = 0; n < tiles; n += 2) {
             rax_matrices_transposed(g, b_row + k * A_LD + 8 * n);
-            rax_mma(acc[n], f, g[0], g[1]);
-            rax_mma(acc[n + 1], f, g[2], g[3]);
+            RAX_UNROLL
+            for (int m = 0; m < A_MT; m++) {
+                rax_mma(acc[m * tiles + n], f[m], g[0], g[1]);
+                rax_mma(acc[m * tiles + n + 1], f[m], g[2], g[3]);
+            }
         }
     }
 }
@@ -215,6 +226,9 @@ RAX_DEVICE int rax_sees(int row, int key) { return row < A_ROWS && key < A_KEYS 
 /* Of so many rows and keys from these on all see all: most tiles of a warp, which then needs no comparisons. */
 RAX_DEVICE int rax_all_see(int row, int rows, int key, int keys) { return rax_sees(row + rows - 1, key + keys - 1) && rax_sees(row, key + keys - 1); }
 
+/* No row up to this one sees a key from this one on. */
+RAX_DEVICE int rax_sees_nothing(int row, int key) { return A_CAUSAL && key > row + A_KEYS - A_ROWS; }
+
 /* What a weight is multiplied by: 0, or 1 / (1 - dropout). */
 typedef struct { rax_u32 k0, k1, step, site; rax_u64 first; } rax_dropout;
 RAX_DEVICE float rax_keep_one(const rax_dropout *d, int row, int key)
@@ -265,12 +279,14 @@ RAX_DEVICE int rax_seen(int row, int rows) { return A_CAUSAL && row + rows + A_K
 RAX_DEVICE void rax_attention_forward(const rax_element *q, const rax_element *k, const rax_element *v, rax_element *out, float *lse, rax_dropout drop, int tile, unsigned char *memory)
 {
     rax_element *Q = (rax_element *)memory, *stages = Q + A_BM * A_LD, *P = stages + 2 * A_STAGES * A_BN * A_LD + (threadIdx.x >> 5) * 16 * A_LP;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, first = tile * A_BM, row = first + 16 * warp + g;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, first = tile * A_BM, row = first + A_WM * warp + g;
     const int seen = rax_seen(first, A_BM);
-    float O[A_DT][4], S[A_NT][4], most[2], sum[2];
+    float O[A_MT * A_DT][4], S[A_MT * A_NT][4], most[2 * A_MT], sum[2 * A_MT], scale[2 * A_MT];
     int stage = 0;
-    rax_clear(O, A_DT);
-    most[0] = most[1] = -RAX_INFINITY, sum[0] = sum[1] = 0;
+    rax_clear(O, A_MT * A_DT);
+    RAX_UNROLL
+    for (int i = 0; i < 2 * A_MT; i++)
+        most[i] = -RAX_INFINITY, sum[i] = 0;
     A_LOAD(Q, q, Q, first, A_ROWS, A_BM);
     if (A_STAGES == 2)
         rax_load_keys(stages, k, v, 0);
@@ -285,31 +301,31 @@ RAX_DEVICE void rax_attention_forward(const rax_element *q, const rax_element *k
         stage ^= A_STAGES - 1;
         if (A_STAGES == 2 && j + A_BN < seen)
             rax_load_keys(stages + 2 * stage * A_BN * A_LD, k, v, j + A_BN);
-        rax_clear(S, A_NT);
-        rax_product_nt(S, A_NT, Q + 16 * warp * A_LD, K, A_DP);
+        if (rax_sees_nothing(first + A_WM * (warp + 1) - 1, j))
+            continue;
+        rax_clear(S, A_MT * A_NT);
+        rax_product_nt(S, A_NT, Q + A_WM * warp * A_LD, K, A_DP);
         RAX_UNROLL
-        for (int n = 0; n < A_NT; n++) {
+        for (int n = 0; n < A_MT * A_NT; n++) {
             RAX_UNROLL
             for (int e = 0; e < 4; e++)
                 S[n][e] *= A_SCALE_LOG2;
         }
-        if (!rax_all_see(first + 16 * warp, 16, j, A_BN)) {
+        if (!rax_all_see(first + A_WM * warp, A_WM, j, A_BN)) {
             RAX_UNROLL
-            for (int n = 0; n < A_NT; n++) {
+            for (int n = 0; n < A_MT * A_NT; n++) {
                 RAX_UNROLL
                 for (int e = 0; e < 4; e++)
-                    S[n][e] = rax_sees(row + 8 * (e >> 1), j + 8 * n + 2 * t + (e & 1)) ? S[n][e] : -RAX_INFINITY;
+                    S[n][e] = rax_sees(row + 16 * (n / A_NT) + 8 * (e >> 1), j + 8 * (n % A_NT) + 2 * t + (e & 1)) ? S[n][e] : -RAX_INFINITY;
             }
         }
         RAX_UNROLL
-        for (int half = 0; half < 2; half++) {
-            float high = -RAX_INFINITY, total = 0;
+        for (int half = 0; half < 2 * A_MT; half++) {
+            float (*const mine)[4] = S + (half >> 1) * A_NT, (*const out_of)[4] = O + (half >> 1) * A_DT, high = -RAX_INFINITY, total = 0;
+            const int e0 = 2 * (half & 1);
             RAX_UNROLL
-            for (int n = 0; n < A_NT; n++) {
-                RAX_UNROLL
-                for (int e = 2 * half; e < 2 * half + 2; e++)
-                    high = fmaxf(high, S[n][e]);
-            }
+            for (int n = 0; n < A_NT; n++)
+                high = fmaxf(high, fmaxf(mine[n][e0], mine[n][e0 + 1]));
             high = fmaxf(most[half], rax_row_max(high));
             const float base = high == -RAX_INFINITY ? 0 : high, fade = exp2f(most[half] - base);
             RAX_UNROLL
@@ -317,29 +333,30 @@ RAX_DEVICE void rax_attention_forward(const rax_element *q, const rax_element *k
                 float keep[2];
                 rax_keep(&drop, row + 8 * half, j + 8 * n + 2 * t, keep);
                 RAX_UNROLL
-                for (int e = 2 * half; e < 2 * half + 2; e++) {
-                    const float p = exp2f(S[n][e] - base);
+                for (int e = 0; e < 2; e++) {
+                    const float p = exp2f(mine[n][e0 + e] - base);
                     total += p;
-                    S[n][e] = p * keep[e & 1];
+                    mine[n][e0 + e] = p * keep[e];
                 }
             }
             sum[half] = sum[half] * fade + total;
             most[half] = high;
             RAX_UNROLL
             for (int n = 0; n < A_DT; n++)
-                O[n][2 * half] *= fade, O[n][2 * half + 1] *= fade;
+                out_of[n][e0] *= fade, out_of[n][e0 + 1] *= fade;
         }
         rax_product_values(O, A_DT, S, V, P);
     }
-    float scale[2];
     RAX_UNROLL
-    for (int half = 0; half < 2; half++) {
+    for (int half = 0; half < 2 * A_MT; half++) {
         const float total = rax_row_sum(sum[half]);
         scale[half] = 1 / total;
         if (t == 0 && row + 8 * half < A_ROWS)
             lse[(row + 8 * half) * (rax_i64)A_LSE_ROW] = (most[half] + log2f(total)) * A_LN2;
     }
-    rax_store_out(out, O, scale, row, A_ROWS, A_OUT_ROW, A_OUT_COLUMN, A_OUT_WIDE);
+    RAX_UNROLL
+    for (int m = 0; m < A_MT; m++)
+        rax_store_out(out, O + m * A_DT, scale + 2 * m, row + 16 * m, A_ROWS, A_OUT_ROW, A_OUT_COLUMN, A_OUT_WIDE);
 }
 
 /* -- backward ------------------------------------------------------------------------------------------------------------------- */
@@ -371,13 +388,13 @@ RAX_DEVICE void rax_attention_rows(const rax_element *q, const rax_element *k, c
                                    rax_dropout drop, int tile, unsigned char *memory)
 {
     rax_element *Q = (rax_element *)memory, *G = Q + A_BM * A_LD, *stages = G + A_BM * A_LD, *P = stages + 2 * A_STAGES * A_BN * A_LD + (threadIdx.x >> 5) * 16 * A_LP;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, first = tile * A_BM, row = first + 16 * warp + g;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, first = tile * A_BM, row = first + A_WM * warp + g;
     const int seen = rax_seen(first, A_BM);
-    float D[A_DT][4], S[A_NT][4], W[A_NT][4], log_sum[2], dot[2];
+    float D[A_MT * A_DT][4], S[A_MT * A_NT][4], W[A_MT * A_NT][4], log_sum[2 * A_MT], dot[2 * A_MT];
     int stage = 0;
-    rax_clear(D, A_DT);
+    rax_clear(D, A_MT * A_DT);
     RAX_UNROLL
-    for (int half = 0; half < 2; half++) {
+    for (int half = 0; half < 2 * A_MT; half++) {
         log_sum[half] = row + 8 * half < A_ROWS ? lse[(row + 8 * half) * (rax_i64)A_LSE_ROW] * A_LOG2E : 0;
         dot[half] = row + 8 * half < A_ROWS ? delta[row + 8 * half] : 0;
     }
@@ -396,40 +413,44 @@ RAX_DEVICE void rax_attention_rows(const rax_element *q, const rax_element *k, c
         stage ^= A_STAGES - 1;
         if (A_STAGES == 2 && j + A_BN < seen)
             rax_load_keys(stages + 2 * stage * A_BN * A_LD, k, v, j + A_BN);
-        rax_clear(S, A_NT);
-        rax_clear(W, A_NT);
-        rax_product_nt(S, A_NT, Q + 16 * warp * A_LD, K, A_DP);
-        rax_product_nt(W, A_NT, G + 16 * warp * A_LD, V, A_DP);
+        if (rax_sees_nothing(first + A_WM * (warp + 1) - 1, j))
+            continue;
+        rax_clear(S, A_MT * A_NT);
+        rax_clear(W, A_MT * A_NT);
+        rax_product_nt(S, A_NT, Q + A_WM * warp * A_LD, K, A_DP);
+        rax_product_nt(W, A_NT, G + A_WM * warp * A_LD, V, A_DP);
         RAX_UNROLL
-        for (int n = 0; n < A_NT; n++) {
+        for (int n = 0; n < A_MT * A_NT; n++) {
             RAX_UNROLL
             for (int e = 0; e < 4; e++)
-                S[n][e] = exp2f(S[n][e] * A_SCALE_LOG2 - log_sum[e >> 1]);
+                S[n][e] = exp2f(S[n][e] * A_SCALE_LOG2 - log_sum[2 * (n / A_NT) + (e >> 1)]);
         }
-        if (!rax_all_see(first + 16 * warp, 16, j, A_BN)) {
+        if (!rax_all_see(first + A_WM * warp, A_WM, j, A_BN)) {
             RAX_UNROLL
-            for (int n = 0; n < A_NT; n++) {
+            for (int n = 0; n < A_MT * A_NT; n++) {
                 RAX_UNROLL
                 for (int e = 0; e < 4; e++)
-                    S[n][e] = rax_sees(row + 8 * (e >> 1), j + 8 * n + 2 * t + (e & 1)) ? S[n][e] : 0;
+                    S[n][e] = rax_sees(row + 16 * (n / A_NT) + 8 * (e >> 1), j + 8 * (n % A_NT) + 2 * t + (e & 1)) ? S[n][e] : 0;
             }
         }
         RAX_UNROLL
-        for (int n = 0; n < A_NT; n++) {
+        for (int n = 0; n < A_MT * A_NT; n++) {
             RAX_UNROLL
             for (int half = 0; half < 2; half++) {
-                const int i = row + 8 * half, key = j + 8 * n + 2 * t;
+                const int of = 2 * (n / A_NT) + half, i = row + 8 * of, key = j + 8 * (n % A_NT) + 2 * t;
                 float keep[2];
                 rax_keep(&drop, i, key, keep);
                 RAX_UNROLL
                 for (int e = 0; e < 2; e++)
-                    S[n][2 * half + e] *= W[n][2 * half + e] * keep[e] - dot[half];
+                    S[n][2 * half + e] *= W[n][2 * half + e] * keep[e] - dot[of];
             }
         }
         rax_product_values(D, A_DT, S, K, P);
     }
     const float scale[2] = { A_SCALE, A_SCALE };
-    rax_store_grad(dq, D, scale, row, A_ROWS, A_DQ_ROW, A_DQ_COLUMN, A_DQ_WIDE);
+    RAX_UNROLL
+    for (int m = 0; m < A_MT; m++)
+        rax_store_grad(dq, D + m * A_DT, scale, row + 16 * m, A_ROWS, A_DQ_ROW, A_DQ_COLUMN, A_DQ_WIDE);
 }
 
 /* Tile i of queries and of dout, and what a row has one of. */
@@ -449,12 +470,12 @@ RAX_DEVICE void rax_attention_keys(const rax_element *q, const rax_element *k, c
 {
     rax_element *K = (rax_element *)memory, *V = K + A_BM * A_LD, *stages = V + A_BM * A_LD, *all = stages + 2 * A_STAGES * A_BN * A_LD, *P = all + (threadIdx.x >> 5) * 16 * A_LP;
     float *numbers = (float *)(A_MMA ? all : all + A_BM * A_LP);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, first = tile * A_BM, key = first + 16 * warp + g;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, first = tile * A_BM, key = first + A_WM * warp + g;
     const int begin = A_CAUSAL && first - (A_KEYS - A_ROWS) > 0 ? (first - (A_KEYS - A_ROWS)) / A_BN * A_BN : 0;
-    float DK[A_DT][4], DV[A_DT][4], S[A_NT][4], W[A_NT][4];
+    float DK[A_MT * A_DT][4], DV[A_MT * A_DT][4], S[A_MT * A_NT][4], W[A_MT * A_NT][4];
     int stage = 0;
-    rax_clear(DK, A_DT);
-    rax_clear(DV, A_DT);
+    rax_clear(DK, A_MT * A_DT);
+    rax_clear(DV, A_MT * A_DT);
     A_LOAD(K, k, K, first, A_KEYS, A_BM);
     A_LOAD(V, v, V, first, A_KEYS, A_BM);
     if (A_STAGES == 2)
@@ -471,15 +492,17 @@ RAX_DEVICE void rax_attention_keys(const rax_element *q, const rax_element *k, c
         stage ^= A_STAGES - 1;
         if (A_STAGES == 2 && i + A_BN < A_ROWS)
             rax_load_queries(stages + 2 * stage * A_BN * A_LD, numbers + 2 * stage * A_BN, q, dout, lse, delta, i + A_BN);
-        rax_clear(S, A_NT);
-        rax_clear(W, A_NT);
-        rax_product_nt(S, A_NT, K + 16 * warp * A_LD, Q, A_DP);
-        rax_product_nt(W, A_NT, V + 16 * warp * A_LD, G, A_DP);
+        if (rax_sees_nothing(i + A_BN - 1, first + A_WM * warp))
+            continue;
+        rax_clear(S, A_MT * A_NT);
+        rax_clear(W, A_MT * A_NT);
+        rax_product_nt(S, A_NT, K + A_WM * warp * A_LD, Q, A_DP);
+        rax_product_nt(W, A_NT, V + A_WM * warp * A_LD, G, A_DP);
         RAX_UNROLL
-        for (int n = 0; n < A_NT; n++) {
+        for (int n = 0; n < A_MT * A_NT; n++) {
             RAX_UNROLL
             for (int e = 0; e < 4; e++) {                /* compared one by one: kept apart as above this needs more registers than there are */
-                const int column = 8 * n + 2 * t + (e & 1), j = key + 8 * (e >> 1);
+                const int column = 8 * (n % A_NT) + 2 * t + (e & 1), j = key + 16 * (n / A_NT) + 8 * (e >> 1);
                 const float p = rax_sees(i + column, j) ? exp2f(S[n][e] * A_SCALE_LOG2 - log_sum[column]) : 0, keep = rax_keep_one(&drop, i + column, j);
                 S[n][e] = p * keep;
                 W[n][e] = p * (W[n][e] * keep - dot[column]);
@@ -489,6 +512,9 @@ RAX_DEVICE void rax_attention_keys(const rax_element *q, const rax_element *k, c
         rax_product_values(DK, A_DT, W, Q, P);
     }
     const float scale[2] = { A_SCALE, A_SCALE }, one[2] = { 1, 1 };
-    rax_store_grad(dk, DK, scale, key, A_KEYS, A_DK_ROW, A_DK_COLUMN, A_DK_WIDE);
-    rax_store_grad(dv, DV, one, key, A_KEYS, A_DV_ROW, A_DV_COLUMN, A_DV_WIDE);
+    RAX_UNROLL
+    for (int m = 0; m < A_MT; m++) {
+        rax_store_grad(dk, DK + m * A_DT, scale, key + 16 * m, A_KEYS, A_DK_ROW, A_DK_COLUMN, A_DK_WIDE);
+        rax_store_grad(dv, DV + m * A_DT, one, key + 16 * m, A_KEYS, A_DV_ROW, A_DV_COLUMN, A_DV_WIDE);
+    }
 }
