@@ -4,14 +4,31 @@
 #include <stdio.h>
 #include <string.h>
 
-static void reserve(base_text *text, size_t more)
+static void grow(base_text *text, size_t need)
 {
-    size_t need = text->len + more + 1;
-    if (need <= text->cap)
-        return;
     size_t cap = MAX(MAX(need, text->cap * 2), 64);
     text->at = base_realloc(text->at, text->at ? text->len + 1 : 0, cap);
     text->cap = cap;
+}
+
+/* Room for more bytes and the 0 behind them. */
+static inline char *reserve(base_text *text, size_t more)
+{
+    if (text->len + more + 1 > text->cap)
+        grow(text, text->len + more + 1);
+    return text->at + text->len;
+}
+
+/* Most words are shorter than a call of memcpy. */
+static inline void add_bytes(base_text *text, const char *bytes, size_t count)
+{
+    char *to = reserve(text, count);
+    if (count < 16)
+        for (size_t i = 0; i < count; i++)
+            to[i] = bytes[i];
+    else
+        memcpy(to, bytes, count);
+    text->len += count;
 }
 
 static void add_number(base_text *text, long long n)
@@ -23,13 +40,13 @@ static void add_number(base_text *text, long long n)
     while (left /= 10);
     if (n < 0)
         *--at = '-';
-    base_text_bytes(text, at, (size_t)(digits + sizeof digits - at));
+    add_bytes(text, at, (size_t)(digits + sizeof digits - at));
 }
 
 /* The format from here on, by the C library. Mostly there is room, and one formatting does. */
 static void add_formatted(base_text *text, const char *format, va_list args)
 {
-    size_t room = text->cap - text->len;
+    size_t room = text->cap - text->len;              /* the caller has reserved some */
     va_list again;
     va_copy(again, args);
     size_t len = (size_t)vsnprintf(text->at + text->len, room, format, again);
@@ -51,13 +68,17 @@ void base_text_addv(base_text *text, const char *format, va_list args)
         const char *plain = format;
         while (*format != '%' && *format != '\0')
             format++;
-        base_text_bytes(text, plain, (size_t)(format - plain));
+        add_bytes(text, plain, (size_t)(format - plain));
         if (*format == '\0')
             break;
         if (format[1] == 's') {
             const char *word = va_arg(left, const char *);
             word = word ? word : "(null)";
-            base_text_bytes(text, word, strlen(word));
+            add_bytes(text, word, strlen(word));
+            format += 2;
+        } else if (format[1] == 'c') {
+            char letter = (char)va_arg(left, int);
+            add_bytes(text, &letter, 1);
             format += 2;
         } else if (format[1] == 'd') {
             add_number(text, va_arg(left, int));
@@ -74,6 +95,7 @@ void base_text_addv(base_text *text, const char *format, va_list args)
         }
     }
     va_end(left);
+    *reserve(text, 0) = '\0';
 }
 
 void base_text_add(base_text *text, const char *format, ...)
@@ -86,9 +108,7 @@ void base_text_add(base_text *text, const char *format, ...)
 
 void base_text_bytes(base_text *text, const void *bytes, size_t count)
 {
-    reserve(text, count);
-    memcpy(text->at + text->len, bytes, count);
-    text->len += count;
+    add_bytes(text, bytes, count);
     text->at[text->len] = '\0';
 }
 

@@ -184,12 +184,12 @@ static int unit_of(const lower_state *state, const ir_node *node)
     return info->cluster >= 0 ? info->cluster : (int)node->mark;
 }
 
-static bool add_cuts(int64_t *cuts, int *n_cuts, const ir_type *type, int64_t factor)
+static bool add_cuts(int64_t *cuts, int *n_cuts, int rank, const int64_t *dim, int64_t factor)
 {
     int64_t product = factor;
-    for (int i = type->rank - 1; i >= 0; i--) {
-        product *= type->dim[i];
-        if (type->dim[i] == 1 || product == 0)
+    for (int i = rank - 1; i >= 0; i--) {
+        product *= dim[i];
+        if (dim[i] == 1 || product == 0)
             continue;
         int at = 0;
         while (at < *n_cuts && cuts[at] < product)
@@ -266,7 +266,7 @@ static node_cluster *new_cluster(clustering *c, ir_node *node)
         if (kind == REDUCE_LEADING)
             cluster->inner = kept;
     }
-    add_cuts(cluster->cuts, &cluster->n_cuts, full_type(node), 1);
+    add_cuts(cluster->cuts, &cluster->n_cuts, full_type(node)->rank, full_type(node)->dim, 1);
     state->clusters[cluster->id] = cluster;
     INFO(state, node)->cluster = cluster->id;
     return cluster;
@@ -297,17 +297,11 @@ static bool merged_measures(const node_cluster *a, const node_cluster *b, node_c
     const node_cluster *both[] = { a, b };
     for (int k = 0; k < 2; k++) {
         int64_t factor = merged->total / both[k]->total;
-        for (int i = 0; i < both[k]->n_cuts; i++) {
-            ir_type one = ir_type_of(IR_F32, 1, (int64_t[]){ both[k]->cuts[i] });
-            if (!add_cuts(merged->cuts, &merged->n_cuts, &one, factor))
+        for (int i = 0; i < both[k]->n_cuts; i++)
+            if (!add_cuts(merged->cuts, &merged->n_cuts, 1, &both[k]->cuts[i], factor))
                 return false;
-        }
     }
-    if (merged->inner > 1) {
-        ir_type row = ir_type_of(IR_F32, 1, (int64_t[]){ merged->inner });
-        return add_cuts(merged->cuts, &merged->n_cuts, &row, 1);
-    }
-    return true;
+    return merged->inner <= 1 || add_cuts(merged->cuts, &merged->n_cuts, 1, &merged->inner, 1);
 }
 
 /* Whether the edges of mine, one of the two, fit the merged cluster. Those inside of it did before, and do if its measures stay. */

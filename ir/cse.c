@@ -57,11 +57,9 @@ static ir_node *find_or_insert(table *t, ir_node *node)
 
 void ir_pass_cse(ir_graph *graph, ir_pass_context *context)
 {
-    size_t n_nodes = 0, n_slots = 16;
+    size_t n_slots = 16;
     int merged = 0;
-    for (ir_node *n = graph->first; n; n = n->next)
-        n_nodes++;
-    while (n_slots < 2 * n_nodes)
+    while (n_slots < 2 * (size_t)graph->n_nodes)
         n_slots *= 2;
     table t = { base_alloc(sizeof *t.slots * n_slots), n_slots - 1 };
 

@@ -10,12 +10,18 @@
  * w to be left alone until the last of them, and to live as long without it: else memory would be lost, w being twice as large as t. */
 #include "ir/kernels.h"
 
-typedef struct { int *writes, *reads; const kl_program *program; } totals;      /* by buffer, in the whole program */
+enum { NONE = -1 };
+
+typedef struct {
+    kl_program *program;
+    int *memory;               /* by buffer: kl_memories */
+    int *writes, *reads;       /* by buffer under its moving views: how often, in the whole program */
+} folding;
 
 static void count_use(void *context, const kl_access *access)
 {
-    totals *t = context;
-    ++(access->write ? t->writes : t->reads)[kl_root_buffer(t->program, access->view->buffer)];
+    folding *f = context;
+    ++(access->write ? f->writes : f->reads)[kl_root_buffer(f->program, access->view->buffer)];
 }
 
 /* t = cast(w), element by element in the same places but for an offset, and nothing else. */
@@ -37,24 +43,68 @@ static bool is_narrowing(const kl_kernel *kernel, const kl_view **w, const kl_vi
     return true;
 }
 
-/* A product in bf16 whose second operand is t as it lies. */
-static bool reads(const kl_kernel *kernel, int t)
+/* The buffer that a product in bf16 has for its second operand, as it lies; NONE: the kernel is no such product. */
+static int second_operand(const kl_kernel *kernel)
 {
     const kl_contraction *c = &kernel->contraction;
-    return kernel->kind == KL_CONTRACTION && c->dtype == IR_BF16 && c->b.n_exprs == 1 && c->b.exprs[0].kind == KL_LOAD && c->b.exprs[0].view.buffer == t &&
-           !c->b.exprs[0].view.n_dynamic;
+    bool plain = kernel->kind == KL_CONTRACTION && c->dtype == IR_BF16 && c->b.n_exprs == 1 && c->b.exprs[0].kind == KL_LOAD && !c->b.exprs[0].view.n_dynamic;
+    return plain ? c->b.exprs[0].view.buffer : NONE;
 }
 
-/* Whether w is written to, or read, in the kernels looked at. */
-typedef struct { const kl_program *program; int w; bool writes, reads; } search;
+/* -- who reads and writes what, in one list ----------------------------------------------------------------------------- */
+
+/* Found from the last kernel to the first; bodies count as the repeat that they are of. n and NONE: there is none. */
+typedef struct {
+    const folding *f;
+    int *last_read;            /* by memory: the last kernel that reads it */
+    int *write;                /* by memory: the first kernel that writes to it, of those looked at */
+    int *source_write;         /* by kernel that is such a cast: the first kernel after it that writes to its source */
+    int *product, *next;       /* by buffer: the first product whose second operand it is; by kernel: the next of that buffer */
+    int now;
+} list_index;
 
 static void look(void *context, const kl_access *access)
 {
-    search *s = context;
-    bool meets_w = kl_memory_of(s->program, kl_root_buffer(s->program, access->view->buffer)) == s->w;
-    s->writes |= meets_w && access->write;
-    s->reads |= meets_w && !access->write;
+    list_index *index = context;
+    int memory = index->f->memory[access->view->buffer];
+    if (access->write)
+        index->write[memory] = index->now;
+    else
+        index->last_read[memory] = MAX(index->last_read[memory], index->now);
 }
+
+static list_index index_list(const folding *f, kl_kernel *const *list, int n)
+{
+    size_t by_buffer = sizeof(int) * (size_t)MAX(f->program->n_buffers, 1), by_kernel = sizeof(int) * (size_t)MAX(n, 1);
+    list_index index = { f, base_alloc(by_buffer), base_alloc(by_buffer), base_alloc(by_kernel), base_alloc(by_buffer), base_alloc(by_kernel) };
+    for (int i = 0; i < f->program->n_buffers; i++) {
+        index.last_read[i] = index.product[i] = NONE;
+        index.write[i] = n;
+    }
+    for (index.now = n - 1; index.now >= 0; index.now--) {
+        const kl_view *w, *t;
+        int operand = second_operand(list[index.now]);
+        if (operand >= 0) {
+            index.next[index.now] = index.product[operand];
+            index.product[operand] = index.now;
+        }
+        if (is_narrowing(list[index.now], &w, &t))
+            index.source_write[index.now] = index.write[f->memory[w->buffer]];
+        kl_visit_all(list[index.now], look, &index);
+    }
+    return index;
+}
+
+static void free_index(list_index *index)
+{
+    base_free(index->last_read);
+    base_free(index->write);
+    base_free(index->source_write);
+    base_free(index->product);
+    base_free(index->next);
+}
+
+/* -- folding ------------------------------------------------------------------------------------------------------------ */
 
 static void read_source(kl_program *program, kl_loop *operand, const kl_view *w, const kl_view *t)
 {
@@ -68,49 +118,49 @@ static void read_source(kl_program *program, kl_loop *operand, const kl_view *w,
     *operand = cast;
 }
 
-static bool fold(const totals *all, kl_program *program, kl_kernel **list, int n, int at)
+/* Whether all who read what the kernel at `at` has cast do so as a second operand from then on, and w is there for them. */
+static bool fold(const folding *f, list_index *index, kl_kernel *const *list, int at)
 {
+    const kl_buffer *buffers = f->program->buffers;
     const kl_view *w, *t;
-    if (!is_narrowing(list[at], &w, &t) || program->buffers[t->buffer].kind != KL_TEMP || all->writes[t->buffer] != 1)
+    if (!is_narrowing(list[at], &w, &t) || buffers[t->buffer].kind != KL_TEMP || f->writes[t->buffer] != 1)
         return false;
-    search s = { .program = program, .w = kl_memory_of(program, kl_root_buffer(program, w->buffer)) };
-    int last = at, left = all->reads[t->buffer];
-    while (left > 0 && !s.writes && ++last < n) {
-        left -= reads(list[last], t->buffer);
-        kl_visit_all(list[last], look, &s);
+    int last = at, n_products = 0, source = f->memory[w->buffer];
+    for (int i = index->product[t->buffer]; i != NONE; i = index->next[i]) {
+        n_products += i > at;
+        last = i;
     }
-    if (left > 0 || s.writes)
+    bool lives = buffers[source].kind != KL_TEMP || index->last_read[source] >= last;
+    if (n_products == 0 || n_products != f->reads[t->buffer] || index->source_write[at] <= last || !lives)
         return false;
-    s.reads = program->buffers[s.w].kind != KL_TEMP;
-    for (int i = last; i < n && !s.reads; i++)
-        kl_visit_all(list[i], look, &s);
-    if (!s.reads)
-        return false;
-    for (int i = at + 1; i <= last; i++)
-        if (reads(list[i], t->buffer))
-            read_source(program, &list[i]->contraction.b, w, t);
+    for (int i = index->product[t->buffer]; i != NONE; i = index->next[i])
+        read_source(f->program, &list[i]->contraction.b, w, t);
+    index->last_read[source] = MAX(index->last_read[source], last);
     return true;
 }
 
-static void fold_list(const totals *all, kl_program *program, kl_kernel **list, int *n)
+static void fold_list(const folding *f, kl_kernel **list, int *n)
 {
     int kept = 0;
+    list_index index = index_list(f, list, *n);
     for (int i = 0; i < *n; i++) {
         if (list[i]->kind == KL_REPEAT)
-            fold_list(all, program, list[i]->repeat.body, &list[i]->repeat.n_body);
-        if (!fold(all, program, list, *n, i))
-            list[kept++] = list[i];
+            fold_list(f, list[i]->repeat.body, &list[i]->repeat.n_body);
+        list[kept] = list[i];
+        kept += !fold(f, &index, list, i);
     }
     *n = kept;
+    free_index(&index);
 }
 
 void kl_fold_casts(kl_program *program)
 {
-    int n = MAX(program->n_buffers, 1);
-    totals all = { base_alloc(sizeof(int) * (size_t)n), base_alloc(sizeof(int) * (size_t)n), program };
+    size_t bytes = sizeof(int) * (size_t)MAX(program->n_buffers, 1);
+    folding f = { program, kl_memories(program), base_alloc(bytes), base_alloc(bytes) };
     for (int i = 0; i < program->n_kernels; i++)
-        kl_visit_all(program->kernels[i], count_use, &all);
-    fold_list(&all, program, program->kernels, &program->n_kernels);
-    base_free(all.writes);
-    base_free(all.reads);
+        kl_visit_all(program->kernels[i], count_use, &f);
+    fold_list(&f, program->kernels, &program->n_kernels);
+    base_free(f.memory);
+    base_free(f.writes);
+    base_free(f.reads);
 }

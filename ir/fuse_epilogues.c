@@ -188,21 +188,6 @@ static bool joined(base_arena *arena, const kl_contraction *c, int which, const 
 
 /* -- dependences -------------------------------------------------------------------------------------------------------- */
 
-/* By buffer: kl_memory_of, found once. */
-static const int *memory_of_buffers(kl_program *program)
-{
-    int *param = ARENA_NEW(program->arena, int, program->n_buffers), *memory = ARENA_NEW(program->arena, int, program->n_buffers);
-    for (int i = 0; i < program->n_buffers; i++)
-        if (program->buffers[i].kind == KL_PARAM)
-            param[program->buffers[i].index] = i;
-    for (int i = 0; i < program->n_buffers; i++) {
-        int root = kl_root_buffer(program, i);
-        const kl_buffer *b = &program->buffers[root];
-        memory[i] = b->kind == KL_RESULT && b->donated >= 0 ? param[b->donated] : root;
-    }
-    return memory;
-}
-
 /* What the kernels of a list do, by memory and by buffer. Who has moved up runs at another place than where it stood: at[] says where. */
 enum { NONE = -1 };
 typedef struct { int kernel, next; } note;
@@ -336,7 +321,7 @@ static void drop_output(kl_loop *loop, int which)
     loop->n_outputs--;
 }
 
-typedef struct { kl_program *program; const int *memory; int *readers; } fusion;
+typedef struct { kl_program *program; int *memory, *readers; } fusion;
 
 /* Lets the product at `at` take one loop more, whose place in the list is NULL from then on. */
 static bool fuse_into(const fusion *f, list_index *index, kl_kernel **list, int at)
@@ -388,7 +373,8 @@ static void fuse_list(const fusion *f, kl_kernel **list, int *n)
 
 void kl_fuse_epilogues(kl_program *program)
 {
-    fusion f = { program, memory_of_buffers(program), count_readers(program) };
+    fusion f = { program, kl_memories(program), count_readers(program) };
     fuse_list(&f, program->kernels, &program->n_kernels);
+    base_free(f.memory);
     kl_renumber(program);
 }

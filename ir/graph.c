@@ -45,6 +45,8 @@ static void link_before(ir_graph *graph, ir_node *node, ir_node *before)
     node->prev = before ? before->prev : graph->last;
     *(node->prev ? &node->prev->next : &graph->first) = node;
     *(before ? &before->prev : &graph->last) = node;
+    graph->n_nodes++;
+    graph->n_with_body += node->attr.body != NULL;
 }
 
 static ir_node *new_node(ir_graph *graph, ir_op op, int n_args, ir_node *const *args, const ir_attr *attr)
@@ -286,6 +288,8 @@ void ir_remove(ir_graph *graph, ir_node *node)
     *(node->next ? &node->next->prev : &graph->last) = node->prev;
     if (graph->before == node)
         graph->before = node->next;
+    graph->n_nodes--;
+    graph->n_with_body -= node->attr.body != NULL;
     node->prev = node->next = NULL;
     node->mark = -1;                       /* so that the verifier knows it from a node of the list */
     node->note = NULL;
@@ -423,9 +427,9 @@ void ir_renumber(ir_graph *graph)
 
 int ir_count_nodes(const ir_graph *graph)
 {
-    int count = 0;
-    for (const ir_node *n = graph->first; n; n = n->next)
-        count += 1 + (n->attr.body ? ir_count_nodes(n->attr.body) : 0);
+    int count = graph->n_nodes;
+    for (const ir_node *n = graph->n_with_body ? graph->first : NULL; n; n = n->next)
+        count += n->attr.body ? ir_count_nodes(n->attr.body) : 0;
     return count;
 }
 

@@ -144,6 +144,7 @@ struct ir_graph {
     bool owns_arena;
     const char *name;
     ir_node *first, *last;
+    int n_nodes, n_with_body;          /* in the list; of these, with a body: most graphs have none, and nobody walks them for it */
     int next_id;
     int n_params, n_results;
     ir_node **params;                 /* OP_parameter nodes by index */

@@ -28,6 +28,21 @@ int kl_memory_of(const kl_program *program, int buffer)
     return buffer;
 }
 
+int *kl_memories(const kl_program *program)
+{
+    int n = MAX(program->n_buffers, 1), *memory = base_alloc(sizeof *memory * (size_t)n), *param = base_alloc(sizeof *param * (size_t)n);
+    for (int i = 0; i < program->n_buffers; i++)
+        if (program->buffers[i].kind == KL_PARAM)
+            param[program->buffers[i].index] = i;
+    for (int i = 0; i < program->n_buffers; i++) {
+        int root = kl_root_buffer(program, i);
+        const kl_buffer *b = &program->buffers[root];
+        memory[i] = b->kind == KL_RESULT && b->donated >= 0 ? param[b->donated] : root;
+    }
+    base_free(param);
+    return memory;
+}
+
 void kl_program_free(kl_program *program)
 {
     if (program)

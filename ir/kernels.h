@@ -254,6 +254,7 @@ bool kl_share_memory(const kl_program *program, int a, int b);
 int kl_root_buffer(const kl_program *program, int buffer);
 /* What memory a buffer is in, by the number of one buffer of that memory: a result that has a parameter's place is the parameter. */
 int kl_memory_of(const kl_program *program, int buffer);
+int *kl_memories(const kl_program *program);                 /* of every buffer, in one walk; the caller frees it */
 /* Flops and bytes of one execution, as the compile trace tells them: 2 M N K a contraction; elements read and written. */
 void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, double *bytes);
 /* A profile of all kernels by id, but for how each was done and what it took; texts are the list's and the arena's. */

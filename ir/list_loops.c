@@ -275,20 +275,11 @@ static void list_in(survey *s, kl_kernel **kernels, int *n, bool up)
 
 void kl_list_loops(kl_program *program)
 {
-    int n = program->n_buffers, *donor = numbers(program->n_params);
-    survey s = { .program = program, .memory = numbers(n), .write = numbers(n), .touch = numbers(n), .last = numbers(n) };
-    for (int i = 0; i < n; i++)
-        if (program->buffers[i].kind == KL_PARAM)
-            donor[program->buffers[i].index] = i;
-    for (int i = 0; i < n; i++) {
-        int root = kl_root_buffer(program, i);
-        const kl_buffer *b = &program->buffers[root];
-        s.memory[i] = b->kind == KL_RESULT && b->donated >= 0 ? donor[b->donated] : root;
-    }
+    int n = program->n_buffers;
+    survey s = { .program = program, .memory = kl_memories(program), .write = numbers(n), .touch = numbers(n), .last = numbers(n) };
     list_in(&s, program->kernels, &program->n_kernels, true);
     list_in(&s, program->kernels, &program->n_kernels, false);
     kl_renumber(program);
-    base_free(donor);
     base_free(s.memory);
     base_free(s.write);
     base_free(s.touch);

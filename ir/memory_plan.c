@@ -225,6 +225,8 @@ static int64_t place(block *b, placement *placed, int n_placed)
         if (gap >= b->bytes && gap < best_gap) {
             best = end;
             best_gap = gap;
+            if (gap == b->bytes)
+                break;                                    /* no other is smaller: blocks of one size mostly end here */
         }
         end = MAX(end, other->end);
     }

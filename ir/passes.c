@@ -57,7 +57,7 @@ static void run(ir_graph *graph, const char *name, ir_pass_function *pass, bool 
     if (context.note.len)
         base_text_add(notes, "%s%s", notes->len ? "; " : "", context.note.at);
     base_text_free(&context.note);
-    for (ir_node *n = graph->first; n; n = n->next)
+    for (ir_node *n = graph->n_with_body ? graph->first : NULL; n; n = n->next)
         if (n->attr.body)
             run(n->attr.body, name, pass, keep_composite, notes);
 }

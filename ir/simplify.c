@@ -41,10 +41,9 @@ static ir_node *rewritten(ir_graph *graph, ir_node *node)
     return NULL;
 }
 
-static int64_t count_users(ir_graph *graph)
+static void count_users(ir_graph *graph)
 {
-    int64_t n_nodes = 0;
-    for (ir_node *n = graph->first; n; n = n->next, n_nodes++) {
+    for (ir_node *n = graph->first; n; n = n->next) {
         n->note = NULL;
         n->mark = 0;
         for (int i = 0; i < n->n_args; i++)
@@ -52,15 +51,15 @@ static int64_t count_users(ir_graph *graph)
     }
     for (int i = 0; i < graph->n_results; i++)
         graph->results[i]->mark++;
-    return n_nodes;
 }
 
 void ir_pass_simplify(ir_graph *graph, ir_pass_context *context)
 {
-    int64_t rewrites = 0, bound = 1000 + 100 * count_users(graph);
+    int64_t rewrites = 0, bound = 1000 + 100 * (int64_t)graph->n_nodes;
     ir_place place = graph->place;
     ir_node *before = graph->before;
 
+    count_users(graph);
     for (ir_node *n = graph->first, *next; n; n = next) {
         ir_node *prev = n->prev;
         next = n->next;

@@ -278,7 +278,8 @@ enum { MAX_PARTS = 64 };
 
 static bool is_zero_pad(const ir_node *node) { return node->op == OP_pad && node->attr.value == 0; }
 
-/* The leaves of a tree of adds, if all are pads with zeros. */
+/* The leaves of a tree of adds, if all are pads with zeros; the last first: sums of gradients grow to the left, and what makes most of
+ * them no sum of pads is near. */
 static bool padded_parts(ir_node *node, int *n, ir_node **parts)
 {
     if (is_zero_pad(node)) {
@@ -287,7 +288,7 @@ static bool padded_parts(ir_node *node, int *n, ir_node **parts)
         parts[(*n)++] = node;
         return true;
     }
-    return node->op == OP_add && padded_parts(node->args[0], n, parts) && padded_parts(node->args[1], n, parts);
+    return node->op == OP_add && padded_parts(node->args[1], n, parts) && padded_parts(node->args[0], n, parts);
 }
 
 /* The one axis on which two pads stand in different places, or -1. */

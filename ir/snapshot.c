@@ -4,7 +4,7 @@
  * remember the nodes in their order, their operands, and the results, of the graph and of the bodies within it. */
 #include "ir/ir.h"
 
-typedef struct { ir_graph *graph; int n_nodes; ir_node **nodes; ir_node **operands; ir_node **results; } remembered;
+typedef struct { ir_graph *graph; int n_nodes, n_with_body; ir_node **nodes; ir_node **operands; ir_node **results; } remembered;
 
 struct ir_snapshot {
     base_arena *arena;
@@ -14,9 +14,9 @@ struct ir_snapshot {
 
 static void remember(ir_snapshot *snapshot, ir_graph *graph)
 {
-    remembered r = { .graph = graph };
+    remembered r = { .graph = graph, .n_nodes = graph->n_nodes, .n_with_body = graph->n_with_body };
     int n_operands = 0;
-    for (const ir_node *n = graph->first; n; n = n->next, r.n_nodes++)
+    for (const ir_node *n = graph->first; n; n = n->next)
         n_operands += n->n_args;
     r.nodes = ARENA_NEW(snapshot->arena, ir_node *, r.n_nodes);
     r.operands = ARENA_NEW(snapshot->arena, ir_node *, n_operands);
@@ -31,7 +31,7 @@ static void remember(ir_snapshot *snapshot, ir_graph *graph)
     }
     snapshot->graphs = base_arena_grown(snapshot->arena, snapshot->graphs, snapshot->n, &snapshot->cap, sizeof(remembered));
     snapshot->graphs[snapshot->n++] = r;
-    for (ir_node *n = graph->first; n; n = n->next)
+    for (ir_node *n = graph->n_with_body ? graph->first : NULL; n; n = n->next)
         if (n->attr.body)
             remember(snapshot, n->attr.body);
 }
@@ -61,6 +61,8 @@ void ir_snapshot_restore(const ir_snapshot *snapshot)
                 node->args[k] = *operand++;
         }
         r->graph->last = last;
+        r->graph->n_nodes = r->n_nodes;
+        r->graph->n_with_body = r->n_with_body;
         for (int j = 0; j < r->graph->n_results; j++)
             r->graph->results[j] = r->results[j];
     }

@@ -49,16 +49,20 @@ static int compare_ids(const void *a, const void *b)
 static bool list_holds(verifier *v, int *n_nodes)
 {
     const ir_node *prev = NULL;
-    int64_t position = 0;
+    int64_t position = 0, n_with_body = 0;
     for (ir_node *n = v->graph->first; n; prev = n, n = n->next) {
         if (n->prev != prev)
             return fails(v, n, "expected the node before it to be linked to it");
         if ((unsigned)n->op >= IR_OPS)
             return fails(v, NULL, "%%%d: expected an op, got %d", n->id, (int)n->op);
         n->mark = ++position;
+        n_with_body += n->attr.body != NULL;
         n->note = (void *)v->graph;
     }
     *n_nodes = (int)position;
+    if (position != v->graph->n_nodes || n_with_body != v->graph->n_with_body)
+        return fails(v, NULL, "expected %d nodes, %d of them with a body, got %lld and %lld", v->graph->n_nodes, v->graph->n_with_body,
+                     (long long)position, (long long)n_with_body);
     return v->graph->last == prev || fails(v, v->graph->last, "expected the last node of the list to be graph->last");
 }
 
