@@ -179,7 +179,7 @@ static double work_of(const cpu_attention *a)
 
 bool cpu_plan_attention(cpu_compiler *compiler, const kl_kernel *kernel, cpu_plan *plan)
 {
-    const kl_attention *s = &kernel->attention;
+    const kl_attention *s = kernel->attention;
     link_context *context = ARENA_NEW(compiler->arena, link_context, 1);
     cpu_attention *a = context->a = ARENA_NEW(compiler->arena, cpu_attention, 1);
     ir_dtype wide = s->dtype == IR_F64 ? IR_F64 : IR_F32;

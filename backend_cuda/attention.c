@@ -112,7 +112,7 @@ static void begin(cuda_writer *w, const kl_attention *a, const shape *s, int64_t
 
 static void plan_forward(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan)
 {
-    const kl_attention *a = &kernel->attention;
+    const kl_attention *a = kernel->attention;
     shape s = shape_of(c->machine, a, FORWARD);
     int64_t tiles = base_divide_up(a->rows, rows_of(&s));
     cuda_writer w = { .compiler = c };
@@ -127,7 +127,7 @@ static void plan_forward(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *p
 static void plan_delta(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan, int64_t delta)
 {
     enum { WARPS = 8 };
-    const kl_attention *a = &kernel->attention;
+    const kl_attention *a = kernel->attention;
     shape s = shape_of(c->machine, a, BY_ROWS);
     int lanes = delta_lanes(c->program, a);
     int64_t rows = 32 * WARPS / lanes, tiles = base_divide_up(a->rows, rows);
@@ -143,7 +143,7 @@ static void plan_delta(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *pla
 
 static void plan_gradient(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan, int64_t delta, part part)
 {
-    const kl_attention *a = &kernel->attention;
+    const kl_attention *a = kernel->attention;
     shape s = shape_of(c->machine, a, part);
     bool by_keys = part == BY_KEYS;
     int64_t tiles = base_divide_up(by_keys ? a->keys : a->rows, rows_of(&s));
@@ -165,7 +165,7 @@ static void plan_gradient(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *
 
 bool cuda_plan_attention(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan)
 {
-    const kl_attention *a = &kernel->attention;
+    const kl_attention *a = kernel->attention;
     if (!cuda_attention_takes(a->dtype, a->head_dim))
         return base_fail(BASE_FAILURE, "device cuda: k%d: there is no kernel for attention in %s of head size %lld", kernel->id, ir_dtype_name(a->dtype), (long long)a->head_dim);
     plan->how = shape_of(c->machine, a, FORWARD).mma ? "fused, mma" : "fused";

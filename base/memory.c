@@ -207,14 +207,15 @@ void *base_realloc(void *old, size_t old_bytes, size_t bytes)
     return memory;
 }
 
-enum { LEAST_CAP = 16 };
+/* A first block: room for a few of what is large, for more of what is small. */
+static int least_cap(size_t size) { return size >= 128 ? 4 : 16; }
 
 void *base_grown(void *old, int n, int *cap, size_t size)
 {
     if (n < *cap)
         return old;
     size_t before = size * (size_t)*cap;
-    *cap = MAX(LEAST_CAP, 2 * *cap);
+    *cap = MAX(least_cap(size), 2 * *cap);
     return base_realloc(old, before, size * (size_t)*cap);
 }
 
@@ -293,7 +294,7 @@ void *base_arena_grown(base_arena *arena, void *old, int n, int *cap, size_t siz
 {
     if (n < *cap)
         return old;
-    *cap = MAX(LEAST_CAP, 2 * *cap);
+    *cap = MAX(least_cap(size), 2 * *cap);
     void *more = base_arena_alloc(arena, size * (size_t)*cap);
     if (n)
         memcpy(more, old, size * (size_t)n);

@@ -6,7 +6,7 @@
 
 static void grow(base_text *text, size_t need)
 {
-    size_t cap = MAX(MAX(need, text->cap * 2), 64);
+    size_t cap = MAX(MAX(need, text->cap * 2), 256);
     text->at = base_realloc(text->at, text->at ? text->len + 1 : 0, cap);
     text->cap = cap;
 }

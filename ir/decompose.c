@@ -37,10 +37,11 @@ static void remove_replaced(ir_graph *graph)
 
 void ir_pass_decompose(ir_graph *graph, ir_pass_context *context)
 {
-    ir_node *outside = graph->before;
+    ir_node *outside = graph->before, *recent[IR_RECENT] = {0};
     int count = 0;
     for (ir_node *n = graph->first; n; n = n->next)
         n->mark = 0;
+    ir_share_scalars(graph, recent);
     for (ir_node *n = graph->first, *next; n; n = next) {
         next = n->next;
         if (n->mark)
@@ -64,6 +65,7 @@ void ir_pass_decompose(ir_graph *graph, ir_pass_context *context)
         replace(n, n->type.dtype == IR_TUPLE ? (void *)results : results[0]);
         count++;
     }
+    ir_share_scalars(graph, NULL);
     remove_replaced(graph);
     if (count > 0)
         base_text_add(&context->note, "%d decomposed", count);

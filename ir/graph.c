@@ -36,6 +36,8 @@ void ir_graph_free(ir_graph *graph)
         base_arena_free(graph->arena);
 }
 
+static uint64_t mixed(uint64_t hash, uint64_t word) { return (hash ^ word) * 0x9e3779b97f4a7c15 + (hash >> 29); }
+
 /* -- nodes ------------------------------------------------------------------------------------------------------------- */
 
 /* Puts node into the list before `before`, or at the end where it is NULL. */
@@ -81,12 +83,61 @@ bool ir_infer(ir_graph *graph, ir_op op, int n_args, ir_node *const *args, const
     return ir_infer_in(graph->arena, op, n_args, args, attr, stated, type, n_tuple, tuple, why);
 }
 
+void ir_share_scalars(ir_graph *graph, ir_node **recent) { graph->recent = recent; }
+
+static uint64_t value_bits(ir_dtype dtype, double value)
+{
+    uint64_t bits;
+    value = ir_round_to(dtype, value);
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static bool is_recent(const ir_node *node, ir_op op, int n_args, ir_node *const *args, const ir_attr *attr, const ir_type *stated)
+{
+    bool same = node && node->op == op && node->n_args == n_args && (!stated || ir_type_equal(&node->type, stated));
+    for (int i = 0; same && i < n_args; i++)
+        same = node->args[i] == args[i];
+    return same && (op != OP_constant || value_bits(stated->dtype, node->attr.value) == value_bits(stated->dtype, attr->value));
+}
+
+/* Where the table of recent nodes has such a node, or would have it, in the place of an older one if need be. NULL: it is none that is shared. */
+static ir_node **recent_place(const ir_graph *graph, ir_op op, int n_args, ir_node *const *args, const ir_attr *attr, const ir_type *stated)
+{
+    enum { TRIES = 4 };
+    const ir_op_info *info = &ir_op_table[op];
+    uint64_t hash = (uint64_t)op;
+    if (!graph->recent || !(op == OP_constant || op == OP_broadcast || (info->class == IR_ELEMENTWISE && !(info->attributes & ~(unsigned)RESULT_TYPE))))
+        return NULL;
+    for (int i = 0; i < n_args; i++) {
+        if (args[i]->type.rank > 0 || args[i]->type.dtype == IR_TUPLE)
+            return NULL;
+        hash = mixed(hash, (uint64_t)args[i]->id);         /* not its address: every run makes the same graph */
+    }
+    if (op == OP_constant)
+        hash = mixed(hash, value_bits(stated->dtype, attr->value));
+    for (int i = 0; stated && i < stated->rank; i++)
+        hash = mixed(hash, (uint64_t)stated->dim[i]);
+    hash ^= hash >> 17 ^ hash >> 43;
+    for (uint64_t i = 0; i < TRIES; i++) {
+        ir_node **place = &graph->recent[(hash + i) % IR_RECENT];
+        if (!*place || is_recent(*place, op, n_args, args, attr, stated))
+            return place;
+    }
+    return &graph->recent[hash % IR_RECENT];
+}
+
 ir_node *ir_try_add(ir_graph *graph, ir_op op, int n_args, ir_node *const *args, const ir_attr *attr, const ir_type *stated, base_text *why)
 {
+    ir_node **recent = recent_place(graph, op, n_args, args, attr, stated);
+    if (recent && is_recent(*recent, op, n_args, args, attr, stated))
+        return *recent;
     ir_node *node = new_node(graph, op, n_args, args, attr);
     if (!ir_infer(graph, op, n_args, args, attr, stated, &node->type, &node->n_tuple, &node->tuple, why))
         return NULL;
     settle_attributes(node);
+    if (recent)
+        *recent = node;
     link_before(graph, node, graph->before);
     return node;
 }
@@ -434,8 +485,6 @@ int ir_count_nodes(const ir_graph *graph)
 }
 
 /* -- hashes ------------------------------------------------------------------------------------------------------------- */
-
-static uint64_t mixed(uint64_t hash, uint64_t word) { return (hash ^ word) * 0x9e3779b97f4a7c15 + (hash >> 29); }
 
 static uint64_t mixed_bytes(uint64_t hash, const void *bytes, size_t n)
 {

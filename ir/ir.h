@@ -155,11 +155,17 @@ struct ir_graph {
     const char *pass;                 /* new nodes are born by it */
     ir_node *before;                  /* new nodes go before this one; NULL: at the end */
     uint32_t next_site;
+    ir_node **recent;                 /* IR_RECENT of them, or NULL; see ir_share_scalars */
 };
 
 ir_graph *ir_graph_new(const char *name);                                          /* with an arena of its own */
 ir_graph *ir_graph_new_body(ir_graph *parent, const char *name);
 void ir_graph_free(ir_graph *graph);                                               /* its bodies with it */
+
+/* From here on constants, ops on scalars and scalars broadcast are made once, as far as a small table remembers them; NULL ends it. For a pass that adds
+ * nodes in the order of the list, and removes none of these: decompositions would make the same for each of a hundred parameters, and cse merge it. */
+enum { IR_RECENT = 256 };
+void ir_share_scalars(ir_graph *graph, ir_node **recent);
 
 /* Adds a node. attr may be NULL; stated is the result type, for ops with RESULT_TYPE, else NULL. A type error here is a bug:
  * who may err tries. */

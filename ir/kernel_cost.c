@@ -50,7 +50,7 @@ static void add_traffic(void *context, const kl_access *access)
         count = access->view == &t->kernel->scatter.indices ? (double)t->kernel->scatter.positions
                                                             : (double)(t->kernel->scatter.pre * t->kernel->scatter.positions * t->kernel->scatter.post);
     else if (t->kernel->kind == KL_ATTENTION) {
-        const kl_attention *a = &t->kernel->attention;
+        const kl_attention *a = t->kernel->attention;
         bool of_keys = access->view == &a->k || access->view == &a->v || access->view == &a->dk || access->view == &a->dv;
         bool of_rows = access->view == &a->lse || access->view == &a->dlse;
         count = (double)(a->batch * a->heads) * (double)(of_keys ? a->keys : a->rows) * (double)(of_rows ? 1 : a->head_dim);
@@ -81,7 +81,7 @@ void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, 
         break;
     }
     case KL_ATTENTION: {                  /* two products of rows x keys x head_dim; backward five; half of them where causal */
-        const kl_attention *a = &kernel->attention;
+        const kl_attention *a = kernel->attention;
         double seen = (double)a->rows * (a->causal ? (double)a->keys - (double)(a->rows - 1) / 2 : (double)a->keys);
         *flops = 2.0 * (a->backward ? 5 : 2) * (double)(a->batch * a->heads * a->head_dim) * seen;
         break;
@@ -121,7 +121,7 @@ static const char *shape_of(base_arena *arena, const kl_kernel *kernel)
         break;
     }
     case KL_ATTENTION: {
-        const kl_attention *a = &kernel->attention;
+        const kl_attention *a = kernel->attention;
         base_text_add(&text, "%lld,%lld,%lldx%lldx%lld", (long long)a->batch, (long long)a->heads, (long long)a->rows, (long long)a->keys,
                       (long long)a->head_dim);
         break;
@@ -142,7 +142,7 @@ static const char *shape_of(base_arena *arena, const kl_kernel *kernel)
 static ir_kernel_profile profile_of(const kl_program *program, const kl_kernel *kernel, base_arena *arena)
 {
     ir_kernel_profile k = { .name = kernel->name ? kernel->name : "", .place = kernel->place, .shape = shape_of(arena, kernel) };
-    k.dtype = kernel->kind == KL_CONTRACTION ? kernel->contraction.dtype : kernel->kind == KL_ATTENTION ? kernel->attention.dtype : IR_F32;
+    k.dtype = kernel->kind == KL_CONTRACTION ? kernel->contraction.dtype : kernel->kind == KL_ATTENTION ? kernel->attention->dtype : IR_F32;
     kl_cost(program, kernel, &k.flops, &k.bytes);
     return k;
 }

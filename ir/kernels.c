@@ -125,7 +125,7 @@ void kl_visit(kl_kernel *kernel, void (*visit)(void *context, const kl_access *a
         visit_loop(&kernel->contraction.c, visit, context);
         return;
     case KL_ATTENTION: {
-        kl_attention *a = &kernel->attention;
+        kl_attention *a = kernel->attention;
         ir_dtype wide = a->dtype == IR_F64 ? IR_F64 : IR_F32;
         struct { kl_view *view; bool write; ir_dtype dtype; } all[] = {
             { &a->q, false, a->dtype }, { &a->k, false, a->dtype }, { &a->v, false, a->dtype },

@@ -197,7 +197,7 @@ struct kl_kernel {
         kl_loop loop;
         kl_list list;
         kl_contraction contraction;
-        kl_attention attention;
+        kl_attention *attention;    /* apart: three times as large as all the others, and few */
         kl_scatter scatter;
         kl_repeat repeat;
     };

@@ -117,7 +117,7 @@ typedef struct {
     int *before, *after;       /* by position: the nearest kernels before and after it that must stay there; -1 and n: none */
     int *write, *touch;        /* by memory, in a sweep: the last step that did, or -1 */
     int *last;                 /* by memory: the last position that touches it */
-    int now, nearest;
+    int now, at, nearest;      /* the step, and its position */
     bool note;
 } survey;
 
@@ -131,18 +131,19 @@ static void look(void *context, const kl_access *access)
         s->touch[memory] = s->now;
         if (access->write)
             s->write[memory] = s->now;
+        s->last[memory] = MAX(s->last[memory], s->at);
     } else {
         s->nearest = MAX(s->nearest, access->write ? s->touch[memory] : s->write[memory]);
     }
 }
 
-/* In the order of the list, or the other way round, where steps are counted from its end. */
+/* In the order of the list, to find `before`; or the other way round, where steps are counted from its end, to find `after` and `last`. */
 static void sweep(survey *s, kl_kernel *const *kernels, int n, bool down)
 {
     for (int i = 0; i < s->program->n_buffers; i++)
-        s->write[i] = s->touch[i] = -1;
+        s->write[i] = s->touch[i] = s->last[i] = -1;
     for (s->now = 0; s->now < n; s->now++) {
-        int at = down ? s->now : n - 1 - s->now;
+        int at = s->at = down ? s->now : n - 1 - s->now;
         s->nearest = -1;
         s->note = false;
         kl_visit_all(kernels[at], look, s);
@@ -150,8 +151,6 @@ static void sweep(survey *s, kl_kernel *const *kernels, int n, bool down)
         kl_visit_all(kernels[at], look, s);
         *(down ? &s->before[at] : &s->after[at]) = down ? s->nearest : n - 1 - s->nearest;
     }
-    if (down)
-        memcpy(s->last, s->touch, sizeof(int) * (size_t)s->program->n_buffers);
 }
 
 /* -- what may move -------------------------------------------------------------------------------------------------------- */
@@ -258,8 +257,7 @@ static void list_in(survey *s, kl_kernel **kernels, int *n, bool up)
     int *lands = numbers(*n);
     s->before = numbers(*n);
     s->after = numbers(*n);
-    sweep(s, kernels, *n, true);
-    sweep(s, kernels, *n, false);
+    sweep(s, kernels, *n, up);
     for (int i = 0; i < *n; i++)
         lands[i] = i;
     for (int i = 0; i < *n; i++)

@@ -114,7 +114,8 @@ static void lower_attention(lowering *l, kernel_list *list, ir_node *node)
     if (!ok)
         return;
     const ir_type *q = &node->args[0]->type, *k = &node->args[1]->type;
-    kl_attention *a = &kl_new_kernel(l, list, KL_ATTENTION, node, backward ? "attention_vjp" : "attention")->attention;
+    kl_kernel *kernel = kl_new_kernel(l, list, KL_ATTENTION, node, backward ? "attention_vjp" : "attention");
+    kl_attention *a = kernel->attention = ARENA_NEW(l->program->arena, kl_attention, 1);
     *a = (kl_attention){ .backward = backward, .batch = q->dim[0], .heads = q->dim[1], .rows = q->dim[2], .keys = k->dim[2],
                          .head_dim = q->dim[3], .causal = node->attr.causal, .scale = node->attr.scale, .dropout = node->attr.dropout,
                          .site = node->attr.site, .dtype = q->dtype, .grad_dtype = q->dtype };

@@ -49,7 +49,7 @@ static int narrowing_loop(const uses *u, kl_kernel **list, int n_list, int at, i
 
 static void narrow_gradients(const uses *u, kl_kernel **list, int *n, int at)
 {
-    kl_attention *a = &list[at]->attention;
+    kl_attention *a = list[at]->attention;
     kl_view *grads[] = { &a->dq, &a->dk, &a->dv };
     int loops[COUNT_OF(grads)], to[COUNT_OF(grads)];
     for (size_t i = 0; i < COUNT_OF(grads); i++) {
@@ -77,7 +77,7 @@ static void narrow_list(const uses *u, kl_kernel **list, int *n)
     for (int i = 0; i < *n; i++) {
         if (list[i]->kind == KL_REPEAT)
             narrow_list(u, list[i]->repeat.body, &list[i]->repeat.n_body);
-        if (list[i]->kind == KL_ATTENTION && list[i]->attention.backward && list[i]->attention.grad_dtype == IR_F32)
+        if (list[i]->kind == KL_ATTENTION && list[i]->attention->backward && list[i]->attention->grad_dtype == IR_F32)
             narrow_gradients(u, list, n, i);
     }
 }

@@ -500,7 +500,8 @@ static bool kernel(parser *p, kernel_list *list)
     }
     if (ir_lex_is_word(text, len, "attention")) {
         k->kind = KL_ATTENTION;
-        return attention(p, &k->attention);
+        k->attention = ARENA_NEW(p->program->arena, kl_attention, 1);
+        return attention(p, k->attention);
     }
     if (ir_lex_is_word(text, len, "scatter")) {
         k->kind = KL_SCATTER;

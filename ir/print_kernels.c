@@ -341,7 +341,7 @@ static void print_kernel(printer *p, const kl_kernel *kernel)
         print_contraction(p, &kernel->contraction, kernel->place);
         return;
     case KL_ATTENTION:
-        print_attention(p, &kernel->attention, kernel->place);
+        print_attention(p, kernel->attention, kernel->place);
         return;
     case KL_SCATTER:
         print_scatter(p, &kernel->scatter, kernel->place);

@@ -380,7 +380,7 @@ static void run_list(kl_machine *machine, kl_kernel *const *kernels, int n)
             run_contraction(machine, &kernel->contraction);
             break;
         case KL_ATTENTION:
-            kl_run_attention(machine, &kernel->attention);
+            kl_run_attention(machine, kernel->attention);
             break;
         case KL_SCATTER:
             run_scatter(machine, &kernel->scatter);

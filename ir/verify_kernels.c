@@ -521,7 +521,7 @@ static bool list_fits(verifier *v, kl_kernel *const *kernels, int n)
         case KL_LOOP:        good = loop_fits(v, &kernel->loop, LOOP_ALONE, IR_F32, IR_F32); break;
         case KL_LIST:        good = list_of_loops_fits(v, &kernel->list); break;
         case KL_CONTRACTION: good = contraction_fits(v, &kernel->contraction); break;
-        case KL_ATTENTION:   good = attention_fits(v, &kernel->attention); break;
+        case KL_ATTENTION:   good = attention_fits(v, kernel->attention); break;
         case KL_SCATTER:     good = scatter_fits(v, &kernel->scatter); break;
         case KL_REPEAT:
             v->inside[kernel->repeat.id] = true;

@@ -436,6 +436,24 @@ static void what_a_backend_keeps_stays(void **state)
     base_text_free(&context.note);
 }
 
+/* Of two parameters of one shape: 1 - beta1, 1 - beta2, 1 - lr decay, rsqrt(c2), lr/c1, and the eight scalars broadcast stand there once. */
+static void updates_share_their_scalars(void **state)
+{
+    (void)state;
+    ir_graph *g = graph_of("graph t(%0: f32[7], %1: f32[7], %2: f32[7], %3: f32[7], %4: f32[], %5: f32[], %6: f32[], %7: f32[], %8: f32[], %9: f32[], %10: f32[]) {\n"
+                           " %11: (f32[7], f32[7], f32[7]) = adamw %0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10\n %12: f32[7] = result %11 {index=0}\n"
+                           " %13: (f32[7], f32[7], f32[7]) = adamw %1, %0, %2, %3, %4, %5, %6, %7, %8, %9, %10\n %14: f32[7] = result %13 {index=0}\n"
+                           " return %12, %14\n}\n");
+    ir_pass_context context = {0};
+    ir_pass_decompose(g, &context);
+    check_graph(g);
+    assert_int_equal(count_ops(g, OP_constant), 1);
+    assert_int_equal(count_ops(g, OP_rsqrt), 1);
+    assert_int_equal(count_ops(g, OP_broadcast), 8);
+    assert_int_equal(count_ops(g, OP_sqrt), 2);
+    base_text_free(&context.note);
+}
+
 /* The gradient of each repeats what the forward computes, and CSE finds it: of each costly op there is one. */
 static void forward_and_gradient_share(void **state)
 {
@@ -469,7 +487,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         GRAPH_TEST(softmaxes), GRAPH_TEST(norms), GRAPH_TEST(activations), GRAPH_TEST(one_hot), GRAPH_TEST(cross_entropies),
         GRAPH_TEST(linear_cross_entropies), GRAPH_TEST(one_loss_is_enough), GRAPH_TEST(attention),
-        GRAPH_TEST(uniform_and_bernoulli_take_their_words), GRAPH_TEST(normal_is_normal), GRAPH_TEST(adamw),
+        GRAPH_TEST(uniform_and_bernoulli_take_their_words), GRAPH_TEST(normal_is_normal), GRAPH_TEST(adamw), GRAPH_TEST(updates_share_their_scalars),
         GRAPH_TEST(what_a_backend_keeps_stays), GRAPH_TEST(forward_and_gradient_share),
         cmocka_unit_test(every_composite_was_run),
     };

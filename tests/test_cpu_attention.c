@@ -127,7 +127,7 @@ static tensors make_tensors(const attention_case *c, bool with_dlse)
 static void run_kernel(const attention_case *c, double scale, bool backward, tensors *t, int threads)
 {
     one_kernel k = begin_kernel(KL_ATTENTION);
-    kl_attention *a = &k.kernel->attention;
+    kl_attention *a = k.kernel->attention = ARENA_NEW(k.program->arena, kl_attention, 1);
     *a = (kl_attention){
         .backward = backward, .batch = c->batch, .heads = c->heads, .rows = c->rows, .keys = c->keys, .head_dim = c->head_dim,
         .causal = c->causal, .scale = scale, .dropout = c->dropout, .site = SITE, .dtype = c->dtype,

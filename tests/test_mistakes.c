@@ -158,7 +158,7 @@ static double work_of(kl_kernel *const *kernels, int n)
     for (int i = 0; i < n; i++) {
         const kl_kernel *k = kernels[i];
         const kl_contraction *c = &k->contraction;
-        const kl_attention *a = &k->attention;
+        const kl_attention *a = k->attention;
         const kl_scatter *s = &k->scatter;
         switch (k->kind) {
         case KL_LOOP:        work += work_of_loop(&k->loop); break;
