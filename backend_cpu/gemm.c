@@ -13,7 +13,8 @@
  *
  * Who packs B decides how C is cut. LOCAL: a task has all rows (up to a limit) of few columns, so that each element of B is
  * packed once or seldom, by whom will need it, in its own cache; no barrier, no workspace. SHARED: tasks are blocks of rows,
- * and a phase before packs all of B into workspace: for many rows, and a B that the last-level cache can hold.
+ * and a phase before packs all of B into workspace: for many rows, and a B that the last-level cache can hold. A is packed there, too, where
+ * tasks would pack much of it again and again, or where its rows, read in place, push each other out of the first-level cache.
  *
  * Nothing here depends on the number of threads, and no choice here changes a bit of the result. */
 #include "backend_cpu/gemm.h"
@@ -106,6 +107,8 @@ static void measure_depth(cpu_gemm_plan *plan)
     int64_t row = depth_units(plan) * plan->unit.bytes;
     plan->b_panel_bytes = row * plan->tile.columns;
     plan->a_line_bytes = plan->packs_rows ? row + 64 : row * plan->a_panel;
+    plan->a_share = plan->packs_rows ? plan->tile.heights[0] : plan->a_panel;
+    plan->a_share_bytes = plan->a_line_bytes * (plan->packs_rows ? plan->a_share : 1);
 }
 
 /* Scratch holds sums of tiles, then B, then A. */
@@ -130,16 +133,42 @@ const cpu_gemm_tuning cpu_gemm_default_tuning = {
 /* bf16 in memory, f32 for the micro-kernel. */
 static bool is_widened(ir_dtype dtype, cpu_gemm_unit unit) { return dtype == IR_BF16 && unit.k_per_unit == 1; }
 
+/* Rows of a tile of A at the same place of a way of the first-level cache (which takes a page): more than there are ways but for what passes
+ * by of B, and a line is fetched anew for every element of it that is read. */
+static bool rows_collide(const cpu_gemm_shape *s, int64_t l1)
+{
+    enum { LINE = 64, WAY = 4096, FOR_B = 2 };
+    int rows[WAY / LINE] = {0}, most = 0, height = cpu_gemm_tile_of(s->isa, s->dtype).heights[0];
+    if (s->a.line_bytes <= 0 || cpu_gemm_has_tiles(s->isa, s->dtype))      /* tiles take whole lines */
+        return false;
+    for (int i = 0; i < height; i++) {
+        int set = (int)(i * s->a.line_bytes % WAY / LINE);
+        most = MAX(most, ++rows[set]);
+    }
+    return most > MAX(l1 / WAY - FOR_B, 1);
+}
+
 /* In place, if the micro-kernel can, where K lies side by side. Where rows do, every step of k is another page and another line
  * of cache, and lines a power of two apart share few sets of it: that pays for few columns. */
 static cpu_gemm_way choose_a(const cpu_gemm_shape *s, cpu_gemm_unit unit, const cpu_gemm_tuning *tuning)
 {
     bool along_k = s->a.along_k && s->a.unit_stride;
+    if (tuning->share_a)
+        return CPU_GEMM_SHARED;
     if (!s->a.plain || tuning->pack_a || is_widened(s->dtype, unit))
         return CPU_GEMM_LOCAL;
     if (unit.k_per_unit == 2)
         return along_k && s->k % (cpu_gemm_has_tiles(s->isa, s->dtype) ? CPU_GEMM_TILES_K : 2) == 0 ? CPU_GEMM_DIRECT : CPU_GEMM_LOCAL;
     return along_k || s->n <= 2 * cpu_gemm_tile_of(s->isa, s->dtype).columns ? CPU_GEMM_DIRECT : CPU_GEMM_LOCAL;
+}
+
+/* Where tasks are blocks of rows, each packs its own; else all of A for all, unless it is too much for the last-level cache. */
+static cpu_gemm_way way_apart(const cpu_gemm_plan *plan, int64_t l3)
+{
+    const cpu_gemm_shape *s = &plan->shape;
+    if (plan->b_way == CPU_GEMM_SHARED)
+        return CPU_GEMM_LOCAL;
+    return s->batch * s->m * s->k * plan->unit.bytes / plan->unit.k_per_unit <= l3 / 2 ? CPU_GEMM_SHARED : CPU_GEMM_DIRECT;
 }
 
 static cpu_gemm_way choose_b(const cpu_gemm_shape *s, cpu_gemm_unit unit, const cpu_gemm_tuning *tuning, int64_t target, int64_t l3_bytes)
@@ -283,6 +312,8 @@ cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine 
     cpu_gemm_unit unit = plan.unit;
     plan.a_way = choose_a(s, unit, tuning);
     plan.b_way = choose_b(s, unit, tuning, target, l3);
+    if (plan.a_way == CPU_GEMM_DIRECT && rows_collide(s, (int64_t)machine->l1d_bytes) && s->n >= 4 * tile.columns)
+        plan.a_way = way_apart(&plan, l3);
     cut_depth(&plan, tuning, l2);
     measure_depth(&plan);
     if (is_tall(&plan) && !tuning->share_b) {
@@ -302,15 +333,16 @@ cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine 
         plan.a_way = plan.b_way = CPU_GEMM_SHARED;
     plan.fetches = s->batch * s->m * s->n * unit.bytes > l2 / 2;
 
-    int64_t panels = base_divide_up(s->n, tile.columns), a_panels = plan.a_way == CPU_GEMM_SHARED ? base_divide_up(s->m, plan.a_panel) : 0;
-    plan.shared_a = plan.b_way == CPU_GEMM_SHARED ? align64((size_t)(s->batch * plan.depth_blocks * panels * plan.b_panel_bytes)) : 0;
-    size_t shared = plan.shared_a + (size_t)(s->batch * plan.depth_blocks * a_panels * plan.a_line_bytes);
+    int64_t panels = plan.b_way == CPU_GEMM_SHARED ? base_divide_up(s->n, tile.columns) : 0;
+    int64_t a_panels = plan.a_way == CPU_GEMM_SHARED ? base_divide_up(s->m, plan.a_share) : 0;
+    plan.shared_a = align64((size_t)(s->batch * plan.depth_blocks * panels * plan.b_panel_bytes));
+    size_t shared = plan.shared_a + (size_t)(s->batch * plan.depth_blocks * a_panels * plan.a_share_bytes);
     size_t partial = (size_t)(s->batch * plan.row_tasks * s->column_sums * plan.partial_stride) * (s->dtype == IR_F64 ? 8 : 4);
     plan.partial_bytes = align64(partial);
     plan.workspace_bytes = align64(shared) + plan.partial_bytes;
     lay_out_scratch(&plan);
 
-    plan.first_phase = plan.b_way == CPU_GEMM_SHARED ? 0 : 1;
+    plan.first_phase = panels + a_panels > 0 ? 0 : 1;
     plan.phases = (s->column_sums > 0 ? 3 : 2) - plan.first_phase;
     int64_t tasks[] = { s->batch * plan.depth_blocks * (panels + a_panels), s->batch * plan.row_tasks * plan.column_tasks, s->column_sums };
     for (int i = 0; i < plan.phases; i++)

@@ -143,13 +143,14 @@ void cpu_gemm_store_plain(void *context, const cpu_gemm_place *at, LLVMValueRef 
 typedef enum {
     CPU_GEMM_DIRECT,     /* reads it where it lies */
     CPU_GEMM_LOCAL,      /* each task packs its block into scratch */
-    CPU_GEMM_SHARED      /* a phase before packs all of it into workspace: B; A beside it, where its rows lie side by side */
+    CPU_GEMM_SHARED      /* a phase before packs all of it into workspace */
 } cpu_gemm_way;
 
 /* What the plan must know of an operand. */
 typedef struct {
     bool plain;          /* no prologue, and memory has the dtype of the product */
     bool along_k, unit_stride;
+    int64_t line_bytes;  /* from line to line in memory; 0: not known */
 } cpu_gemm_layout;
 
 typedef struct {
@@ -173,6 +174,7 @@ typedef struct {
     bool has_tiles, packs_rows;                  /* of A, packed: rows as they lie, or panels of a_panel rows */
     bool keeps_panels;                           /* of B, packed by a task: all, for blocks of rows come back to them; or one at a time */
     int64_t a_panel, a_line_bytes, b_panel_bytes;    /* of a row or a panel of A; of a panel of B */
+    int64_t a_share, a_share_bytes;              /* rows that are packed together for all: a tile's or a panel's */
     int64_t tile_bytes, partial_stride;
     size_t scratch_b, scratch_a;                 /* where they are in scratch, behind the sums of tiles */
     size_t shared_a;                             /* where shared panels of A begin, behind those of B */
@@ -196,7 +198,7 @@ typedef struct {
     int64_t tasks, task_flops;                   /* tasks that are wanted, and how large each should at least be */
     int64_t local_rows;                          /* rows of a task that packs its own B, at most */
     int64_t small_bytes;                         /* a B that is read where it lies */
-    bool pack_a, share_b;                        /* A LOCAL, B SHARED, whatever the shape */
+    bool pack_a, share_a, share_b;               /* A LOCAL or SHARED, B SHARED, whatever the shape */
 } cpu_gemm_tuning;
 extern const cpu_gemm_tuning cpu_gemm_default_tuning;
 cpu_gemm_plan cpu_gemm_make_plan(const cpu_gemm_shape *shape, const cpu_machine *machine, const cpu_gemm_tuning *tuning);

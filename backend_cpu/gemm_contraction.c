@@ -368,7 +368,8 @@ static operand operand_of(const kl_contraction *p, cpu_gemm_side side)
     } else {
         o.class.along_k = side_by_side(o.loop, o.k) >= side_by_side(o.loop, o.line);
     }
-    o.layout = (cpu_gemm_layout){ load && load->dtype == p->dtype, o.class.along_k, o.class.unit_stride };
+    o.layout = (cpu_gemm_layout){ load && load->dtype == p->dtype, o.class.along_k, o.class.unit_stride,
+                                  load ? load->view.stride[o.line] * ir_dtype_bytes(load->dtype) : 0 };
     return o;
 }
 
@@ -450,7 +451,8 @@ static double work_of(const product *p, int phase, const cpu_gemm_tile_shape *ti
     const cpu_gemm_shape *s = &p->gemm.plan.shape;
     double elements = (double)s->batch * (double)s->m * (double)s->n, per_ns = 14 * tile->lanes * cpu_gemm_unit_of(s->isa, s->dtype).k_per_unit;
     switch (phase + p->gemm.plan.first_phase) {
-    case 0:  return (double)s->batch * (double)s->k * (double)(s->n + (p->gemm.plan.a_way == CPU_GEMM_SHARED ? s->m : 0)) * 0.4;
+    case 0:  return (double)s->batch * (double)s->k * 0.4 *
+                    (double)((p->gemm.plan.b_way == CPU_GEMM_SHARED ? s->n : 0) + (p->gemm.plan.a_way == CPU_GEMM_SHARED ? s->m : 0));
     case 1:  return elements * (2 * (double)s->k / per_ns + 0.3 * (2 + p->epilogue.code->cost) / tile->lanes) + 100 * (double)s->batch;
     default: return (double)s->column_sums * (double)s->n * (double)(s->batch * p->gemm.plan.row_tasks);
     }

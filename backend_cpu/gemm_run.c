@@ -46,27 +46,27 @@ static void pack(const cpu_gemm *gemm, const cpu_gemm_operand *o, int64_t batch,
     (is_b ? gemm->code.pack_b : gemm->code.pack_a)(&block);
 }
 
-static char *shared_rows(const cpu_gemm *gemm, int64_t batch, int64_t depth_block, int64_t panel)
+static char *shared_rows(const cpu_gemm *gemm, int64_t batch, int64_t depth_block, int64_t share)
 {
     const cpu_gemm_plan *plan = &gemm->plan;
-    int64_t panels = base_divide_up(plan->shape.m, plan->a_panel);
-    return (char *)gemm->workspace + plan->shared_a + ((batch * plan->depth_blocks + depth_block) * panels + panel) * plan->a_line_bytes;
+    int64_t shares = base_divide_up(plan->shape.m, plan->a_share);
+    return (char *)gemm->workspace + plan->shared_a + ((batch * plan->depth_blocks + depth_block) * shares + share) * plan->a_share_bytes;
 }
 
-/* A panel of B, or of A behind them. */
+/* A panel of B; behind them, a panel or a tile's rows of A. */
 static void pack_shared(const cpu_gemm *gemm, int64_t task)
 {
     const cpu_gemm_plan *plan = &gemm->plan;
-    int64_t columns = plan->tile.columns, panels = base_divide_up(plan->shape.n, columns);
-    int64_t all = panels + (plan->a_way == CPU_GEMM_SHARED ? base_divide_up(plan->shape.m, plan->a_panel) : 0);
+    int64_t columns = plan->tile.columns, panels = plan->b_way == CPU_GEMM_SHARED ? base_divide_up(plan->shape.n, columns) : 0;
+    int64_t all = panels + (plan->a_way == CPU_GEMM_SHARED ? base_divide_up(plan->shape.m, plan->a_share) : 0);
     int64_t panel = task % all, depth_block = task / all % plan->depth_blocks, batch = task / all / plan->depth_blocks;
     if (panel < panels) {
         pack(gemm, &gemm->b, batch, depth_block, panel * columns, MIN(columns, plan->shape.n - panel * columns), shared_panel(gemm, batch, depth_block, panel));
         return;
     }
     panel -= panels;
-    int64_t row = panel * plan->a_panel;
-    pack(gemm, &gemm->a, batch, depth_block, row, MIN(plan->a_panel, plan->shape.m - row), shared_rows(gemm, batch, depth_block, panel));
+    int64_t row = panel * plan->a_share;
+    pack(gemm, &gemm->a, batch, depth_block, row, MIN(plan->a_share, plan->shape.m - row), shared_rows(gemm, batch, depth_block, panel));
 }
 
 /* -- a task of the product, and its operands ------------------------------------------------------------------------------ */
@@ -113,10 +113,10 @@ static operand_view view_a(const task_state *t, int64_t depth_block, int64_t row
         const char *at = operand_at(gemm, a, t->batch) + (k * a->k_stride + row * a->line_stride) * element;
         return (operand_view){at, a->line_stride * element, a->k_stride * plan->unit.bytes};
     }
-    if (plan->a_way == CPU_GEMM_SHARED)          /* from row 0 on: a task may begin within a panel */
-        return (operand_view){shared_rows(gemm, t->batch, depth_block, 0), plan->unit.bytes, plan->a_panel * plan->unit.bytes};
-    char *to = t->scratch + plan->scratch_a;
-    pack(gemm, &gemm->a, t->batch, depth_block, row, rows, to);
+    /* SHARED: from row 0 on, for a task may begin within a panel. */
+    char *to = plan->a_way == CPU_GEMM_SHARED ? shared_rows(gemm, t->batch, depth_block, 0) : t->scratch + plan->scratch_a;
+    if (plan->a_way == CPU_GEMM_LOCAL)
+        pack(gemm, &gemm->a, t->batch, depth_block, row, rows, to);
     if (plan->packs_rows)
         return (operand_view){to, plan->a_line_bytes, plan->unit.bytes};
     return (operand_view){to, plan->unit.bytes, plan->a_panel * plan->unit.bytes};

@@ -43,6 +43,7 @@ typedef struct {
 
 static const cpu_gemm_tuning small_blocks = {.depth = 32, .tasks = 5, .task_flops = 1, .local_rows = 40, .small_bytes = 64};
 static const cpu_gemm_tuning packed = {.depth = 48, .tasks = 3, .task_flops = 1000, .local_rows = 1000, .pack_a = true, .share_b = true};
+static const cpu_gemm_tuning shared_a = {.depth = 48, .tasks = 4, .task_flops = 1000, .local_rows = 1000, .share_a = true};
 
 static bool fused(cpu_isa isa)               /* has a fused multiply-add */
 {
@@ -322,7 +323,7 @@ static const char *describe(const trial *t, char text[256])
 {
     snprintf(text, 256, "%s %s, %ldx%ldx%ld, batch %ldx%ld, a %s, b %s%s, store %s, %d threads, %s", cpu_isa_name(t->isa), kind_names[t->kind],
              (long)t->m, (long)t->n, (long)t->k, (long)t->batch[0], (long)t->batch[1], lie_names[t->a], lie_names[t->b], t->norm ? ", prologues" : "",
-             store_names[t->store], t->threads, t->tuning == &small_blocks ? "small blocks" : t->tuning == &packed ? "packed" : "usual blocks");
+             store_names[t->store], t->threads, t->tuning == &small_blocks ? "small blocks" : t->tuning == &packed ? "packed" : t->tuning == &shared_a ? "A shared" : "usual blocks");
     return text;
 }
 
@@ -491,6 +492,22 @@ static void tasks_are_even(void **state)
             }
 }
 
+/* Twelve rows at one place of a way of a first-level cache of eight. */
+static void rows_that_collide_are_packed(void **state)
+{
+    (void)state;
+    cpu_machine machine = this_machine();
+    if (machine.isa < CPU_AVX512 || machine.isa == CPU_AMX)
+        skip();
+    machine.l1d_bytes = 32 << 10;
+    cpu_gemm_shape shape = { .isa = machine.isa, .dtype = IR_F32, .a = { true, true, true, 12288 }, .b = { true, true, true, 12288 }, .batch = 1, .m = 256, .n = 768, .k = 3072 };
+    assert_int_equal(cpu_gemm_make_plan(&shape, &machine, &cpu_gemm_default_tuning).a_way, CPU_GEMM_SHARED);
+    shape.n = 32;                                /* not for so few columns */
+    assert_int_equal(cpu_gemm_make_plan(&shape, &machine, &cpu_gemm_default_tuning).a_way, CPU_GEMM_DIRECT);
+    shape.n = 768, shape.a.line_bytes = 12288 + 64;
+    assert_int_equal(cpu_gemm_make_plan(&shape, &machine, &cpu_gemm_default_tuning).a_way, CPU_GEMM_DIRECT);
+}
+
 static const int64_t sizes[][3] = {{1, 1, 1}, {1, 33, 7}, {13, 17, 1}, {12, 32, 48}, {37, 65, 129}, {5, 3, 2}, {48, 16, 33}, {25, 96, 64}, {3, 40, 0}};
 
 /* The layouts, by turns: all nine pairs come up for every ISA and kind. */
@@ -506,7 +523,7 @@ static void layouts_and_sizes(void **state)
                     check_only(&t);
                     t.tuning = &small_blocks, t.threads = 2;
                     check_only(&t);
-                    t.tuning = &packed;
+                    t.tuning = (layout + (int)s) % 2 ? &packed : &shared_a;
                     check_only(&t);
                 }
 }
@@ -567,12 +584,12 @@ static void large_shapes(void **state)
 static void same_bits_for_any_threads_and_blocks(void **state)
 {
     (void)state;
-    const cpu_gemm_tuning *tunings[] = {&cpu_gemm_default_tuning, &small_blocks, &packed};
+    const cpu_gemm_tuning *tunings[] = {&cpu_gemm_default_tuning, &small_blocks, &packed, &shared_a};
     for (cpu_isa isa = CPU_GENERIC; isa <= this_machine().best_isa; isa++)
         for (kind kind = F32; kind < KINDS; kind++) {
             void *first = NULL;
             size_t bytes;
-            for (int i = 0; i < 9; i++) {
+            for (int i = 0; i < 12; i++) {
                 trial t = {.isa = isa, .kind = kind, .a = ALONG_K, .b = ALONG_LINES, .m = 70, .n = 80, .k = 200, .batch = {1, 1},
                            .threads = 1 + i % 3, .tuning = tunings[i / 3]};
                 void *c = check(&t, &bytes);
@@ -693,6 +710,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tasks_are_even),
+        cmocka_unit_test(rows_that_collide_are_packed),
         cmocka_unit_test(layouts_and_sizes),
         cmocka_unit_test(prologues),
         cmocka_unit_test(epilogues),
