@@ -11,7 +11,7 @@
 
 /* -- what the process keeps ------------------------------------------------------------------------------------------------ */
 
-static struct { cuda_device *device; cuda_store *store; bool tf32; } process;
+static struct { cuda_device *device; cuda_store *store; bool tf32; char tuned[64]; } process;
 
 cuda_device *cuda_backend_device(void) { return process.device; }
 bool cuda_wants_tf32(void) { return process.tf32; }
@@ -312,7 +312,13 @@ static const ir_profile *profile_of(ir_executable *p)
 
 static bool measure_peak(ir_peak *peak) { return start() && cuda_measure_peak(process.device, peak); }
 
-static const char *tuned(void) { return process.device ? cuda_choices_digest(cuda_device_choices(process.device)) : ""; }
+/* TF32 is a choice of how products are computed, too. */
+static const char *tuned(void)
+{
+    const char *digest = process.device ? cuda_choices_digest(cuda_device_choices(process.device)) : "";
+    snprintf(process.tuned, sizeof process.tuned, "%s%s%s", process.tf32 ? "tf32" : "", process.tf32 && *digest ? " " : "", digest);
+    return process.tuned;
+}
 
 static size_t arena_bytes(const ir_executable *p) { return cuda_execution_bytes(p->execution); }
 

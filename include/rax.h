@@ -81,7 +81,7 @@ void rax_print_info(FILE *out);
 /* CPUs that this process may use, by affinity and by the quota of its cgroups: at least 1. */
 int rax_usable_cpus(void);
 
-/* A digest of what tuning has chosen, now or before: results depend on it in their last bits. "": nothing. */
+/* How products are computed, where that is a choice: "tf32", and a digest of what tuning has chosen, now or before. Results depend on it. "": no choice. */
 const char *rax_tuned(void);
 
 /* Ends the runtime's threads and frees what the process keeps. Functions, trees and tensors must be freed before. */

@@ -127,7 +127,7 @@ typedef struct {
     const ir_profile *(*profile_of)(ir_executable *program);
     /* Optional. Measures the machine, now. False and base_error. */
     bool (*measure_peak)(ir_peak *peak);
-    /* Optional; with it `tune` is obeyed. A digest of what tuning has chosen; "": nothing. */
+    /* Optional; with it `tune` is obeyed. How products are computed, where that is a choice, with a digest of what tuning has chosen; "": none. */
     const char *(*tuned)(void);
 } ir_backend;
 

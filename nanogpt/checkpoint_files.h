@@ -23,7 +23,7 @@ bool gpt_out_dir_prepare(const char *out_dir);
 typedef struct {
     int64_t iteration;          /* the next one to run: the updates made so far */
     int64_t seed;
-    const char *tuned;          /* digest of the table of tuned choices; "": none */
+    const char *tuned;          /* how products were computed: rax_tuned */
     const gpt_config *config;
 } gpt_checkpoint_state;
 

@@ -94,6 +94,10 @@ lines() { sed -n '/^\(iter\|eval\) /s/, time .*//p' "$1"; }
     cmp out-tf32/latest/model.safetensors out-tf32-2/latest/model.safetensors
     RAX_TF32=0 "$ON_STANDIN" train config.json --device=cuda --out_dir=plain --max_iters=3 >plain.out 2>err
     run -1 cmp -s out-tf32/latest/model.safetensors plain/latest/model.safetensors
+    "$ON_STANDIN" train config.json --device=cuda --out_dir=out-tf32-2 --max_iters=4 --init_from=resume --tf32 >out.txt 2>err
+    [ "$(grep -c warning err)" -eq 0 ]
+    "$ON_STANDIN" train config.json --device=cuda --out_dir=out-tf32-2 --max_iters=5 --init_from=resume >out.txt 2>err
+    grep -qE '^rax: warning: out-tf32-2/ckpt-0*4: the run goes on with other algorithms .*\(tf32.*, now ' err
 }
 
 @test "a CPU has nothing to tune" {
