@@ -67,6 +67,7 @@ static void legalise_contraction(void *context, kl_program *program, kl_kernel *
 void cuda_legalise(kl_program *program, cuda_device *device)
 {
     kl_fuse_epilogues(program);
+    cuda_narrow_gradients(program);
     kl_rewrite_products(program, legalise_contraction, device);
     kl_list_loops(program);
     kl_renumber(program);

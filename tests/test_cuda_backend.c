@@ -189,6 +189,40 @@ static void test_attention(void **state)
     standin.arch_major = 9, standin.arch_minor = 0;
 }
 
+/* Gradients that are summed up over rows and read by products in bf16 are stored in bf16: where all of them are. */
+static void test_narrow_gradients(void **state)
+{
+    char *q = "[1,2,20,16]", *attributes = "{causal=true, scale=0.25, dropout=0, site=9}";
+    (void)state;
+    standin_begin(NULL);
+    for (int all = 0; all < 2; all++) {
+        ir_compile_report report = {0};
+        int blocks = made.n, found = 0;
+        char *text = text_of("graph t(%%0: bf16%s, %%1: bf16%s, %%2: bf16%s, %%3: bf16%s, %%4: f32[1,2,20], %%5: bf16[16,24]) {\n %%7: (bf16%s, f32[1,2,20]) = attention %%0, %%1, %%2 %s\n"
+                             " %%8: bf16%s = result %%7 {index=0}\n %%9: f32[1,2,20] = result %%7 {index=1}\n %%10: (f32%s, f32%s, f32%s) = attention_vjp %%0, %%1, %%2, %%8, %%9, %%3, %%4 %s\n"
+                             " %%11: f32%s = result %%10 {index=0}\n %%12: f32%s = result %%10 {index=1}\n %%13: f32%s = result %%10 {index=2}\n"
+                             " %%15: f32[16] = reduce_sum %%11 {axes=[0,1,2]}\n %%16: f32[16] = reduce_sum %%12 {axes=[0,1,2]}\n %%17: f32[16] = reduce_sum %%13 {axes=[0,1,2]}\n"
+                             " %%18: bf16%s = cast %%11\n %%19: bf16%s = cast %%12\n %%20: bf16%s = cast %%13\n %%21: bf16[40,16] = reshape %%18\n %%22: bf16[40,16] = reshape %%19\n"
+                             " %%23: bf16[40,16] = reshape %%20\n %%24: f32[40,24] = matmul %%21, %%5\n %%25: f32[40,24] = matmul %%22, %%5\n %%26: f32[40,24] = matmul %%23, %%5\n"
+                             " return %%15, %%16, %%17, %%24, %%25, %s\n}\n",
+                             q, q, q, q, q, attributes, q, q, q, q, attributes, q, q, q, q, q, q, all ? "%26" : "%26, %13");
+        check_graph_text(text, 0.03, NULL);
+        ir_graph *graph = graph_of(text);
+        ir_pass_options passes = { .keep_composite = cuda_backend.keep_composite };
+        ir_run_passes(graph, &passes);
+        ir_pass_reports_free(&passes);
+        ir_executable *e = cuda_backend.compile(graph, &(ir_compile_options){ .name = "t" }, &report);
+        assert_non_null(e);
+        for (int i = 0; i < cuda_last_compiler(e)->n_requests; i++)
+            found += strstr(cuda_last_compiler(e)->requests[i].text, "A_GRAD_BF16 1") != NULL;
+        assert_int_equal(found > 0, all);
+        cuda_backend.free(e);
+        base_text_free(&report.lines);
+        forget(blocks);
+    }
+    standin_end();
+}
+
 /* A layer with gelu, and its gradients by all operands. */
 static ir_graph *gelu_layer(bool bf16, bool bias)
 {
@@ -354,7 +388,7 @@ static void test_late_reading(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
+        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
         GRAPH_TEST(test_late_reading),
     };
     return cmocka_run_group_tests_name("the CUDA backend", tests, NULL, NULL);
