@@ -242,7 +242,8 @@ static void stop_workers(cpu_pool *pool, int count)
         pthread_join(pool->workers[i].thread, NULL);
 }
 
-static bool start_workers(cpu_pool *pool)
+/* any: fewer than pool->n will do, and that is then their number. */
+static bool start_workers(cpu_pool *pool, bool any)
 {
     static const int own_signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS};
     sigset_t others, before;
@@ -273,7 +274,9 @@ static bool start_workers(cpu_pool *pool)
         started++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (status != 0) {
+    if (status != 0 && any) {
+        pool->n = started + 1;
+    } else if (status != 0) {
         stop_workers(pool, started);
         return base_fail(BASE_FAILURE, "threads: the system gives %d of the %d asked for: %s", started + 1, pool->n,
                          strerror(status));
@@ -292,7 +295,7 @@ cpu_pool *cpu_pool_new(int threads)
     pool->n = threads > 0 ? threads : cpus;
     pool->spin = pool->n <= cpus;
     pool->workers = base_alloc(sizeof(worker) * (size_t)MAX(pool->n - 1, 1));
-    if (start_workers(pool))
+    if (start_workers(pool, threads == 0))
         return pool;
     base_free(pool->workers);
     base_free(pool);
@@ -316,7 +319,7 @@ void cpu_pool_run(cpu_pool *pool, cpu_body *body, void *context)
     CHECK(body, "a region needs a body");
     CHECK(!atomic_exchange_explicit(&pool->busy, true, memory_order_acquire),
           "expected one region at a time, got another inside it or from another thread");
-    if (pool->n > 1 && pool->forks != atomic_load_explicit(&forks, memory_order_relaxed) && !start_workers(pool)) {
+    if (pool->n > 1 && pool->forks != atomic_load_explicit(&forks, memory_order_relaxed) && !start_workers(pool, false)) {
         fprintf(stderr, "rax: after fork: %s\n", base_error());
         exit(BASE_FAILURE);
     }

@@ -45,6 +45,7 @@ struct base_cache {
     size_t limit;
     pthread_mutex_t lock;                    /* of what follows */
     bool counted, warned;
+    int damaged;                             /* entries that were met and removed */
     size_t total;                            /* bytes of all entries, as far as this process knows */
     unsigned temporaries;                    /* made by this process, for their names */
 };
@@ -142,6 +143,8 @@ void base_cache_close(base_cache *cache)
 {
     if (!cache)
         return;
+    if (cache->damaged > 1)
+        warn("%s: %d files were damaged and removed in all", cache->folder, cache->damaged);
     close(cache->fd);
     pthread_mutex_destroy(&cache->lock);
     base_free(cache->folder);
@@ -363,6 +366,16 @@ static bool read_entry(int fd, base_key key, base_bytes *bytes)
     return false;
 }
 
+/* A line for the first; what a full disk or a crash has done to others of them is told in one when the cache is closed. */
+static void note_damaged(base_cache *cache, const char *name)
+{
+    pthread_mutex_lock(&cache->lock);
+    bool first = cache->damaged++ == 0;
+    pthread_mutex_unlock(&cache->lock);
+    if (first)
+        warn("%s/%s is damaged and was removed: its code is compiled again", cache->folder, name);
+}
+
 bool base_cache_get(base_cache *cache, base_key key, base_bytes *bytes)
 {
     char name[NAME_BYTES];
@@ -382,7 +395,7 @@ bool base_cache_get(base_cache *cache, base_key key, base_bytes *bytes)
         if (fstat(fd, &s) == 0 && s.st_mtime + TOUCH_SECONDS < time(NULL))
             futimens(fd, NULL);
     } else {
-        warn("%s/%s is damaged and was removed: its code is compiled again", cache->folder, name);
+        note_damaged(cache, name);
         unlinkat(cache->fd, name, 0);
     }
     close(fd);

@@ -56,7 +56,9 @@ static void print_help(FILE *out)
     fprintf(out, "usage: rax SUBCOMMAND [ARGUMENT...]\n\nA tracing JIT compiler for tensor programs, and the GPT trainer built on it.\n\n");
     for (int i = 0; i < COMMANDS; i++)
         fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
-    fprintf(out, "\nrax SUBCOMMAND --help says more; rax --version prints the version.\n");
+    fprintf(out, "\nrax SUBCOMMAND --help says more; rax --version prints the version.\n"
+                 "Exit status: 0; 1 where the machine fails (memory, a disk, a device); 2 for a mistake (an option, a key, a file that is not there);\n"
+                 "128 and the number of the signal that ended it.\n");
 }
 
 static int dispatch(int argc, char **argv)

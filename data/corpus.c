@@ -107,7 +107,7 @@ static bool join_plays(const char *folder, const char *path)
     struct dirent **plays;
     int count = scandir(folder, &plays, is_play, by_name);
     if (count < 0)
-        return data_fail_file(folder, "cannot be read");
+        return data_fail_read(folder, "cannot be read");
     data_writer *writer = data_writer_open(path);
     bool ok = writer != NULL;
     for (int i = 0; i < count; i++) {
@@ -130,7 +130,7 @@ static bool join_plays(const char *folder, const char *path)
 
 static bool install(const char *from, const char *to, const char *sha256)
 {
-    return has_digest(from, sha256) && (rename(from, to) == 0 || data_fail_file(to, "cannot be written"));
+    return has_digest(from, sha256) && (rename(from, to) == 0 || data_fail_write(to, "cannot be written"));
 }
 
 static bool source_from_url(const source *s, const char *path, const data_places *places)
@@ -339,7 +339,7 @@ static bool prepare_folder(const char *folder, const char *tokenizer, const char
         data_say(places, "%s: %llu tokens for training, %llu for validation", folder,
                  (unsigned long long)result.train_tokens, (unsigned long long)result.val_tokens);
     else if (ok && errno != EEXIST && errno != ENOTEMPTY)            /* those two: another process was first */
-        ok = data_fail_file(folder, "cannot be made");
+        ok = data_fail_write(folder, "cannot be made");
     data_remove_tree(temporary);
     rax_free(temporary);
     return ok;

@@ -228,7 +228,9 @@ size_t data_utf8_valid(data_text text);                          /* the longest 
 /* -- files.c -------------------------------------------------------------------------------------------------------- */
 
 char *data_format(const char *format, ...) __attribute__((format(printf, 1, 2)));     /* for rax_free */
-bool data_fail_file(const char *path, const char *what);         /* "path: what: reason in errno" */
+/* "path: what: reason in errno". What cannot be read may be named wrongly, what cannot be written is the machine's. */
+bool data_fail_read(const char *path, const char *what);
+bool data_fail_write(const char *path, const char *what);
 
 bool data_map(const char *path, data_text *text);                /* a regular file, which may be empty */
 void data_unmap(data_text *text);

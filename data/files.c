@@ -28,14 +28,15 @@ char *data_format(const char *format, ...)
     return text;
 }
 
-/* What is wrong with a name is the user's; what is wrong with a disk is the machine's. */
-bool data_fail_file(const char *path, const char *what)
+/* What is to be read and is not there was named wrongly: a mistake. All else is the machine's. */
+bool data_fail_read(const char *path, const char *what)
 {
     int reason = errno;
-    bool named_wrongly = reason == ENOENT || reason == ENOTDIR || reason == EISDIR || reason == EACCES ||
-                         reason == EEXIST || reason == ENAMETOOLONG;
+    bool named_wrongly = reason == ENOENT || reason == ENOTDIR || reason == EISDIR || reason == EACCES || reason == ENAMETOOLONG;
     return rax_fail(named_wrongly ? RAX_MISTAKE : RAX_FAILURE, "%s: %s: %s", path, what, strerror(reason));
 }
+
+bool data_fail_write(const char *path, const char *what) { return rax_fail(RAX_FAILURE, "%s: %s: %s", path, what, strerror(errno)); }
 
 /* -- reading ---------------------------------------------------------------------------------------------------------- */
 
@@ -44,10 +45,10 @@ bool data_map(const char *path, data_text *text)
     *text = (data_text){ "", 0 };
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);      /* O_NONBLOCK: a pipe is refused below, not waited for */
     if (fd < 0)
-        return data_fail_file(path, "cannot be opened");
+        return data_fail_read(path, "cannot be opened");
     struct stat info;
     if (fstat(fd, &info) != 0) {
-        data_fail_file(path, "cannot be read");
+        data_fail_read(path, "cannot be read");
         close(fd);
         return false;
     }
@@ -59,7 +60,7 @@ bool data_map(const char *path, data_text *text)
     if (info.st_size > 0) {
         void *at = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
         if (at == MAP_FAILED) {
-            data_fail_file(path, "cannot be mapped");
+            data_fail_read(path, "cannot be mapped");
             close(fd);
             return false;
         }
@@ -97,7 +98,7 @@ data_writer *data_writer_open(const char *path)
     char *temporary = data_temporary_name(path);
     int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0) {
-        data_fail_file(path, "cannot be written");
+        data_fail_write(path, "cannot be written");
         rax_free(temporary);
         return NULL;
     }
@@ -111,7 +112,7 @@ data_writer *data_writer_open(const char *path)
 static bool writer_failed(data_writer *writer)
 {
     writer->failed = true;
-    return data_fail_file(writer->path, "cannot be written");
+    return data_fail_write(writer->path, "cannot be written");
 }
 
 static bool write_all(data_writer *writer, const char *bytes, size_t count)
@@ -211,7 +212,8 @@ bool data_make_folders(const char *path)
         *at = '\0';
         struct stat info;
         if (mkdir(copy, 0777) != 0 && !(errno == EEXIST && stat(copy, &info) == 0 && S_ISDIR(info.st_mode))) {
-            data_fail_file(copy, "the folder cannot be made");
+            errno = errno == EEXIST ? ENOTDIR : errno;
+            data_fail_write(copy, "the folder cannot be made");
             rax_free(copy);
             return false;
         }

@@ -118,7 +118,7 @@ char *gpt_file_read(const char *path, size_t *bytes)
 {
     struct stat found;
     char *text = NULL;
-    int file = open(path, O_RDONLY | O_CLOEXEC);
+    int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* O_NONBLOCK: a pipe is refused below, not waited for */
 
     if (file < 0 || fstat(file, &found) != 0) {
         rax_fail(RAX_MISTAKE, "%s: cannot be read: %s", path, strerror(errno));

@@ -12,6 +12,41 @@
 
 #include "rax.h"
 
+/* cJSON makes a '\0' of it, and so an end of the string where none was meant. NULL: there is none. */
+static const char *escaped_zero(const char *text)
+{
+    for (const char *at = text; (at = strchr(at, '\\')) != NULL; at += 2)         /* a backslash is nowhere but in a string */
+        if (strncmp(at, "\\u0000", 6) == 0)
+            return at;
+        else if (at[1] == '\0')
+            return NULL;
+    return NULL;
+}
+
+static int line_of(const char *text, const char *at)
+{
+    int line = 1;
+    for (; text < at; text++)
+        line += *text == '\n';
+    return line;
+}
+
+static void tell_mistake(const char *path, const char *text, const char *stop)
+{
+    int shown = 0;
+    const char *closing = stop > text && strchr("}]", stop[-1]) ? stop - 1 : stop, *before = closing;       /* which cJSON may have gone past */
+    while (shown < 24 && stop[shown] >= ' ' && stop[shown] <= '~')               /* ASCII: the text may be anything */
+        shown++;
+    while (before > text && strchr(" \t\r\n", before[-1]))
+        before--;
+    if (before > text && before[-1] == ',' && (*closing == '}' || *closing == ']'))
+        rax_fail(RAX_MISTAKE, "%s:%d: JSON syntax error: a comma, and nothing between it and '%c'", path, line_of(text, before - 1), *closing);
+    else if (shown > 0)
+        rax_fail(RAX_MISTAKE, "%s:%d: JSON syntax error at '%.*s'", path, line_of(text, stop), shown, stop);
+    else
+        rax_fail(RAX_MISTAKE, "%s:%d: JSON syntax error at the end of the %s", path, line_of(text, stop), *stop ? "line" : "text");
+}
+
 cJSON *gpt_json_parse(const char *path, const char *text, size_t bytes)
 {
     char *copy = rax_try_alloc(bytes + 1);
@@ -28,16 +63,13 @@ cJSON *gpt_json_parse(const char *path, const char *text, size_t bytes)
         cJSON_Delete(value);
         value = NULL;
     }
-    if (!value) {
-        int line = 1, shown = 0;
-        for (const char *at = copy; at < stop; at++)
-            line += *at == '\n';
-        while (shown < 24 && stop[shown] >= ' ' && stop[shown] <= '~')           /* ASCII: the text may be anything */
-            shown++;
-        if (shown > 0)
-            rax_fail(RAX_MISTAKE, "%s:%d: JSON syntax error at '%.*s'", path, line, shown, stop);
-        else
-            rax_fail(RAX_MISTAKE, "%s:%d: JSON syntax error at the end of the %s", path, line, *stop ? "line" : "text");
+    const char *zero = value ? escaped_zero(copy) : NULL;
+    if (zero) {
+        rax_fail(RAX_MISTAKE, "%s:%d: \\u0000 cannot be part of a text", path, line_of(copy, zero));
+        cJSON_Delete(value);
+        value = NULL;
+    } else if (!value) {
+        tell_mistake(path, copy, stop);
     }
     rax_free(copy);
     return value;

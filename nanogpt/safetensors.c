@@ -191,7 +191,7 @@ static bool map_file(gpt_safetensors *file)
 {
     struct stat found;
     bool mapped = false;
-    int handle = open(file->path, O_RDONLY | O_CLOEXEC);
+    int handle = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);      /* as gpt_file_read */
 
     if (handle < 0 || fstat(handle, &found) != 0) {
         rax_fail(RAX_MISTAKE, "%s: cannot be read: %s", file->path, strerror(errno));

@@ -104,7 +104,17 @@ fails() {
     fails 2 "missing: " prepare --tokenizer char -o tokens text missing
     [ ! -e tokens/train.bin ] && [ ! -e tokens/val.bin ]
     printf x >file
-    fails 2 "file: the folder cannot be made" prepare --tokenizer char -o file/tokens text
+    fails 1 "file: the folder cannot be made: Not a directory" prepare --tokenizer char -o file/tokens text
+}
+
+@test "a pipe is not waited for" {
+    mkfifo pipe
+    for line in "train pipe" "prepare --tokenizer char -o tokens pipe" "bench peak --compare=pipe" "eval pipe"; do
+        status=0
+        timeout 20 "$RAX_BIN" $line >stdout 2>stderr || status=$?
+        echo "rax $line: $status"; cat stderr
+        [ "$status" -eq 2 ] && [ "$(wc -l <stderr)" -eq 1 ]
+    done
 }
 
 @test "prepare: neither a corpus nor a file" {
@@ -163,8 +173,9 @@ alone() {
 @test "a signal ends the program with 130 or 143 and no token file" {
     yes 'to be or not to be' | head -c 200000000 >text
     for signal in INT TERM; do
-        # job control gives the child SIGINT's default action back
-        run bash -c "set -m; '$RAX_BIN' prepare --tokenizer char -o tokens text & sleep 0.1; kill -$signal \$!; wait \$!"
+        # it is at work once there is what it will rename; job control gives the child SIGINT's default action back
+        run bash -c "set -m; '$RAX_BIN' prepare --tokenizer char -o tokens text &
+                     for _ in \$(seq 600); do ls tokens/train.bin.tmp-* >/dev/null 2>&1 && break; sleep 0.02; done; kill -$signal \$!; wait \$!"
         case $signal in INT) [ "$status" -eq 130 ] ;; TERM) [ "$status" -eq 143 ] ;; esac
         [ ! -e tokens/train.bin ]
     done

@@ -65,6 +65,29 @@ static void threads_run_each_once(void **state)
     cpu_pool_free(NULL);
 }
 
+/* No system has room for such stacks. Who asked for as many threads as there are gets one, who asked for three is told. */
+static void threads_that_the_system_refuses(void **state)
+{
+    (void)state;
+    pthread_attr_t before, greedy;
+    assert_int_equal(pthread_getattr_default_np(&before), 0);
+    pthread_attr_init(&greedy);
+    pthread_attr_setstacksize(&greedy, (size_t)1 << 47);
+    if (base_usable_cpus() == 1 || pthread_setattr_default_np(&greedy) != 0)
+        skip();
+    cpu_pool *three = cpu_pool_new(3);
+    roll r = { .pool = cpu_pool_new(0) };
+    assert_int_equal(pthread_setattr_default_np(&before), 0);
+    assert_null(three);
+    assert_non_null(strstr(base_error(), "threads: the system gives 1 of the 3 asked for"));
+    assert_int_equal(cpu_pool_threads(r.pool), 1);
+    cpu_pool_run(r.pool, call_roll, &r);
+    assert_int_equal(r.ran[0], 1);
+    cpu_pool_free(r.pool);
+    pthread_attr_destroy(&before);
+    pthread_attr_destroy(&greedy);
+}
+
 /* Each thread writes its round where all can see, and after the barrier sees every other's: plain memory, ordered by the
  * barrier alone. Threads are late by turns, so that some wait spinning and some asleep. */
 typedef struct { cpu_pool *pool; int rounds, at[MOST_THREADS], wrong[MOST_THREADS]; } race;
@@ -320,6 +343,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(threads_run_each_once),
+        cmocka_unit_test(threads_that_the_system_refuses),
         cmocka_unit_test(threads_meet_at_barriers),
         cmocka_unit_test(threads_share_tasks),
         cmocka_unit_test(threads_wake_from_sleep),

@@ -130,6 +130,27 @@ static void cache_warns_of_damage(void **state)
     base_cache_close(cache);
 }
 
+/* One line for the first, and one for how many they were. */
+static void cache_warns_of_much_damage_briefly(void **state)
+{
+    (void)state;
+    base_bytes bytes;
+    char path[256];
+    base_cache *cache = base_cache_open(in_scratch("much-damage"), 0);
+    catch_stderr();
+    for (int i = 0; i < 5; i++) {
+        base_key key = key_of("wxyz!" + i, 1);
+        entry_path(cache, key, path);
+        write_file(path, "nothing", 7);
+        assert_false(base_cache_get(cache, key, &bytes));
+    }
+    base_cache_close(cache);
+    char *said = caught_stderr(), *second = strchr(said, '\n') + 1;
+    assert_non_null(strstr(second, "5 files were damaged and removed in all\n"));
+    assert_null(strchr(strchr(second, '\n') + 1, '\n'));
+    base_free(said);
+}
+
 static void cache_refuses_folders_of_others(void **state)
 {
     (void)state;
@@ -271,6 +292,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(cache_keeps_what_is_put),
         cmocka_unit_test(cache_takes_damage_for_a_miss),
         cmocka_unit_test(cache_warns_of_damage),
+        cmocka_unit_test(cache_warns_of_much_damage_briefly),
         cmocka_unit_test(cache_refuses_folders_of_others),
         cmocka_unit_test(cache_folder_by_environment),
         cmocka_unit_test(cache_is_bounded),
