@@ -21,8 +21,9 @@ typedef struct {
     int kernel;
     bool first_phase;
     int64_t first;                           /* of its tasks, in the stage */
+    int64_t *before;                         /* by thread: tasks of the items before it, in the thread's share */
 } item;
-typedef struct { int first_item, n_items; int64_t tasks; bool serial, barrier; } stage;
+typedef struct { int first_item, n_items; int64_t tasks, *share; bool serial, barrier; } stage;      /* share: tasks, by thread */
 
 typedef enum { STEP_STAGE, STEP_REPEAT, STEP_END } step_kind;
 typedef struct { step_kind kind; int stage; const kl_repeat *repeat; int other; } step;      /* other: the matching end or beginning */
@@ -223,7 +224,7 @@ static void add_items(cpu_execution *x, stage *st, double *work, const cpu_plan 
         return;
     const cpu_phase *p = &plan->phases[phase];
     x->items = base_arena_grown(x->arena, x->items, x->n_items, &x->cap_items, sizeof(item));
-    x->items[x->n_items++] = (item){ p, plan->args + p->arg_base, kernel, counts && phase == 0, st->tasks };
+    x->items[x->n_items++] = (item){ p, plan->args + p->arg_base, kernel, counts && phase == 0, st->tasks, NULL };
     st->n_items++;
     st->tasks += p->tasks;
     *work += p->work;
@@ -298,6 +299,29 @@ static void drop_barriers(cpu_execution *x)
     }
 }
 
+/* Where a thread's share of an item begins; thread = threads: its end. What does not go into the threads is given in turn. */
+static int64_t begin_of_share(const item *it, int thread, int threads)
+{
+    return (it->phase->tasks * thread + it->first % threads) / threads;
+}
+
+/* Each thread has a share of each item, for tasks of two of them may differ in size a thousandfold. */
+static void share_out(cpu_execution *x)
+{
+    for (int i = 0; i < x->n_stages; i++) {
+        stage *st = &x->stages[i];
+        st->share = ARENA_NEW(x->arena, int64_t, x->threads);
+        for (int j = 0; j < st->n_items; j++) {
+            item *it = &x->items[st->first_item + j];
+            it->before = ARENA_NEW(x->arena, int64_t, x->threads);
+            for (int t = 0; t < x->threads; t++) {
+                it->before[t] = st->share[t];
+                st->share[t] += begin_of_share(it, t + 1, x->threads) - begin_of_share(it, t, x->threads);
+            }
+        }
+    }
+}
+
 /* -- making one ------------------------------------------------------------------------------------------------------------ */
 
 static size_t aligned(size_t n) { return (n + 63) & ~(size_t)63; }
@@ -313,6 +337,7 @@ cpu_execution *cpu_execution_new(const kl_program *program, cpu_plan *plans, int
     scheduler s = { .x = x, .plans = plans, .scratch = scratch, .map = map_memory(program, scratch) };
     schedule(&s, program->kernels, program->n_kernels);
     drop_barriers(x);
+    share_out(x);
     for (int i = 0; i < program->n_ids; i++)
         x->scratch_bytes = MAX(x->scratch_bytes, aligned(plans[i].scratch_bytes));
     for (int i = 0; i < program->n_buffers; i++)
@@ -423,14 +448,14 @@ static void run_task(cpu_execution *x, const item *it, int64_t task, const worke
     cpu_profile_task(x->profile, (int)(w - x->workers), (int)(it - x->items), begin);
 }
 
-/* The item of a stage that task belongs to: the last that begins at or before it and has tasks. */
-static const item *item_of(const cpu_execution *x, const stage *st, int64_t task)
+/* The item that a task of a thread's share belongs to: the last that begins at or before it. */
+static const item *item_of(const cpu_execution *x, const stage *st, int thread, int64_t task)
 {
     const item *items = x->items + st->first_item;
     int low = 0;
     for (int high = st->n_items - 1; low < high;) {
         int middle = (low + high + 1) / 2;
-        if (items[middle].first <= task)
+        if (items[middle].before[thread] <= task)
             low = middle;
         else
             high = middle - 1;
@@ -438,8 +463,8 @@ static const item *item_of(const cpu_execution *x, const stage *st, int64_t task
     return &items[low];
 }
 
-/* Each thread has a share of neighbouring tasks, so that it often finds in its cache what it wrote a stage before; who is done
- * with his takes of the others'. */
+/* A share is of neighbouring tasks, so that a thread often finds in its cache what it wrote a stage before; who is done with his takes of
+ * the others'. */
 static void run_shared(cpu_execution *x, const stage *st, int64_t turn, int thread, int n_threads)
 {
     cpu_tasks *row = x->counters + (turn % COUNTER_ROWS) * x->threads;
@@ -449,12 +474,11 @@ static void run_shared(cpu_execution *x, const stage *st, int64_t turn, int thre
             cpu_tasks_reset(&x->counters[(turn + 1) % COUNTER_ROWS * x->threads + i]);
     for (int i = 0; i < n_threads; i++) {
         int owner = (thread + i) % n_threads;
-        int64_t from = st->tasks * owner / n_threads, share = st->tasks * (owner + 1) / n_threads - from;
-        if (atomic_load_explicit(&row[owner].next, memory_order_relaxed) >= share)
+        if (atomic_load_explicit(&row[owner].next, memory_order_relaxed) >= st->share[owner])
             continue;
-        for (int64_t task; (task = cpu_next_task(&row[owner], 1)) < share;) {
-            const item *it = item_of(x, st, from + task);
-            run_task(x, it, from + task - it->first, w);
+        for (int64_t task; (task = cpu_next_task(&row[owner], 1)) < st->share[owner];) {
+            const item *it = item_of(x, st, owner, task);
+            run_task(x, it, begin_of_share(it, owner, x->threads) + task - it->before[owner], w);
         }
     }
 }
