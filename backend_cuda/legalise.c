@@ -70,5 +70,6 @@ void cuda_legalise(kl_program *program, cuda_device *device)
     cuda_narrow_gradients(program);
     kl_rewrite_products(program, legalise_contraction, device);
     kl_list_loops(program);
+    cuda_hoist_scalars(program);
     kl_renumber(program);
 }

@@ -223,6 +223,30 @@ static void test_narrow_gradients(void **state)
     standin_end();
 }
 
+/* A power of scalars is computed by one thread, and not by each of a long loop's. */
+static void test_scalars(void **state)
+{
+    const char *text = "graph f(%0: f32[40000], %1: i32[]) { %2: f64[] = cast %1 %3: f64[] = constant {value=0.95} %4: f64[] = pow %3, %2 %5: f32[] = cast %4 %6: f32[40000] = broadcast %5 {axes=[]}"
+                       " %7: f32[40000] = mul %0, %6 return %7 }";
+    int blocks = made.n, alone = 0, together = 0;
+    ir_compile_report report = {0};
+    (void)state;
+    standin_begin(NULL);
+    check_graph_text(text, 1e-6, NULL);
+    ir_executable *e = cuda_backend.compile(graph_of(text), &(ir_compile_options){ .name = "f" }, &report);
+    assert_non_null(e);
+    for (int i = 0; i < cuda_last_compiler(e)->n_requests; i++) {
+        bool power = strstr(cuda_last_compiler(e)->requests[i].text, "pow("), wide = strstr(cuda_last_compiler(e)->requests[i].text, "rax_f32x4");
+        alone += power && !wide;
+        together += power && wide;
+    }
+    assert_true(alone == 1 && together == 0);
+    cuda_backend.free(e);
+    base_text_free(&report.lines);
+    forget(blocks);
+    standin_end();
+}
+
 /* A layer with gelu, and its gradients by all operands. */
 static ir_graph *gelu_layer(bool bf16, bool bias)
 {
@@ -388,7 +412,7 @@ static void test_late_reading(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
+        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_scalars), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
         GRAPH_TEST(test_late_reading),
     };
     return cmocka_run_group_tests_name("the CUDA backend", tests, NULL, NULL);
