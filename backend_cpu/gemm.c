@@ -143,7 +143,8 @@ static bool rows_collide(const cpu_gemm_shape *s, int64_t l1)
         return false;
     for (int i = 0; i < height; i++) {
         int set = (int)(i * s->a.line_bytes % WAY / LINE);
-        most = MAX(most, ++rows[set]);
+        rows[set]++;
+        most = MAX(most, rows[set]);             /* MAX evaluates twice */
     }
     return most > MAX(l1 / WAY - FOR_B, 1);
 }

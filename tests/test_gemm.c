@@ -504,7 +504,9 @@ static void rows_that_collide_are_packed(void **state)
     assert_int_equal(cpu_gemm_make_plan(&shape, &machine, &cpu_gemm_default_tuning).a_way, CPU_GEMM_SHARED);
     shape.n = 32;                                /* not for so few columns */
     assert_int_equal(cpu_gemm_make_plan(&shape, &machine, &cpu_gemm_default_tuning).a_way, CPU_GEMM_DIRECT);
-    shape.n = 768, shape.a.line_bytes = 12288 + 64;
+    shape.n = 768, shape.a.line_bytes = 6144;    /* six rows at a place */
+    assert_int_equal(cpu_gemm_make_plan(&shape, &machine, &cpu_gemm_default_tuning).a_way, CPU_GEMM_DIRECT);
+    shape.a.line_bytes = 12288 + 64;
     assert_int_equal(cpu_gemm_make_plan(&shape, &machine, &cpu_gemm_default_tuning).a_way, CPU_GEMM_DIRECT);
 }
 
