@@ -176,7 +176,7 @@ bool cuda_attention_takes(ir_dtype dtype, int64_t head_dim);
 
 /* -- products.c ------------------------------------------------------------------------------------------------------------ */
 
-/* A product's descriptors and algorithm. {0} to begin with; freed whether or not it could be made. */
+/* A product's descriptors and algorithm; c is NULL where there is none, or it is d. {0} to begin with; freed whether or not it could be made. */
 typedef struct { cuda_product_desc desc; cuda_layout a, b, c, d; cuda_algorithm_bytes algorithm; size_t workspace_bytes; } cuda_ready;
 typedef struct { void *a, *b, *c, *d, *bias, *aux, *workspace; } cuda_places;        /* c: where the product adds one */
 bool cuda_ready_product(cuda_device *device, const kl_program *program, const cuda_product *p, cuda_ready *ready);

@@ -233,7 +233,7 @@ bool cuda_choose_algorithm(cuda_device *device, const cuda_question *q, cuda_alg
         *exists = kept->exists;
         return true;
     }
-    int error = cuda_device_library(device)->product_algorithms(cuda_device_blas(device), q->ready->desc, q->ready->a, q->ready->b, q->product->adds ? q->ready->c : q->ready->d, q->ready->d, q->preference, tunes ? CANDIDATES : 1, found, &n);
+    int error = cuda_device_library(device)->product_algorithms(cuda_device_blas(device), q->ready->desc, q->ready->a, q->ready->b, q->ready->c ? q->ready->c : q->ready->d, q->ready->d, q->preference, tunes ? CANDIDATES : 1, found, &n);
     *exists = error == 0 && n > 0 && found[0].status == 0;
     *answer = found[0];
     if (!tunes && c) {

@@ -38,6 +38,9 @@ static bool set_places(const cuda_device *device, const cuda_product *p, cuda_pr
            ((p->epilogue & CUDA_EPILOGUE_AUX) == 0 || set(device, desc, CUDA_PRODUCT_AUX, &aux, sizeof aux, "gelu's operand"));
 }
 
+/* cuBLASLt wants c and d of one place in one layout. */
+static bool is_in_place(const cuda_product *p) { return p->c.buffer == p->d.buffer && p->c.value == p->d.value; }
+
 static bool describe(const cuda_device *device, const cuda_product *p, cuda_ready *ready)
 {
     const cuda_library *l = cuda_device_library(device);
@@ -50,7 +53,7 @@ static bool describe(const cuda_device *device, const cuda_product *p, cuda_read
            ((p->epilogue & CUDA_EPILOGUE_AUX) == 0 || set(device, ready->desc, CUDA_PRODUCT_AUX_LEADING, &p->aux_leading, sizeof p->aux_leading, "gelu's operand")) &&
            layout(device, &ready->a, p->operands, p->b_transposed ? p->k : p->n, p->b_transposed ? p->n : p->k, p->b_leading, p->batch, p->b_batch) &&
            layout(device, &ready->b, p->operands, p->a_transposed ? p->m : p->k, p->a_transposed ? p->k : p->m, p->a_leading, p->batch, p->a_batch) &&
-           (!p->adds || layout(device, &ready->c, p->result, p->n, p->m, p->c_leading, p->batch, p->c_batch)) &&
+           (!p->adds || is_in_place(p) || layout(device, &ready->c, p->result, p->n, p->m, p->c_leading, p->batch, p->c_batch)) &&
            layout(device, &ready->d, p->result, p->n, p->m, p->d_leading, p->batch, p->d_batch);
 }
 
@@ -148,5 +151,5 @@ bool cuda_multiply(cuda_device *device, const cuda_product *p, const cuda_ready 
     const void *alpha = f64 ? (const void *)&one64 : &one, *beta = p->adds ? alpha : f64 ? (const void *)&zero64 : &zero;
     return set_places(device, p, ready->desc, at->bias, at->aux) &&
            cuda_blas_ok(cuda_device_library(device)->product(cuda_device_blas(device), ready->desc, alpha, at->b, ready->a, at->a, ready->b, beta, p->adds ? at->c : at->d,
-                                                             p->adds ? ready->c : ready->d, at->d, ready->d, &ready->algorithm, at->workspace, ready->workspace_bytes, cuda_device_stream(device)), "cublasLtMatmul");
+                                                             ready->c && at->c != at->d ? ready->c : ready->d, at->d, ready->d, &ready->algorithm, at->workspace, ready->workspace_bytes, cuda_device_stream(device)), "cublasLtMatmul");
 }

@@ -619,7 +619,7 @@ static int si_product(cuda_blas blas, cuda_product_desc desc, const void *alpha,
     check_matrix(d, d_layout, "the result");
     STANDIN_CHECK(c_layout->type == d_layout->type && c_layout->rows == d_layout->rows && c_layout->columns == d_layout->columns && c_layout->batch == d_layout->batch,
                   "what is added to a product is another matrix than its result");
-    STANDIN_CHECK(c == d ? c_layout->leading == d_layout->leading && c_layout->stride == d_layout->stride : block_of(c, 0, false) != block_of(d, 0, false) || lie_apart(c, c_layout, d, d_layout),
+    STANDIN_CHECK(c == d ? c_layout == d_layout : block_of(c, 0, false) != block_of(d, 0, false) || lie_apart(c, c_layout, d, d_layout),
                   "what is added to a product lies partly in its result");
     int epilogue = desc->epilogue;
     STANDIN_CHECK(!(epilogue & CUDA_EPILOGUE_ANY_BIAS) || block_of(desc->bias, d_layout->rows * type_bytes(d_layout->type), false), "the bias of a product lies outside of memory");

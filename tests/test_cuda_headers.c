@@ -137,8 +137,8 @@ static int one_algorithm(cuda_blas blas, cuda_product_desc desc, cuda_layout a, 
 static void test_attributes(void **state)
 {
     enum { EVERYTHING = CUDA_EPILOGUE_GELU | CUDA_EPILOGUE_AUX | CUDA_EPILOGUE_BIAS };
-    static const struct { ir_dtype operands, result; int64_t batch; bool tf32; int epilogue; } cases[] = {
-        { IR_F32, IR_F32, 1, false, CUDA_EPILOGUE_NONE }, { IR_F32, IR_F32, 12, true, CUDA_EPILOGUE_NONE }, { IR_F64, IR_F64, 1, false, CUDA_EPILOGUE_NONE },
+    static const struct { ir_dtype operands, result; int64_t batch; bool tf32; int epilogue; bool adds; } cases[] = {
+        { IR_F32, IR_F32, 1, false, CUDA_EPILOGUE_NONE }, { IR_F32, IR_F32, 12, true, CUDA_EPILOGUE_NONE }, { IR_BF16, IR_F32, 2, false, CUDA_EPILOGUE_BIAS, true }, { IR_F64, IR_F64, 1, false, CUDA_EPILOGUE_NONE },
         { IR_BF16, IR_F32, 3, false, CUDA_EPILOGUE_NONE }, { IR_BF16, IR_BF16, 1, false, EVERYTHING }, { IR_F32, IR_F32, 1, false, EVERYTHING },
         { IR_F32, IR_F32, 1, false, CUDA_EPILOGUE_GELU_GRADIENT | CUDA_EPILOGUE_AUX | CUDA_EPILOGUE_BIAS_GRADIENT } };
     cuda_library real, mixed = standin_library;
@@ -158,7 +158,8 @@ static void test_attributes(void **state)
     assert_non_null(device);
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         cuda_product p = { .m = 64, .n = 40, .k = 24, .batch = cases[i].batch, .operands = cases[i].operands, .result = cases[i].result, .a_leading = 24, .b_leading = 40, .d_leading = 40,
-                           .a_batch = 64 * 24, .b_batch = 24 * 40, .d_batch = 64 * 40, .tf32 = cases[i].tf32, .epilogue = cases[i].epilogue, .aux_leading = 40 };
+                           .a_batch = 64 * 24, .b_batch = 24 * 40, .d_batch = 64 * 40, .tf32 = cases[i].tf32, .epilogue = cases[i].epilogue, .aux_leading = 40,
+                           .adds = cases[i].adds, .c_leading = 48, .c_batch = 64 * 48, .c.buffer = -1 };
         cuda_ready ready = {0};
         if (!cuda_ready_product(device, &program, &p, &ready))
             fail_msg("case %zu: %s", i, base_error());
