@@ -66,6 +66,7 @@ static void legalise_contraction(void *context, kl_program *program, kl_kernel *
 
 void cuda_legalise(kl_program *program, cuda_device *device)
 {
+    cuda_split_residuals(program);
     kl_fuse_epilogues(program);
     cuda_narrow_gradients(program);
     kl_rewrite_products(program, legalise_contraction, device);
