@@ -34,17 +34,6 @@ static void move_axis(kl_loop *loop, int from, int to)
     }
 }
 
-/* Whether an output is of a row, not of each of its elements. */
-static bool is_of_row(const kl_loop *loop, const kl_output *o)
-{
-    bool still = loop->exprs[o->expr].row && kl_inner(loop) != 1;
-    if (o->kind == KL_SUM_OUTER)
-        return false;
-    for (int i = loop->n_outer; i < loop->n_axes; i++)
-        still &= o->kind == KL_SUM_ALL || o->view.stride[i] == 0 || loop->extent[i] == 1;
-    return still;
-}
-
 /* What lanes along this axis cost for one element. Views that step by something else than 0 or 1 are gathered. */
 static double lane_cost(const kl_loop *loop, int axis, int lanes)
 {
@@ -311,7 +300,7 @@ static void choose_form(const cpu_compiler *c, cpu_loop_code *code, kl_loop *loo
     for (int i = 0; i < loop->n_outputs; i++) {
         if (loop->outputs[i].kind == KL_SUM_OUTER && inner == 1)
             loop->outputs[i].kind = KL_SUM_ALL;
-        code->row_output[i] = is_of_row(loop, &loop->outputs[i]);
+        code->row_output[i] = kl_is_once_a_row(loop, &loop->outputs[i]);
         rows_matter |= code->row_output[i] || loop->outputs[i].kind == KL_SUM_OUTER;
     }
     code->lanes = c->machine->f32_lanes / (has_f64_lanes(c, loop) ? 2 : 1);

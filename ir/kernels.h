@@ -266,6 +266,8 @@ int64_t kl_rows(const kl_loop *loop);                        /* indices of the o
 int64_t kl_inner(const kl_loop *loop);                       /* and of the others */
 bool kl_has_expr(const kl_loop *loop, kl_expr_kind kind);
 int kl_count_outputs(const kl_loop *loop, kl_output_kind kind);
+/* Whether the output is a row value that is stored, or counts in a sum, once a row, and not at each of a row's elements. */
+bool kl_is_once_a_row(const kl_loop *loop, const kl_output *output);
 /* With expressions and outputs of its own, and room for more expressions. What they point to is shared. */
 kl_loop kl_copy_loop(base_arena *arena, const kl_loop *loop, int more_exprs);
 void kl_merge_axes(kl_loop *loop);

@@ -82,23 +82,19 @@ static void drop_axis(kl_loop *loop, int axis)
         loop->n_outer--;
 }
 
-/* A row value may be stored, and is summed, once a row. */
-static bool is_once_a_row(const kl_loop *loop, const kl_output *output)
+bool kl_is_once_a_row(const kl_loop *loop, const kl_output *output)
 {
-    bool rows_have_more = false;
-    for (int i = loop->n_outer; i < loop->n_axes; i++) {
-        if (output->view.stride[i] != 0)
-            return false;
-        rows_have_more |= loop->extent[i] != 1;
-    }
-    return rows_have_more && loop->exprs[output->expr].row;
+    bool once = loop->exprs[output->expr].row && kl_inner(loop) != 1;
+    for (int i = loop->n_outer; i < loop->n_axes; i++)
+        once &= loop->extent[i] == 1 || output->view.stride[i] == 0;
+    return once;
 }
 
 void kl_merge_axes(kl_loop *loop)
 {
     bool rows = kl_has_expr(loop, KL_REDUCE) || kl_count_outputs(loop, KL_SUM_OUTER) > 0;
     for (int i = 0; i < loop->n_outputs; i++)
-        rows |= is_once_a_row(loop, &loop->outputs[i]);
+        rows |= kl_is_once_a_row(loop, &loop->outputs[i]);
     for (int axis = loop->n_axes - 1; axis >= 0; axis--) {
         int inner = loop->n_axes - loop->n_outer;
         if (loop->extent[axis] == 1 && loop->n_axes > 1 && (axis < loop->n_outer || inner > 1 || !rows))

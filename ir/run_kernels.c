@@ -159,15 +159,6 @@ static void evaluate(runner *r, int which)
 
 /* -- outputs ------------------------------------------------------------------------------------------------------------ */
 
-/* A row value whose strides are 0 along the row is stored once a row, with the last piece: it may have the place of one that the pieces read. */
-static bool is_once_a_row(const kl_loop *loop, const kl_output *output)
-{
-    for (int i = loop->n_outer; i < loop->n_axes; i++)
-        if (loop->extent[i] > 1 && output->view.stride[i] != 0)
-            return false;
-    return loop->exprs[output->expr].row;
-}
-
 /* Stores n values, or adds them to what is there, at r->at. */
 static void put(runner *r, const kl_output *output, ir_dtype dtype, char *value, int64_t n, char *scratch)
 {
@@ -214,7 +205,7 @@ static void store_outputs(runner *r, char *scratch)
                 memcpy(r->operand + (r->row_number * r->inner + r->from) * bytes, value, (size_t)(n * bytes));
                 break;
             }
-            if (is_once_a_row(r->loop, output)) {
+            if (kl_is_once_a_row(r->loop, output)) {       /* with the last piece: it may have the place of one that the pieces read */
                 if (r->from + r->n < r->inner)
                     break;
                 n = 1;
