@@ -77,6 +77,10 @@ static int dispatch(int argc, char **argv)
         printf("rax %s\n", RAX_VERSION);
         return 0;
     }
+    if (argv[1][0] == '-') {
+        rax_fail(RAX_MISTAKE, "%s: a subcommand comes first, then its options; see rax --help", argv[1]);
+        return cli_fail();
+    }
     for (int i = 0; i < COMMANDS; i++) {
         if (strcmp(argv[1], commands[i].name) == 0)
             return commands[i].run(argc - 1, argv + 1);

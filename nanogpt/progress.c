@@ -2,6 +2,7 @@
 #include "nanogpt/progress.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
@@ -27,17 +28,20 @@ void gpt_progress_clear(gpt_progress *progress)
     progress->drawn = false;
 }
 
+/* A NaN's sign is an accident of how it came about. */
+static double unsigned_nan(double x) { return isnan(x) ? NAN : x; }
+
 void gpt_print_iteration(gpt_progress *progress, int64_t iteration, double loss, double grad_norm, double lr, double time_ms)
 {
     gpt_progress_clear(progress);
-    printf("iter %" PRId64 ": loss %.4f, grad_norm %.4f, lr %.2e, time %.1fms\n", iteration, loss, grad_norm, lr, time_ms);
+    printf("iter %" PRId64 ": loss %.4f, grad_norm %.4f, lr %.2e, time %.1fms\n", iteration, unsigned_nan(loss), unsigned_nan(grad_norm), lr, time_ms);
     fflush(stdout);
 }
 
 void gpt_print_evaluation(gpt_progress *progress, int64_t iteration, double val_loss, double time_ms)
 {
     gpt_progress_clear(progress);
-    printf("eval %" PRId64 ": val_loss %.4f, time %.1fms\n", iteration, val_loss, time_ms);
+    printf("eval %" PRId64 ": val_loss %.4f, time %.1fms\n", iteration, unsigned_nan(val_loss), time_ms);
     fflush(stdout);
 }
 

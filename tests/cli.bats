@@ -55,6 +55,7 @@ fails() {
 
 @test "a mistyped subcommand names the nearest" {
     fails 2 "prepar: there is no such subcommand; the nearest is prepare" prepar
+    fails 2 "-v: a subcommand comes first, then its options" -v train config.json
 }
 
 @test "a mistyped option names the nearest" {

@@ -114,7 +114,7 @@ bool rax_wait(void) { return !trace_memory() || !compiler->wait || compiler->wai
 
 void rax_print_info(FILE *out)
 {
-    fprintf(out, "rax        %s\n", RAX_VERSION);
+    fprintf(out, "rax         %s\n", RAX_VERSION);
     if (compiler->print_info)
         compiler->print_info(out);
 }
