@@ -9,16 +9,8 @@
  * type, so that it is done for all or none. */
 #include "backend_cuda/backend.h"
 
-typedef struct { const kl_program *program; int *reads, *writes; } uses;       /* by buffer: in the whole program */
-
-static void count_use(void *context, const kl_access *access)
-{
-    uses *u = context;
-    ++(access->write ? u->writes : u->reads)[kl_root_buffer(u->program, access->view->buffer)];
-}
-
 /* Nothing but e0 = load t, e1 = cast e0 to bf16, u = e1, and sums of e0 over rows or all. Returns which output u is, or -1. */
-static int narrowing_store(const uses *u, const kl_kernel *kernel, int t)
+static int narrowing_store(const kl_uses *u, const kl_kernel *kernel, int t)
 {
     const kl_loop *loop = &kernel->loop;
     int at = -1;
@@ -39,7 +31,7 @@ static int narrowing_store(const uses *u, const kl_kernel *kernel, int t)
 }
 
 /* The loop behind list[at] that narrows buffer t, which n stores of list[at] make and it alone reads; NULL: none that may go. */
-static kl_kernel *narrowing_loop(const uses *u, kl_kernel **list, int n_list, int at, int t, int n, int *store)
+static kl_kernel *narrowing_loop(const kl_uses *u, kl_kernel **list, int n_list, int at, int t, int n, int *store)
 {
     if (u->program->buffers[t].kind != KL_TEMP || u->writes[t] != n || u->reads[t] != 1)
         return NULL;
@@ -66,7 +58,7 @@ static void sum_narrow(kl_program *program, kl_loop *loop, int store)
     loop->n_outputs = n;
 }
 
-static void narrow_attention(kl_program *program, const uses *u, kl_kernel **list, int n_list, int at)
+static void narrow_attention(kl_program *program, const kl_uses *u, kl_kernel **list, int n_list, int at)
 {
     kl_attention *a = list[at]->attention;
     kl_view *gradient[] = { &a->dq, &a->dk, &a->dv };
@@ -96,7 +88,7 @@ static void narrow_attention(kl_program *program, const uses *u, kl_kernel **lis
     a->grad_dtype = IR_BF16;
 }
 
-static void narrow_list(kl_program *program, const uses *u, kl_kernel **list, int n)
+static void narrow_list(kl_program *program, const kl_uses *u, kl_kernel **list, int n)
 {
     for (int i = 0; i < n; i++) {
         if (list[i]->kind == KL_REPEAT)
@@ -108,8 +100,6 @@ static void narrow_list(kl_program *program, const uses *u, kl_kernel **list, in
 
 void cuda_narrow_gradients(kl_program *program)
 {
-    uses u = { program, ARENA_NEW(program->arena, int, program->n_buffers), ARENA_NEW(program->arena, int, program->n_buffers) };
-    for (int i = 0; i < program->n_kernels; i++)
-        kl_visit_all(program->kernels[i], count_use, &u);
+    kl_uses u = kl_count_uses(program);
     narrow_list(program, &u, program->kernels, program->n_kernels);
 }

@@ -7,14 +7,6 @@
  * epilogues are fused, by a loop that holds the sum alone. */
 #include "backend_cuda/backend.h"
 
-typedef struct { const kl_program *program; int *reads, *writes; } uses;       /* by buffer: in the whole program */
-
-static void count_use(void *context, const kl_access *access)
-{
-    uses *u = context;
-    ++(access->write ? u->writes : u->reads)[kl_root_buffer(u->program, access->view->buffer)];
-}
-
 /* What the sum is of, by number of terms: the product's elements, a matrix's, a vector's. */
 typedef struct { int products, matrices, vectors; } terms;
 
@@ -59,7 +51,7 @@ static bool is_apart(const kl_loop *loop, int sum, int t, const bool *inside)
 }
 
 /* The output that stores such a sum, or -1. */
-static int find_sum(const uses *u, const kl_loop *loop, int t, int64_t count, bool *inside)
+static int find_sum(const kl_uses *u, const kl_loop *loop, int t, int64_t count, bool *inside)
 {
     for (int i = 0; i < loop->n_outputs; i++) {
         const kl_output *o = &loop->outputs[i];
@@ -114,7 +106,7 @@ static bool has_dynamic_outputs(const kl_loop *loop)
 }
 
 /* The loop that makes the sum of what the product before stores, and nothing else; the kernel then reads it. NULL: there is none. */
-static kl_kernel *split_sum(kl_program *p, const uses *u, const kl_kernel *product, kl_kernel *kernel)
+static kl_kernel *split_sum(kl_program *p, const kl_uses *u, const kl_kernel *product, kl_kernel *kernel)
 {
     const kl_contraction *c = &product->contraction;
     const kl_output *stored = &c->c.outputs[0];
@@ -153,7 +145,7 @@ static kl_kernel *split_sum(kl_program *p, const uses *u, const kl_kernel *produ
     return sum;
 }
 
-static void split_in(kl_program *p, const uses *u, kl_kernel ***list, int *n)
+static void split_in(kl_program *p, const kl_uses *u, kl_kernel ***list, int *n)
 {
     kl_kernel **made = ARENA_NEW(p->arena, kl_kernel *, 2 * *n + 1);
     int count = 0;
@@ -171,8 +163,6 @@ static void split_in(kl_program *p, const uses *u, kl_kernel ***list, int *n)
 
 void cuda_split_residuals(kl_program *program)
 {
-    uses u = { program, ARENA_NEW(program->arena, int, program->n_buffers), ARENA_NEW(program->arena, int, program->n_buffers) };
-    for (int i = 0; i < program->n_kernels; i++)
-        kl_visit_all(program->kernels[i], count_use, &u);
+    kl_uses u = kl_count_uses(program);
     split_in(program, &u, &program->kernels, &program->n_kernels);
 }

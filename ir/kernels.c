@@ -63,6 +63,20 @@ static int renumber(kl_kernel **kernels, int n, int next)
 
 void kl_renumber(kl_program *program) { program->n_ids = renumber(program->kernels, program->n_kernels, 0); }
 
+static void count_use(void *context, const kl_access *access)
+{
+    kl_uses *u = context;
+    ++(access->write ? u->writes : u->reads)[kl_root_buffer(u->program, access->view->buffer)];
+}
+
+kl_uses kl_count_uses(kl_program *program)
+{
+    kl_uses u = { program, ARENA_NEW(program->arena, int, program->n_buffers), ARENA_NEW(program->arena, int, program->n_buffers) };
+    for (int i = 0; i < program->n_kernels; i++)
+        kl_visit_all(program->kernels[i], count_use, &u);
+    return u;
+}
+
 int kl_last_id(const kl_kernel *kernel)
 {
     while (kernel->kind == KL_REPEAT && kernel->repeat.n_body > 0)

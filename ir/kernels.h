@@ -242,6 +242,9 @@ void kl_tidy(kl_program *program);                           /* drops buffers th
 typedef struct { kl_view *view; bool write, accumulate; ir_dtype dtype; kl_loop *loop; } kl_access;
 void kl_visit(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), void *context);
 void kl_visit_all(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), void *context);     /* for those too */
+/* By buffer, how many views in the whole program read it and write it, through itself or through what moves along it. In the program's arena. */
+typedef struct { const kl_program *program; int *reads, *writes; } kl_uses;
+kl_uses kl_count_uses(kl_program *program);
 /* The id of the last kernel in a repeat, or the kernel's own. */
 int kl_last_id(const kl_kernel *kernel);
 /* Whether both name the same element at every index; never where there are dynamic terms. Buffers are not compared. */

@@ -9,15 +9,6 @@
  * in a narrower type by its epilogue: see narrow.c, fuse_epilogues.c.) */
 #include "ir/kernels.h"
 
-
-typedef struct { kl_program *program; int *reads, *writes; } uses;       /* by buffer: in the whole program */
-
-static void count_use(void *context, const kl_access *access)
-{
-    uses *u = context;
-    ++(access->write ? u->writes : u->reads)[kl_root_buffer(u->program, access->view->buffer)];
-}
-
 /* u[i] = bf16 of t[i] for all i of an f32 t, and nothing else. */
 static bool is_narrowing(const kl_program *program, const kl_kernel *kernel, int *t, int *u)
 {
@@ -36,7 +27,7 @@ static bool is_narrowing(const kl_program *program, const kl_kernel *kernel, int
 }
 
 /* The loop behind list[at] that narrows buffer t, which n stores of list[at] make; -1: none that may go. */
-static int narrowing_loop(const uses *u, kl_kernel **list, int n_list, int at, int t, int n, int *to)
+static int narrowing_loop(const kl_uses *u, kl_kernel **list, int n_list, int at, int t, int n, int *to)
 {
     int from;
     if (u->program->buffers[t].kind != KL_TEMP || u->reads[t] != 1 || u->writes[t] != n)
@@ -47,7 +38,7 @@ static int narrowing_loop(const uses *u, kl_kernel **list, int n_list, int at, i
     return -1;
 }
 
-static void narrow_gradients(const uses *u, kl_kernel **list, int *n, int at)
+static void narrow_gradients(const kl_uses *u, kl_kernel **list, int *n, int at)
 {
     kl_attention *a = list[at]->attention;
     kl_view *grads[] = { &a->dq, &a->dk, &a->dv };
@@ -72,7 +63,7 @@ static void narrow_gradients(const uses *u, kl_kernel **list, int *n, int at)
     *n = left;
 }
 
-static void narrow_list(const uses *u, kl_kernel **list, int *n)
+static void narrow_list(const kl_uses *u, kl_kernel **list, int *n)
 {
     for (int i = 0; i < *n; i++) {
         if (list[i]->kind == KL_REPEAT)
@@ -84,8 +75,6 @@ static void narrow_list(const uses *u, kl_kernel **list, int *n)
 
 void kl_narrow_stores(kl_program *program)
 {
-    uses u = { program, ARENA_NEW(program->arena, int, program->n_buffers), ARENA_NEW(program->arena, int, program->n_buffers) };
-    for (int i = 0; i < program->n_kernels; i++)
-        kl_visit_all(program->kernels[i], count_use, &u);
+    kl_uses u = kl_count_uses(program);
     narrow_list(&u, program->kernels, &program->n_kernels);
 }
