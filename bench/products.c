@@ -4,17 +4,18 @@
  *     dx        dx [N,K] = dy [N,F] w^T
  *     dw        dw [K,F] = x^T dy
  *
+ * Results have the type of the operands, as other libraries' have, but dw, which a step adds up in f32.
  * A device has one way. Nothing is fused to them here: what follows a product in a step is seen by `rax train --profile`. */
 #include "bench/bench.h"
 
 static void forward(rax_args *in, rax_results *out)
 {
-    rax_return_tensor(out, 0, rax_matmul_f32(rax_arg_tensor(in, 0), rax_arg_tensor(in, 1)));
+    rax_return_tensor(out, 0, rax_matmul(rax_arg_tensor(in, 0), rax_arg_tensor(in, 1)));
 }
 
 static void dx(rax_args *in, rax_results *out)
 {
-    rax_return_tensor(out, 0, rax_matmul_f32(rax_arg_tensor(in, 0), rax_swap(rax_arg_tensor(in, 1), 0, 1)));
+    rax_return_tensor(out, 0, rax_matmul(rax_arg_tensor(in, 0), rax_swap(rax_arg_tensor(in, 1), 0, 1)));
 }
 
 static void dw(rax_args *in, rax_results *out)
