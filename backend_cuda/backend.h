@@ -166,7 +166,6 @@ cuda_planner cuda_plan_scatter;            /* scatter.c */
 /* -- legalise.c, contraction.c -------------------------------------------------------------------------------------------- */
 
 void cuda_legalise(kl_program *program, cuda_device *device);         /* which is asked what cuBLASLt has algorithms for */
-void cuda_narrow_gradients(kl_program *program);                      /* narrow_gradients.c */
 void cuda_hoist_scalars(kl_program *program);                         /* hoist_scalars.c */
 void cuda_split_residuals(kl_program *program);                       /* residuals.c */
 bool cuda_blas_takes_operand(const kl_contraction *c, bool is_b);

@@ -68,7 +68,7 @@ void cuda_legalise(kl_program *program, cuda_device *device)
 {
     cuda_split_residuals(program);
     kl_fuse_epilogues(program);
-    cuda_narrow_gradients(program);
+    kl_narrow_stores(program, true);
     kl_rewrite_products(program, legalise_contraction, device);
     kl_list_loops(program);
     cuda_hoist_scalars(program);

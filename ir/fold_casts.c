@@ -15,14 +15,8 @@ enum { NONE = -1 };
 typedef struct {
     kl_program *program;
     int *memory;               /* by buffer: kl_memories */
-    int *writes, *reads;       /* by buffer under its moving views: how often, in the whole program */
+    kl_uses uses;
 } folding;
-
-static void count_use(void *context, const kl_access *access)
-{
-    folding *f = context;
-    ++(access->write ? f->writes : f->reads)[kl_root_buffer(f->program, access->view->buffer)];
-}
 
 /* t = cast(w), element by element in the same places but for an offset, and nothing else. */
 static bool is_narrowing(const kl_kernel *kernel, const kl_view **w, const kl_view **t)
@@ -123,7 +117,7 @@ static bool fold(const folding *f, list_index *index, kl_kernel *const *list, in
 {
     const kl_buffer *buffers = f->program->buffers;
     const kl_view *w, *t;
-    if (!is_narrowing(list[at], &w, &t) || buffers[t->buffer].kind != KL_TEMP || f->writes[t->buffer] != 1)
+    if (!is_narrowing(list[at], &w, &t) || buffers[t->buffer].kind != KL_TEMP || f->uses.writes[t->buffer] != 1)
         return false;
     int last = at, n_products = 0, source = f->memory[w->buffer];
     for (int i = index->product[t->buffer]; i != NONE; i = index->next[i]) {
@@ -131,7 +125,7 @@ static bool fold(const folding *f, list_index *index, kl_kernel *const *list, in
         last = i;
     }
     bool lives = buffers[source].kind != KL_TEMP || index->last_read[source] >= last;
-    if (n_products == 0 || n_products != f->reads[t->buffer] || index->source_write[at] <= last || !lives)
+    if (n_products == 0 || n_products != f->uses.reads[t->buffer] || index->source_write[at] <= last || !lives)
         return false;
     for (int i = index->product[t->buffer]; i != NONE; i = index->next[i])
         read_source(f->program, &list[i]->contraction.b, w, t);
@@ -155,12 +149,7 @@ static void fold_list(const folding *f, kl_kernel **list, int *n)
 
 void kl_fold_casts(kl_program *program)
 {
-    size_t bytes = sizeof(int) * (size_t)MAX(program->n_buffers, 1);
-    folding f = { program, kl_memories(program), base_alloc(bytes), base_alloc(bytes) };
-    for (int i = 0; i < program->n_kernels; i++)
-        kl_visit_all(program->kernels[i], count_use, &f);
+    folding f = { program, kl_memories(program), kl_count_uses(program) };
     fold_list(&f, program->kernels, &program->n_kernels);
     base_free(f.memory);
-    base_free(f.writes);
-    base_free(f.reads);
 }

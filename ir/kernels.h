@@ -279,7 +279,7 @@ void kl_merge_axes(kl_loop *loop);
 kl_loop kl_finish_sums(const kl_program *program, base_arena *arena, const kl_loop *loop, kl_output_kind kind, const int64_t *offset, int64_t parts);
 void kl_coalesce(kl_program *program);
 void kl_accumulate(kl_program *program);
-void kl_narrow_stores(kl_program *program);
+void kl_narrow_stores(kl_program *program, bool sums);        /* sums: of rounded values, too */
 void kl_hoist(kl_program *program);
 
 /* -- fuse_epilogues.c -------------------------------------------------------------------------------------------------- */

@@ -242,7 +242,7 @@ kl_program *kl_lower(const ir_graph *graph)
     base_arena_free(scratch);
     kl_coalesce(program);
     kl_accumulate(program);
-    kl_narrow_stores(program);
+    kl_narrow_stores(program, false);
     kl_hoist(program);
     kl_tidy(program);
     return program;
