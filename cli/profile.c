@@ -120,11 +120,12 @@ struct cli_trace { FILE *file; const char *path; char *text; size_t bytes; int h
 
 cli_trace *cli_trace_new(const char *path)
 {
-    int handle = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    int handle = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);       /* O_NONBLOCK: a pipe's reader is not waited for */
     if (handle < 0) {
-        rax_fail(RAX_FAILURE, "%s: cannot be written: %s", path, strerror(errno));
+        rax_fail(RAX_FAILURE, "%s: cannot be written: %s", path, errno == ENXIO ? "nobody reads from it" : strerror(errno));
         return NULL;
     }
+    fcntl(handle, F_SETFL, fcntl(handle, F_GETFL) & ~O_NONBLOCK);                     /* but that of one who reads slowly is */
     cli_trace *trace = rax_alloc(sizeof *trace);
     *trace = (cli_trace){ .path = path, .handle = handle, .first = true };
     trace->file = open_memstream(&trace->text, &trace->bytes);

@@ -110,7 +110,7 @@ fails() {
 
 @test "a pipe is not waited for" {
     mkfifo pipe
-    for line in "train pipe" "prepare --tokenizer char -o tokens pipe" "bench peak --compare=pipe" "eval pipe"; do
+    for line in "train pipe" "prepare --tokenizer char -o tokens pipe" "bench peak --compare=pipe" "eval pipe" "compile pipe"; do
         status=0
         timeout 20 "$RAX_BIN" $line >stdout 2>stderr || status=$?
         echo "rax $line: $status"; cat stderr
@@ -160,7 +160,7 @@ alone() {
     fails 2 "wrong.rax:" compile wrong.rax
     : >empty.rax
     fails 2 "empty.rax:1: expected 'graph'" compile empty.rax
-    fails 2 ".: cannot be read: Is a directory" compile .
+    fails 2 ".: is not a file" compile .
     fails 2 "none.rax: cannot be read: No such file" compile none.rax
 }
 

@@ -126,6 +126,14 @@ END
     [ ! -e other.json ]
 }
 
+@test "--trace into a pipe" {
+    mkfifo pipe
+    fails 1 "pipe: cannot be written: nobody reads from it" train "$CONFIG" --out_dir=out --trace=pipe
+    train --max_iters=2 --trace=>(cat >read)
+    wait $!
+    tail -n 1 read | grep -q '^]$'
+}
+
 @test "--dump_ir writes graphs after each pass, kernels, LLVM IR and assembly" {
     RAX_CACHE_DIR=$PWD/fresh train --max_iters=1 --dump-ir=some/where
     for part in trace cse; do ls some/where/train_step-1/*-$part.rax; done

@@ -1,8 +1,10 @@
 /* A graph as text, through every stage: the graph after each pass, the kernel list, the memory plan. */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "ir/kernels.h"
@@ -13,21 +15,26 @@ enum { MAX_TEXT_BYTES = 256 << 20 };
 /* The file's bytes; NULL and an error. */
 static char *read_whole(const char *path, size_t *len)
 {
-    FILE *file = fopen(path, "rb");
+    int handle = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);      /* O_NONBLOCK: a pipe is refused below, not waited for */
+    struct stat found;
     base_text text = {0};
     char part[1 << 16];
-    if (!file) {
+    ssize_t n = 0;
+    bool good = false;
+
+    if (handle < 0 || fstat(handle, &found) != 0)
         rax_fail(errno == ENOENT || errno == EACCES ? RAX_MISTAKE : RAX_FAILURE, "%s: cannot be read: %s", path, strerror(errno));
-        return NULL;
+    else if (!S_ISREG(found.st_mode))
+        rax_fail(RAX_MISTAKE, "%s: is not a file", path);
+    else if (found.st_size > MAX_TEXT_BYTES)
+        rax_fail(RAX_MISTAKE, "%s: over %d MB are no graph", path, MAX_TEXT_BYTES >> 20);
+    else {
+        while ((n = read(handle, part, sizeof part)) > 0)
+            base_text_bytes(&text, part, (size_t)n);
+        good = n == 0 || rax_fail(RAX_FAILURE, "%s: cannot be read: %s", path, strerror(errno));
     }
-    for (size_t n; (n = fread(part, 1, sizeof part, file)) > 0 && text.len <= MAX_TEXT_BYTES;)
-        base_text_bytes(&text, part, n);
-    bool good = !ferror(file);
-    if (!good)
-        rax_fail(errno == EISDIR ? RAX_MISTAKE : RAX_FAILURE, "%s: cannot be read: %s", path, strerror(errno));
-    else if (text.len > MAX_TEXT_BYTES)
-        good = rax_fail(RAX_MISTAKE, "%s: over %d MB are no graph", path, MAX_TEXT_BYTES >> 20);
-    fclose(file);
+    if (handle >= 0)
+        close(handle);
     *len = text.len;
     if (good)
         return base_text_take(&text);
