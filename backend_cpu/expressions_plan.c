@@ -199,13 +199,7 @@ double cpu_op_cost(ir_op op, ir_dtype dtype)
     case OP_neg: case OP_abs: case OP_sign: case OP_floor: case OP_not: case OP_cast: case OP_add: case OP_sub: case OP_mul:
     case OP_max: case OP_min: case OP_and: case OP_or: case OP_eq: case OP_ne: case OP_lt: case OP_le: case OP_select:
         return dtype == IR_BF16 ? 2 : 0.5;
-    case OP_parameter: case OP_constant: case OP_literal: case OP_iota: case OP_reduce_sum: case OP_reduce_max: case OP_argmax:
-    case OP_matmul: case OP_reshape: case OP_transpose: case OP_broadcast: case OP_slice: case OP_pad: case OP_concatenate:
-    case OP_dynamic_slice: case OP_update_slice: case OP_gather: case OP_scatter_add: case OP_random_bits: case OP_random_uniform:
-    case OP_random_normal: case OP_bernoulli: case OP_result: case OP_stop_gradient: case OP_custom_gradient: case OP_scan:
-    case OP_softmax: case OP_log_softmax: case OP_layer_norm: case OP_rms_norm: case OP_gelu: case OP_silu: case OP_one_hot:
-    case OP_cross_entropy: case OP_linear_cross_entropy: case OP_linear_cross_entropy_vjp: case OP_attention: case OP_attention_vjp:
-    case OP_adamw: case IR_OPS:
+#include "ir/not_elementwise.def"
         break;
     }
     CHECK(false, "expected an elementwise op, got %s", OP_NAME(op));

@@ -4,7 +4,7 @@
  * memory plan (kernels.h), which a backend compiles. Includes base/ alone. A backend's or a user's words do not occur here.
  *
  *   types.c            dtypes, shapes, their text
- *   ops.c, ops.def     the op table
+ *   ops.c, ops.def     the op table; not_elementwise.def for switches over elementwise ops
  *   infer.c            the type of a node from its operands, or why there is none: shape_rules.c, shape_rules_composite.c,
  *                      shape_checks.c
  *   graph.c            nodes in order, operands before users; adding, redirecting, cloning
