@@ -1,12 +1,10 @@
 /* Handles. A handle is a body and the generation that it is good for: what frees a tensor, or takes over its memory,
  * counts the generation up, and every copy of the old handle is out of date from then on.
  *
- * Bodies come from blocks that are kept until rax_shutdown, so that looking at an old handle is never a read of memory
- * that is gone. The elements of arrays are memory of their own, given back at once.
+ * The elements of arrays are memory of their own, given back at once; bodies are kept (pool.c).
  *
  * With a backend that has memory of its own, elements lie there. Who looks at them is lent a copy in host memory, until the next call, which
  * takes back what may have been written. */
-#include <pthread.h>
 #include <string.h>
 
 #include "ir/shape_rules.h"
@@ -18,12 +16,7 @@ _Static_assert((int)RAX_F32 == (int)IR_F32 && (int)RAX_F64 == (int)IR_F64 && (in
 
 /* -- bodies ----------------------------------------------------------------------------------------------------------- */
 
-enum { BLOCK_BODIES = 256 };
-typedef struct block { struct block *next; rax_tensor_body bodies[BLOCK_BODIES]; } block;
-
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static block *blocks;
-static rax_tensor_body *free_bodies;
+static trace_pool bodies = { .lock = PTHREAD_MUTEX_INITIALIZER, .bytes = sizeof(rax_tensor_body) };
 static rax_tensor_body *lent;             /* arrays with a copy in host memory */
 static int64_t array_count;
 
@@ -31,19 +24,7 @@ int64_t trace_array_count(void) { return array_count; }
 
 rax_tensor_body *trace_body_new(trace_tensor_kind kind)
 {
-    pthread_mutex_lock(&lock);
-    if (!free_bodies) {
-        block *fresh = base_alloc(sizeof(block));
-        fresh->next = blocks;
-        blocks = fresh;
-        for (int i = BLOCK_BODIES - 1; i >= 0; i--) {
-            fresh->bodies[i].next = free_bodies;
-            free_bodies = &fresh->bodies[i];
-        }
-    }
-    rax_tensor_body *body = free_bodies;
-    free_bodies = body->next;
-    pthread_mutex_unlock(&lock);
+    rax_tensor_body *body = trace_pool_take(&bodies);
     uint32_t generation = body->generation;
     *body = (rax_tensor_body){ .kind = kind, .generation = generation };
     return body;
@@ -88,21 +69,10 @@ void trace_body_free(rax_tensor_body *body)
     body->kind = TENSOR_NONE;
     body->data = NULL;
     body->node = NULL;
-    pthread_mutex_lock(&lock);
-    body->next = free_bodies;
-    free_bodies = body;
-    pthread_mutex_unlock(&lock);
+    trace_pool_give(&bodies, body);
 }
 
-void trace_bodies_free(void)
-{
-    for (block *b = blocks, *next; b; b = next) {
-        next = b->next;
-        base_free(b);
-    }
-    blocks = NULL;
-    free_bodies = NULL;
-}
+void trace_bodies_free(void) { trace_pool_free(&bodies); }
 
 rax_tensor_body *trace_body(rax_tensor tensor, base_text *why)
 {
@@ -114,19 +84,7 @@ rax_tensor_body *trace_body(rax_tensor tensor, base_text *why)
     if (tensor.generation == trace_tensor_generation(body) && body->kind != TENSOR_NONE)
         return body;
     bool by_tree = body->tree && body->tree->donations;
-    trace_loss lost = by_tree ? LOST_DONATED : body->lost;
-    rax_place at = by_tree ? body->tree->lost_at : body->lost_at;
-    switch (lost) {
-    case LOST_DONATED:
-        base_text_add(why, "is out of date: the call at %s:%d has taken over its memory", at.file, at.line);
-        break;
-    case LOST_FREED:
-        base_text_add(why, "is out of date: it was freed");
-        break;
-    case LOST_TRACE_OVER:
-        base_text_add(why, "is out of date: it was a value of a step that is over");
-        break;
-    }
+    trace_add_loss(why, by_tree ? LOST_DONATED : body->lost, by_tree ? body->tree->lost_at : body->lost_at, "was a value of");
     return NULL;
 }
 
@@ -177,16 +135,15 @@ static void add_largest(base_text *text)
         const ir_type *largest = NULL;
         int64_t most = 0;
         int count = 0;
-        for (const block *b = blocks; b; b = b->next)
-            for (int i = 0; i < BLOCK_BODIES; i++) {
-                const rax_tensor_body *body = &b->bodies[i];
-                int64_t bytes = body->kind == TENSOR_ARRAY ? ir_type_bytes(body->type) : 0;
-                if (bytes >= below || bytes < most || bytes == 0)
-                    continue;
-                if (bytes > most)
-                    most = bytes, largest = body->type, count = 0;
-                count += body->type == largest;
-            }
+        const rax_tensor_body *body;
+        for (int i = 0; (body = trace_pool_at(&bodies, i)) != NULL; i++) {
+            int64_t bytes = body->kind == TENSOR_ARRAY ? ir_type_bytes(body->type) : 0;
+            if (bytes >= below || bytes < most || bytes == 0)
+                continue;
+            if (bytes > most)
+                most = bytes, largest = body->type, count = 0;
+            count += body->type == largest;
+        }
         if (!largest)
             return;
         base_text_add(text, "%s%d of ", n ? "; " : "; the largest tensors are ", count);

@@ -6,6 +6,7 @@
  *
  *   support.c              errors and memory of rax.h
  *   intern.c               one copy of each name, type and list of types, so that equality is a comparison of pointers
+ *   pool.c                 what handles point to, used again
  *   tensor.c               handles: arrays, and values of a trace; generations
  *   tree.c                 ordered lists of named tensors
  *   signature.c            "x: i32[B,T], params: tree{...}": parsing, and checking arguments against it
@@ -29,6 +30,8 @@
 #ifndef TRACER_H
 #define TRACER_H
 
+#include <pthread.h>
+
 #include "base/base.h"
 #include "ir/backend.h"
 #include "ir/ir.h"
@@ -44,6 +47,24 @@ const ir_type *trace_intern_type(const ir_type *type);             /* names of d
 const trace_tree_type *trace_intern_tree(int n, const char *const *names, const ir_type *const *types);
 void trace_intern_free(void);
 
+/* -- pool.c ----------------------------------------------------------------------------------------------------------- */
+
+/* Bodies of handles: those that are spare, and all of them, by blocks. One that is taken is zeroed at first, later as it was given. */
+typedef struct {
+    pthread_mutex_t lock;
+    size_t bytes;                        /* of a body */
+    void **spare, **blocks;
+    int n_spare, cap_spare, n_blocks, cap_blocks;
+} trace_pool;
+void *trace_pool_take(trace_pool *pool);
+void trace_pool_give(trace_pool *pool, void *body);
+const void *trace_pool_at(const trace_pool *pool, int i);          /* the i-th of all; NULL where they end */
+void trace_pool_free(trace_pool *pool);
+
+/* Why a handle is out of date: "is out of date: the call at train.c:48 has taken over its memory". in_a_step: "was a value of". */
+typedef enum { LOST_FREED, LOST_DONATED, LOST_TRACE_OVER } trace_loss;
+void trace_add_loss(base_text *why, trace_loss lost, rax_place at, const char *in_a_step);
+
 /* -- tensor.c --------------------------------------------------------------------------------------------------------- */
 
 typedef struct trace trace;
@@ -52,7 +73,6 @@ typedef struct trace_scope trace_scope;
 /* What a handle points to. Bodies are used again and never given back to the system, so that a handle that is out of date
  * can be told from one that is not: its generation is another. */
 typedef enum { TENSOR_NONE, TENSOR_ARRAY, TENSOR_VALUE } trace_tensor_kind;
-typedef enum { LOST_FREED, LOST_DONATED, LOST_TRACE_OVER } trace_loss;
 /* What a call looks at comes first, and lies in one line of the cache. */
 typedef struct rax_tensor_body {
     _Alignas(64) trace_tensor_kind kind;
@@ -68,7 +88,7 @@ typedef struct rax_tensor_body {
     trace *owner;                        /* of a value */
     trace_scope *scope;
     ir_node *node;                       /* NULL: poisoned by an error */
-    struct rax_tensor_body *next;        /* in the list of free bodies, or of the trace's values */
+    struct rax_tensor_body *next;        /* in the list of the trace's values */
 } rax_tensor_body;
 
 typedef struct rax_tree_body {

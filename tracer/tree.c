@@ -1,9 +1,8 @@
 /* Trees: ordered lists of named tensors. A tree of arrays keeps their data pointers side by side, for a call to copy,
  * and its type interned, for a call to compare. Inside a step a tree holds values of the trace, and belongs to it.
  *
- * Bodies are kept like those of tensors (tensor.c), for the same reason. A leaf's generation counts its tree's
+ * Bodies are kept like those of tensors. A leaf's generation counts its tree's
  * donations in, so that one addition makes a handle of every leaf out of date. */
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,28 +11,11 @@
 
 /* -- bodies ----------------------------------------------------------------------------------------------------------- */
 
-enum { BLOCK_BODIES = 32 };
-typedef struct block { struct block *next; rax_tree_body bodies[BLOCK_BODIES]; } block;
-
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static block *blocks;
-static rax_tree_body *free_bodies;
+static trace_pool bodies = { .lock = PTHREAD_MUTEX_INITIALIZER, .bytes = sizeof(rax_tree_body) };
 
 rax_tree_body *trace_tree_new(trace *owner)
 {
-    pthread_mutex_lock(&lock);
-    if (!free_bodies) {
-        block *fresh = base_alloc(sizeof(block));
-        fresh->next = blocks;
-        blocks = fresh;
-        for (int i = BLOCK_BODIES - 1; i >= 0; i--) {
-            fresh->bodies[i].next = free_bodies;
-            free_bodies = &fresh->bodies[i];
-        }
-    }
-    rax_tree_body *tree = free_bodies;
-    free_bodies = tree->next;
-    pthread_mutex_unlock(&lock);
+    rax_tree_body *tree = trace_pool_take(&bodies);
     uint32_t generation = tree->generation;
     *tree = (rax_tree_body){ .used = true, .is_value = owner != NULL, .generation = generation, .owner = owner };
     if (owner) {
@@ -56,21 +38,10 @@ void trace_tree_body_free(rax_tree_body *tree)
     tree->lost = tree->is_value ? LOST_TRACE_OVER : LOST_FREED;
     tree->generation++;
     tree->used = false;
-    pthread_mutex_lock(&lock);
-    tree->next = free_bodies;
-    free_bodies = tree;
-    pthread_mutex_unlock(&lock);
+    trace_pool_give(&bodies, tree);
 }
 
-void trace_trees_free(void)
-{
-    for (block *b = blocks, *next; b; b = next) {
-        next = b->next;
-        base_free(b);
-    }
-    blocks = NULL;
-    free_bodies = NULL;
-}
+void trace_trees_free(void) { trace_pool_free(&bodies); }
 
 rax_tree_body *trace_tree(rax_tree tree, base_text *why)
 {
@@ -81,18 +52,7 @@ rax_tree_body *trace_tree(rax_tree tree, base_text *why)
     }
     if (body->used && body->generation == tree.generation)
         return body;
-    switch (body->lost) {
-    case LOST_DONATED:
-        base_text_add(why, "is out of date: the call at %s:%d has taken over its memory", body->lost_at.file,
-                      body->lost_at.line);
-        break;
-    case LOST_FREED:
-        base_text_add(why, "is out of date: it was freed");
-        break;
-    case LOST_TRACE_OVER:
-        base_text_add(why, "is out of date: it belonged to a step that is over");
-        break;
-    }
+    trace_add_loss(why, body->lost, body->lost_at, "belonged to");
     return NULL;
 }
 
