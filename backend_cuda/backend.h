@@ -6,7 +6,7 @@
  *   legalise.c       splits off what cuBLASLt cannot take
  *   loops.c          how a loop is shared out to blocks and threads; loop_emit.c writes the kernel
  *   expressions.c    the text of a kernel's expressions; random.c of random words among them
- *   contraction.c    products: what cuBLASLt is asked for, epilogues.c with what epilogue; products.c asks
+ *   contraction.c    products: what cuBLASLt is asked for, epilogues.c with what epilogue, operand_sums.c with what sum of an operand; products.c asks
  *   attention.c, scatter.c
  *   writer.c         a kernel's text and parameters; lists of loops as one launch
  *   requests.c       code by its text: from the process, the disk, or NVRTC
@@ -88,7 +88,7 @@ typedef struct { int buffer; int64_t value; } cuda_arg;
 typedef struct { int code; int64_t grid; int threads; size_t shared_bytes; int n_args; cuda_arg *args; } cuda_launch;
 
 /* d = a b (+ c), row-major with any leading strides; a[m,k], b[k,n], c[m,n], d[m,n]; batches by strides. Strides in elements. c may be d itself. The epilogue is bits
- * of CUDA_EPILOGUE_*: x + bias[n], or the sum of the result's rows into bias; gelu (tanh) of that, whose operand goes to aux[m,n]; or the product with gelu's
+ * of CUDA_EPILOGUE_*: x + bias[n], or into bias the sum of the result's rows, or that over k of b (SUM_A) or of a (SUM_B, bias[m]); gelu (tanh) of that, whose operand goes to aux[m,n]; or the product with gelu's
  * derivative at aux. c, bias and aux are of the result's dtype. */
 typedef struct {
     int64_t m, n, k, batch;

@@ -123,7 +123,8 @@ bool cuda_plan_contraction(cuda_compiler *compiler, const kl_kernel *kernel, cud
         p.a.value += offset[A], p.b.value += offset[B], p.c.value += offset[C], p.d.value += offset[D];
         *cuda_step_add(compiler, plan) = (cuda_step){ .is_product = true, .product = p };
     }
-    plan->how = base_arena_text(compiler->arena, "cublaslt%s%s%s%s%s%s", first.tf32 ? ", tf32" : "", first.adds ? ", sum" : "", e.bits & CUDA_EPILOGUE_BIAS ? ", bias" : "", e.bits & CUDA_EPILOGUE_GELU ? ", gelu" : "",
-                                e.bits & CUDA_EPILOGUE_GELU_GRADIENT ? ", gelu gradient" : "", e.bits & CUDA_EPILOGUE_BIAS_GRADIENT ? ", bias gradient" : "");
+    plan->how = base_arena_text(compiler->arena, "cublaslt%s%s%s%s%s%s%s", first.tf32 ? ", tf32" : "", first.adds ? ", sum" : "", e.bits & CUDA_EPILOGUE_BIAS ? ", bias" : "", e.bits & CUDA_EPILOGUE_GELU ? ", gelu" : "",
+                                e.bits & CUDA_EPILOGUE_GELU_GRADIENT ? ", gelu gradient" : "", e.bits & CUDA_EPILOGUE_BIAS_GRADIENT ? ", bias gradient" : "",
+                                e.bits & (CUDA_EPILOGUE_SUM_A | CUDA_EPILOGUE_SUM_B) ? ", operand's sum" : "");
     return true;
 }

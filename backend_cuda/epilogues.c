@@ -3,6 +3,7 @@
  *     store  product (+ b[n]) (+ c[m,n])                     bias, and a matrix to begin with: a residual, or what is accumulated into
  *     store  gelu(u), u = product (+ b[n]); and perhaps u    gelu, with u as auxiliary output
  *     store  product gelu'(u); and perhaps its sum by rows   gelu's gradient, with the bias gradient
+ *     store  product (+ c[m,n]); an operand summed over k    the bias gradient of an operand
  *
  * Functions are known by what they compute: an expression of one value is tried at some points. gelu is the tanh form, which is what cuBLASLt has; the other one
  * differs by 5e-4.
@@ -143,13 +144,18 @@ static int gelu_operand(const kl_contraction *c, int expr, double (*f)(double), 
     return -1;
 }
 
+static int64_t n_matrices(const kl_contraction *c)
+{
+    int64_t n = 1;
+    for (int i = 0; i < c->n_batch; i++)
+        n *= c->batch[i];
+    return n;
+}
+
 /* Of a matrix beside the result: one matrix, and what cuBLASLt asks of its rows. */
 static bool can_be_aux(const kl_program *p, const kl_contraction *c, const kl_view *view, ir_dtype dtype)
 {
-    int64_t matrices = 1;
-    for (int i = 0; i < c->n_batch; i++)
-        matrices *= c->batch[i];
-    return matrices == 1 && is_dense(c, view) && p->buffers[view->buffer].kind != KL_MOVING && c->m > 1 && view->stride[c->n_batch] % LEADING_MULTIPLE == 0 &&
+    return n_matrices(c) == 1 && is_dense(c, view) && p->buffers[view->buffer].kind != KL_MOVING && c->m > 1 && view->stride[c->n_batch] % LEADING_MULTIPLE == 0 &&
            view->offset * ir_dtype_bytes(dtype) % AUX_BYTES == 0;
 }
 
@@ -227,11 +233,23 @@ static cuda_epilogue epilogue_at(const kl_program *p, const kl_contraction *c, c
     return e;
 }
 
+/* A sum of one operand over k is of the result's type, and all that is done. */
+static void find_operand_sum(const kl_contraction *c, cuda_epilogue *e)
+{
+    bool of_a = c->a.n_outputs > 1, of_b = c->b.n_outputs > 1;
+    if (!of_a && !of_b)
+        return;
+    e->fits &= of_a != of_b && e->bits == CUDA_EPILOGUE_NONE && e->result == IR_F32 && c->dtype != IR_F64 && n_matrices(c) == 1;
+    e->bits = of_b ? CUDA_EPILOGUE_SUM_A : CUDA_EPILOGUE_SUM_B;
+    e->bias = of_b ? &c->b.outputs[1].view : &c->a.outputs[1].view;
+}
+
 cuda_epilogue cuda_epilogue_of(const kl_program *p, const kl_contraction *c)
 {
     cuda_epilogue e = {0};
     for (int i = 0; i < c->c.n_outputs && !e.fits; i++)
         e = epilogue_at(p, c, &c->c.outputs[i]);
+    find_operand_sum(c, &e);
     return e;
 }
 

@@ -10,7 +10,7 @@ typedef struct {
     int bits;
     ir_dtype result;
     const kl_output *d;
-    const kl_view *added, *bias, *aux;     /* or NULL; added: a matrix; bias: what is added to each row, or where the bias gradient goes */
+    const kl_view *added, *bias, *aux;     /* or NULL; added: a matrix; bias: what is added to each row, or where a sum goes: of the result's rows, or of an operand */
 } cuda_epilogue;
 
 cuda_epilogue cuda_epilogue_of(const kl_program *program, const kl_contraction *c);
@@ -24,5 +24,7 @@ kl_kernel *cuda_store_operand(kl_program *program, kl_kernel *kernel, cuda_taker
 kl_kernel *cuda_narrow_bias(kl_program *p, kl_kernel *kernel, cuda_taker *takes, void *context);
 /* Of a product whose result is bf16: the sum of its rows leaves it, and is made of the result. Returns the loop that is to stand after it, or NULL. */
 kl_kernel *cuda_split_sum(kl_program *program, kl_kernel *kernel);
+/* operand_sums.c: sums of a matrix's rows become sums of an operand, of products that `takes` takes so. */
+void cuda_sum_operands(kl_program *program, cuda_taker *takes, void *context);
 
 #endif

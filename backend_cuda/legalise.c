@@ -25,12 +25,14 @@ static bool takes(void *device, const kl_program *program, const kl_contraction 
 }
 
 /* What is done to the product, in as few passes over memory as cuBLASLt can. gelu's epilogues are for cards that gain by them: on sm_80 and sm_89 a loop of its own is
- * faster (llm.c found it so). RAX_PRODUCTS=epilogues or plain says otherwise. */
-static bool wants_gelu(cuda_device *device)
+ * faster (llm.c found it so). RAX_PRODUCTS=epilogues or plain says otherwise; plain leaves out sums of operands, too. */
+static bool says(const char *what)
 {
     const char *forced = getenv("RAX_PRODUCTS");
-    return forced ? !strcmp(forced, "epilogues") : cuda_device_machine(device)->major >= 9;
+    return forced && !strcmp(forced, what);
 }
+
+static bool wants_gelu(cuda_device *device) { return says("epilogues") || (!says("plain") && cuda_device_machine(device)->major >= 9); }
 
 static void legalise_epilogue(cuda_device *device, kl_program *program, kl_kernel *kernel, kl_sequence *into)
 {
@@ -70,6 +72,8 @@ void cuda_legalise(kl_program *program, cuda_device *device)
     kl_fuse_epilogues(program);
     kl_narrow_stores(program, true);
     kl_rewrite_products(program, legalise_contraction, device);
+    if (!says("plain"))
+        cuda_sum_operands(program, takes, device);
     kl_list_loops(program);
     cuda_hoist_scalars(program);
     kl_renumber(program);

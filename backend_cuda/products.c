@@ -92,7 +92,7 @@ static bool choose(cuda_device *device, const kl_program *program, const cuda_pr
                         .b_bytes = p->b_transposed ? span(p->n, p->k, p->b_leading, p->batch, p->b_batch, p->operands) : span(p->k, p->n, p->b_leading, p->batch, p->b_batch, p->operands),
                         .c_bytes = p->adds ? span(p->m, p->n, p->c_leading, p->batch, p->c_batch, p->result) : 0,
                         .d_bytes = span(p->m, p->n, p->d_leading, p->batch, p->d_batch, p->result),
-                        .bias_bytes = p->epilogue & CUDA_EPILOGUE_ANY_BIAS ? span(1, p->n, 0, 1, 0, p->result) : 0,
+                        .bias_bytes = p->epilogue & CUDA_EPILOGUE_ANY_BIAS ? span(1, p->epilogue & CUDA_EPILOGUE_SUM_B ? p->m : p->n, 0, 1, 0, p->result) : 0,
                         .aux_bytes = p->epilogue & CUDA_EPILOGUE_AUX ? span(p->m, p->n, p->aux_leading, 1, 0, p->result) : 0, .workspace_bytes = BLAS_WORKSPACE };
     bool chosen = wished && cuda_choose_algorithm(device, &q, found, exists);
     l->preference_free(preference);

@@ -142,7 +142,7 @@ typedef struct {
  *   a: expressions over axes batch..., M, K; n_outer is their number less one. Its only output (buffer -1) is the operand.
  *   b: over batch..., K, N, likewise.
  *   c: over batch..., M, N; n_outer is their number less one: a row is a row of C. KL_PRODUCT stands for the sum.
- * None of them has a KL_REDUCE.
+ * None of them has a KL_REDUCE that an operand or c needs. Where legalise has made it so an operand's loop has outputs behind the first: sums of its elements.
  * A plain product has one KL_LOAD in a and in b, and one KL_PRODUCT (and a cast if need be) in c. */
 typedef struct {
     int n_batch;

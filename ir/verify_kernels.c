@@ -287,7 +287,7 @@ static bool expr_fits(verifier *v, const kl_loop *loop, int which, loop_use use,
         break;
     case KL_REDUCE:
         row = true;
-        if (use != LOOP_ALONE)
+        if (use == LOOP_EPILOGUE || (use == LOOP_OPERAND && which <= loop->outputs[0].expr))
             return wrong(v, "%s: a product's operands and epilogue have no reductions", what);
         if (e->n_args != 1 || e->op >= IR_OPS || ir_op_table[e->op].class != IR_REDUCTION ||
             e->dtype != (e->op == OP_argmax ? IR_I32 : loop->exprs[e->args[0]].dtype))
@@ -317,9 +317,9 @@ static bool output_fits(verifier *v, const kl_loop *loop, const kl_output *o, lo
     if (o->expr < 0 || o->expr >= loop->n_exprs)
         return wrong(v, "output: no e%d", o->expr);
     const kl_expr *e = &loop->exprs[o->expr];
-    if (use == LOOP_OPERAND)
-        return (o->kind == KL_STORE && o->view.buffer < 0 && !o->accumulate && loop->n_outputs == 1 && e->dtype == operand) ||
-               wrong(v, "expected one operand of %s, got %d outputs", ir_dtype_name(operand), loop->n_outputs);
+    if (use == LOOP_OPERAND && o == loop->outputs)
+        return (o->kind == KL_STORE && o->view.buffer < 0 && !o->accumulate && e->dtype == operand) ||
+               wrong(v, "expected an operand of %s, got %s", ir_dtype_name(operand), ir_dtype_name(e->dtype));
     if (!may_touch(v, o->view.buffer, true, o->accumulate) || !dynamic_fits(v, loop, &o->view, loop->n_exprs, "output") ||
         !view_fits(v, &o->view, loop->n_axes, loop->extent, e->dtype, "output"))
         return false;

@@ -221,7 +221,7 @@ static void do_product(const stream_op *op)
     int64_t m = (int64_t)op->d.rows, n = (int64_t)op->d.columns, k = (int64_t)(op->desc.transpose_a ? op->a.rows : op->a.columns);
     STANDIN_CHECK((int64_t)(op->desc.transpose_a ? op->a.columns : op->a.rows) == m && (int64_t)(op->desc.transpose_b ? op->b.rows : op->b.columns) == n &&
                   (int64_t)(op->desc.transpose_b ? op->b.columns : op->b.rows) == k, "the operands of a product do not fit");
-    double *a = malloc(sizeof(double) * (size_t)(m * k)), *sum = malloc(sizeof(double) * (size_t)m), *bias_sum = calloc((size_t)m, sizeof(double));
+    double *a = malloc(sizeof(double) * (size_t)(m * k)), *sum = malloc(sizeof(double) * (size_t)m), *bias_sum = calloc((size_t)MAX(m, n), sizeof(double));
     int type = op->d.type, epilogue = op->desc.epilogue & ~CUDA_EPILOGUE_NONE;
     for (int64_t batch = 0; batch < op->d.batch; batch++) {
         for (int64_t j = 0; j < k; j++)
@@ -233,6 +233,8 @@ static void do_product(const stream_op *op)
                 double b = operand_at(op, op->pb, op->b.type, batch * op->b.stride + (op->desc.transpose_b ? p * op->b.leading + j : j * op->b.leading + p));
                 for (int64_t i = 0; i < m; i++)
                     sum[i] += a[p * m + i] * b;
+                if (epilogue & CUDA_EPILOGUE_SUM_B)
+                    bias_sum[j] += b;
             }
             for (int64_t i = 0; i < m; i++) {
                 int64_t at = batch * op->d.stride + j * op->d.leading + i, aux_at = j * op->desc.aux_leading + i;
@@ -245,14 +247,19 @@ static void do_product(const stream_op *op)
                     x = tanh_gelu(x);
                 if (epilogue & CUDA_EPILOGUE_GELU_GRADIENT)
                     x *= tanh_gelu_slope(number_at(op->desc.aux, type, aux_at));
-                bias_sum[i] += x;
+                if (epilogue & CUDA_EPILOGUE_BIAS_GRADIENT)
+                    bias_sum[i] += x;
                 if (op->beta != 0)
                     x += op->beta * number_at(op->pc, type, batch * op->c.stride + j * op->c.leading + i);
                 put_number(op->to, type, at, x);
             }
         }
     }
-    for (int64_t i = 0; i < m && (epilogue & CUDA_EPILOGUE_BIAS_GRADIENT); i++)
+    for (int64_t p = 0; p < k && (epilogue & CUDA_EPILOGUE_SUM_A); p++)
+        for (int64_t i = 0; i < m; i++)
+            bias_sum[i] += a[p * m + i];
+    int64_t n_sums = epilogue & (CUDA_EPILOGUE_BIAS_GRADIENT | CUDA_EPILOGUE_SUM_A) ? m : epilogue & CUDA_EPILOGUE_SUM_B ? n : 0;
+    for (int64_t i = 0; i < n_sums; i++)
         put_number(op->desc.bias, type, i, bias_sum[i]);
     free(a);
     free(sum);
@@ -594,7 +601,7 @@ static int si_product_algorithms(cuda_blas blas, cuda_product_desc desc, cuda_la
 {
     STANDIN_CHECK(blas && desc && a && b && c && d && preference && wanted >= 1, "a question for algorithms without all that it needs");
     int epilogue = desc->epilogue, gradient = CUDA_EPILOGUE_AUX | CUDA_EPILOGUE_GELU_GRADIENT;
-    STANDIN_CHECK(epilogue == CUDA_EPILOGUE_NONE || epilogue == gradient || epilogue == (gradient | CUDA_EPILOGUE_BIAS_GRADIENT) ||
+    STANDIN_CHECK(epilogue == CUDA_EPILOGUE_NONE || epilogue == CUDA_EPILOGUE_SUM_A || epilogue == CUDA_EPILOGUE_SUM_B || epilogue == gradient || epilogue == (gradient | CUDA_EPILOGUE_BIAS_GRADIENT) ||
                   (epilogue & ~(CUDA_EPILOGUE_BIAS | CUDA_EPILOGUE_GELU | CUDA_EPILOGUE_AUX)) == 0, "epilogue %d", epilogue);
     STANDIN_CHECK(!(epilogue & CUDA_EPILOGUE_ANY_BIAS) || desc->bias, "an epilogue whose vector is aligned somehow");
     STANDIN_CHECK(!(epilogue & CUDA_EPILOGUE_AUX) || (desc->aux && desc->aux_leading % 8 == 0 && desc->aux_leading >= (int64_t)d->rows && d->batch == 1), "an auxiliary matrix of %lld",
@@ -622,7 +629,9 @@ static int si_product(cuda_blas blas, cuda_product_desc desc, const void *alpha,
     STANDIN_CHECK(c == d ? c_layout == d_layout : block_of(c, 0, false) != block_of(d, 0, false) || lie_apart(c, c_layout, d, d_layout),
                   "what is added to a product lies partly in its result");
     int epilogue = desc->epilogue;
-    STANDIN_CHECK(!(epilogue & CUDA_EPILOGUE_ANY_BIAS) || block_of(desc->bias, d_layout->rows * type_bytes(d_layout->type), false), "the bias of a product lies outside of memory");
+    STANDIN_CHECK(!(epilogue & CUDA_EPILOGUE_ANY_BIAS) || block_of(desc->bias, (epilogue & CUDA_EPILOGUE_SUM_B ? d_layout->columns : d_layout->rows) * type_bytes(d_layout->type), false),
+                  "the vector of a product lies outside of memory");
+    STANDIN_CHECK(!(epilogue & (CUDA_EPILOGUE_SUM_A | CUDA_EPILOGUE_SUM_B)) || (d_layout->type == CUDA_R_F32 && d_layout->batch == 1), "sums of the operands of several products, or in bf16");
     STANDIN_CHECK(!(epilogue & CUDA_EPILOGUE_AUX) || ((uintptr_t)desc->aux % 16 == 0 &&
                   block_of(desc->aux, ((d_layout->columns - 1) * (uint64_t)desc->aux_leading + d_layout->rows) * type_bytes(d_layout->type), false)), "the auxiliary matrix of a product");
     standin.epilogues |= epilogue;

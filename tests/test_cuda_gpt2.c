@@ -33,6 +33,7 @@ static void compile_step(bool bf16, int major, int micro_batches)
         fail_msg("%s", rax_error());
     assert_true(standin.compiled - compiled >= 20 && standin.compiled_by_nvrtc == standin.compiled);
     assert_int_equal(standin.asked_epilogues & gelu, major >= 9 ? gelu : CUDA_EPILOGUE_BIAS);
+    assert_true(standin.asked_epilogues & CUDA_EPILOGUE_SUM_A);
     if (standin.attention_spills)
         fail_msg("sm_%d: %d kernels of attention spill registers to memory", 10 * major, standin.attention_spills);
     print_message("# %s, sm_%d: %d kernels\n", bf16 ? "bf16" : "f32", 10 * major, standin.compiled - compiled);
