@@ -135,6 +135,31 @@ MAYBE_UNUSED static void fill(ir_array *x, dice *d, double lo, double hi)
         put(x, i, lo + (hi - lo) * roll(d));
 }
 
+/* Memory with a margin on both sides that nobody has a reason to write. */
+enum { GUARD = 256 };
+
+MAYBE_UNUSED static void *guarded_room(size_t bytes)
+{
+    char *memory = room(bytes + 2 * GUARD);
+    memset(memory, 0xa5, bytes + 2 * GUARD);
+    return memory + GUARD;
+}
+
+MAYBE_UNUSED static bool guards_hold(const void *at, size_t bytes)
+{
+    const unsigned char *inside = at;
+    for (int i = 1; i <= GUARD; i++)
+        if (inside[-i] != 0xa5 || inside[bytes + (size_t)i - 1] != 0xa5)
+            return false;
+    return true;
+}
+
+MAYBE_UNUSED static ir_array guarded_copy(const ir_array *x)
+{
+    size_t bytes = (size_t)ir_type_bytes(&x->type);
+    return (ir_array){ x->type, memcpy(guarded_room(bytes), x->data, bytes) };
+}
+
 MAYBE_UNUSED static ir_array *arrays_for_params(const ir_graph *graph)
 {
     ir_array *arrays = room(sizeof *arrays * (size_t)graph->n_params);

@@ -11,7 +11,27 @@
 #include "backend_cpu/backend.h"
 #include "tests/graphs.h"
 
-enum { MOST_EXPRS = 64, GUARD = 256 };
+enum { MOST_EXPRS = 64 };
+
+/* -- programs ----------------------------------------------------------------------------------------------------------- */
+
+static kl_program *new_program(int kernels)
+{
+    base_arena *arena = base_arena_new();
+    kl_program *p = ARENA_NEW(arena, kl_program, 1);
+    p->arena = arena;
+    p->name = "random";
+    p->kernels = ARENA_NEW(arena, kl_kernel *, kernels);
+    return p;
+}
+
+static kl_kernel *new_kernel(kl_program *p, kl_kind kind)
+{
+    kl_kernel *kernel = p->kernels[p->n_kernels++] = ARENA_NEW(p->arena, kl_kernel, 1);
+    kernel->kind = kind;
+    kernel->name = "random";
+    return kernel;
+}
 
 /* -- expressions -------------------------------------------------------------------------------------------------------- */
 
@@ -251,12 +271,10 @@ static memory new_memory(const kl_program *p, uint64_t seed)
         size_t bytes = (size_t)(b->count * ir_dtype_bytes(b->dtype));
         if (b->kind == KL_RESULT && b->donated >= 0)
             continue;
-        char *at = room(bytes + 2 * GUARD);
-        memset(at, 0x3c, bytes + 2 * GUARD);
-        ir_array x = { .type.dtype = b->dtype, .data = at + GUARD };
+        ir_array x = { .type.dtype = b->dtype, .data = guarded_room(bytes) };
         for (int64_t j = 0; j < b->count; j++)
             put(&x, j, b->kind == KL_RESULT ? 1 : b->dtype == IR_BOOL ? roll(&d) < 0.5 : floor(7 * roll(&d)) - 3);
-        *(b->kind == KL_PARAM ? &m.params[b->index] : &m.results[b->index]) = at + GUARD;
+        *(b->kind == KL_PARAM ? &m.params[b->index] : &m.results[b->index]) = x.data;
     }
     for (int i = 0; i < p->n_buffers; i++)
         if (p->buffers[i].kind == KL_RESULT && p->buffers[i].donated >= 0)
@@ -292,9 +310,8 @@ static void compare(const kl_program *p, const memory *got, const memory *expect
         for (int64_t j = 0; j < b->count; j++)
             if (!(get(&a, j) == get(&c, j) || (isnan(get(&a, j)) && isnan(get(&c, j)))))
                 fail_at(p, "SEED=%llu %s, %d threads: buffer %d, element %lld: expected %g, got %g", (unsigned long long)seed, isa, threads, i, (long long)j, get(&c, j), get(&a, j));
-        for (size_t j = 0; j < GUARD; j++)
-            if (x[-1 - (long)j] != 0x3c || x[bytes + j] != 0x3c)
-                fail_at(p, "SEED=%llu %s, %d threads: buffer %d: written outside of its memory", (unsigned long long)seed, isa, threads, i);
+        if (!guards_hold(x, bytes))
+            fail_at(p, "SEED=%llu %s, %d threads: buffer %d: written outside of its memory", (unsigned long long)seed, isa, threads, i);
     }
 }
 

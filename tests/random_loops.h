@@ -33,21 +33,9 @@ static void draw_space(writer *w)
     }
 }
 
-static kl_program *new_program(int kernels)
-{
-    base_arena *arena = base_arena_new();
-    kl_program *p = ARENA_NEW(arena, kl_program, 1);
-    p->arena = arena;
-    p->name = "random";
-    p->kernels = ARENA_NEW(arena, kl_kernel *, kernels);
-    return p;
-}
-
 static kl_loop *new_loop(kl_program *p)
 {
-    kl_kernel *kernel = p->kernels[p->n_kernels++] = ARENA_NEW(p->arena, kl_kernel, 1);
-    kernel->kind = KL_LOOP;
-    kernel->name = "random";
+    kl_kernel *kernel = new_kernel(p, KL_LOOP);
     kernel->loop.exprs = ARENA_NEW(p->arena, kl_expr, MOST_EXPRS);
     kernel->loop.outputs = ARENA_NEW(p->arena, kl_output, 4);
     return &kernel->loop;

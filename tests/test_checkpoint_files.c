@@ -20,23 +20,15 @@
 #include "nanogpt/checkpoint_files.h"
 #include "nanogpt/files.h"
 #include "rax.h"
+#include "tests/scratch.h"
 
-static char folder[] = "/tmp/rax-checkpoint-XXXXXX";
 static char out[256];
 
 static int make_folder(void **state)
 {
-    (void)state;
-    if (!mkdtemp(folder))
-        return 1;
-    snprintf(out, sizeof out, "%s/deep/out", folder);
-    return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    return !gpt_folder_remove(folder) || base_alloc_count() != 0;
+    int made = make_scratch(state);
+    snprintf(out, sizeof out, "%s/deep/out", scratch);
+    return made;
 }
 
 static int empty_out(void **state)
@@ -58,10 +50,7 @@ static bool is_there(const char *name)
 static void overwrite(const char *name, const char *text)
 {
     char *path = gpt_path_join(out, name);
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    fputs(text, file);
-    assert_int_equal(fclose(file), 0);
+    write_file(path, text, strlen(text));
     rax_free(path);
 }
 
@@ -337,6 +326,7 @@ int main(void)
         cmocka_unit_test_setup(test_damage, empty_out),
         cmocka_unit_test_setup(test_unwritable, empty_out),
         cmocka_unit_test_setup(test_metrics, empty_out),
+        cmocka_unit_test(nothing_leaks),
     };
-    return cmocka_run_group_tests_name("checkpoint_files", tests, make_folder, remove_folder);
+    return cmocka_run_group_tests_name("checkpoint_files", tests, make_folder, remove_scratch);
 }

@@ -15,31 +15,15 @@
 #include "nanogpt/config.h"
 #include "nanogpt/files.h"
 #include "rax.h"
+#include "tests/scratch.h"
 
-static char folder[] = "/tmp/rax-config-XXXXXX";
 static char path[256];
 
 static int make_folder(void **state)
 {
-    (void)state;
-    if (!mkdtemp(folder))
-        return 1;
-    snprintf(path, sizeof path, "%s/a.json", folder);
-    return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    return !gpt_folder_remove(folder) || base_alloc_count() != 0;        /* nothing leaked over all the tests */
-}
-
-static void write_file(const char *text)
-{
-    FILE *file = fopen(path, "w");
-    assert_non_null(file);
-    assert_int_equal(fwrite(text, 1, strlen(text), file), strlen(text));
-    assert_int_equal(fclose(file), 0);
+    int made = make_scratch(state);
+    snprintf(path, sizeof path, "%s/a.json", scratch);
+    return made;
 }
 
 /* Loads the text with settings "key=value"; NULL ends them. The error without the folder's name, NULL where there is none. */
@@ -58,13 +42,13 @@ static const char *load(gpt_config *config, const char *text, ...)
         settings[count] = (gpt_setting){ names[count], equals + 1 };
     }
     va_end(args);
-    write_file(text);
+    write_file(path, text, strlen(text));
     rax_error_clear();
     if (gpt_config_load(config, path, settings, count))
         return NULL;
     assert_int_equal(rax_error_kind_of(), RAX_MISTAKE);
     assert_null(strchr(rax_error(), '\n'));
-    const char *at = strncmp(rax_error(), folder, strlen(folder)) == 0 ? rax_error() + strlen(folder) + 1 : rax_error();
+    const char *at = strncmp(rax_error(), scratch, strlen(scratch)) == 0 ? rax_error() + strlen(scratch) + 1 : rax_error();
     snprintf(error, sizeof error, "%s", at);
     return error;
 }
@@ -111,10 +95,10 @@ static void test_every_key_goes_both_ways(void **state)
     assert_true(config.learning_rate == 0.10000000000000002 && config.dropout == 0.125 && config.bias);
     assert_int_equal(config.dtype, GPT_DTYPE_BF16);
     assert_int_equal(config.sampling, GPT_SAMPLING_SEQUENTIAL);
-    snprintf(wanted, sizeof wanted, "%s/t.bin", folder);
+    snprintf(wanted, sizeof wanted, "%s/t.bin", scratch);
     assert_string_equal(config.train_data, wanted);
     assert_string_equal(config.val_data, "/abs/v.bin");
-    snprintf(wanted, sizeof wanted, "%s/weights", folder);
+    snprintf(wanted, sizeof wanted, "%s/weights", scratch);
     assert_string_equal(config.init_from, wanted);
     for (int i = 0; i < gpt_config_key_count(); i++)
         if (strcmp(gpt_config_key(i), "dataset") != 0)
@@ -147,7 +131,7 @@ static void test_overrides(void **state)
     assert_int_equal(config.n_head, 3);
     assert_true(config.bias);
     assert_int_equal(config.seed, 8);
-    snprintf(wanted, sizeof wanted, "%s/out-here", folder);
+    snprintf(wanted, sizeof wanted, "%s/out-here", scratch);
     assert_string_equal(config.out_dir, wanted);
     gpt_config_free(&config);
 
@@ -288,7 +272,7 @@ static void test_no_file(void **state)
     assert_false(gpt_config_load(&config, "/nowhere/b.json", NULL, 0));
     assert_string_equal(rax_error(), "/nowhere/b.json: cannot be read: No such file or directory");
     gpt_config_free(&config);
-    assert_false(gpt_config_load(&config, folder, NULL, 0));
+    assert_false(gpt_config_load(&config, scratch, NULL, 0));
     assert_non_null(strstr(rax_error(), ": is not a file"));
     gpt_config_free(&config);
 }
@@ -374,6 +358,7 @@ int main(void)
         cmocka_unit_test(test_help),
         cmocka_unit_test(test_shipped_configurations),
         cmocka_unit_test(test_golden_configurations),
+        cmocka_unit_test(nothing_leaks),
     };
-    return cmocka_run_group_tests_name("config", tests, make_folder, remove_folder);
+    return cmocka_run_group_tests_name("config", tests, make_folder, remove_scratch);
 }

@@ -8,8 +8,6 @@
 #include "ir/kernels.h"
 #include "tests/backend_programs.h"
 
-enum { GUARD = 64 };
-
 static char cache_dir[] = "/tmp/rax-backend-XXXXXX";
 static const char *const all_isas[] = { "generic", "avx2", "avx512", "avx512bf16", "amx" };
 
@@ -30,22 +28,10 @@ static bool configure(const char *isa, int threads, const char *cache)
 
 typedef struct { ir_array *results; char *lines; } outcome;
 
-static ir_array guarded(const ir_array *x)
-{
-    size_t bytes = (size_t)ir_type_bytes(&x->type);
-    char *memory = room(bytes + 2 * GUARD);
-    memset(memory, 0xa5, bytes + 2 * GUARD);
-    memcpy(memory + GUARD, x->data, bytes);
-    return (ir_array){ x->type, memory + GUARD };
-}
-
 static void check_guards(const ir_graph *graph, const ir_array *x)
 {
-    const unsigned char *data = x->data;
-    size_t bytes = (size_t)ir_type_bytes(&x->type);
-    for (int i = 1; i <= GUARD; i++)
-        if (data[-i] != 0xa5 || data[bytes + (size_t)i - 1] != 0xa5)
-            fail_msg("%s: written outside of its memory", graph->name);
+    if (!guards_hold(x->data, (size_t)ir_type_bytes(&x->type)))
+        fail_msg("%s: written outside of its memory", graph->name);
 }
 
 /* Through the passes and the backend, `times` runs; all must give the same bits. */
@@ -66,11 +52,11 @@ static outcome run_backend(const ir_graph *graph, const ir_array *params, int ti
         ir_array *in = room(sizeof *in * (size_t)(graph->n_params + 1)), *out = room(sizeof *out * (size_t)(graph->n_results + 1));
         void **param = room(sizeof *param * (size_t)(graph->n_params + 1)), **result = room(sizeof *result * (size_t)(graph->n_results + 1));
         for (int i = 0; i < graph->n_params; i++)
-            param[i] = (in[i] = guarded(&params[i])).data;
+            param[i] = (in[i] = guarded_copy(&params[i])).data;
         for (int i = 0; i < graph->n_results; i++) {
             ir_array fresh = array_of(graph->results[i]->type);
             memset(fresh.data, 0xff, (size_t)ir_type_bytes(&fresh.type));
-            out[i] = graph->donated[i] >= 0 ? in[graph->donated[i]] : guarded(&fresh);
+            out[i] = graph->donated[i] >= 0 ? in[graph->donated[i]] : guarded_copy(&fresh);
             result[i] = out[i].data;
         }
         assert_true(cpu_backend.run(e, param, result));

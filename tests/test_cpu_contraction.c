@@ -81,17 +81,10 @@ static void draw_epilogue(writer *w, ir_dtype sum)
 
 static kl_program *random_program(uint64_t seed)
 {
-    base_arena *arena = base_arena_new();
-    kl_program *p = ARENA_NEW(arena, kl_program, 1);
-    p->arena = arena;
-    p->name = "random";
-    p->kernels = ARENA_NEW(arena, kl_kernel *, PRODUCTS);
+    kl_program *p = new_program(PRODUCTS);
     writer w = { .dice = { seed }, .program = p, .plain = true };
     for (int i = 0; i < PRODUCTS; i++) {
-        kl_kernel *kernel = p->kernels[p->n_kernels++] = ARENA_NEW(arena, kl_kernel, 1);
-        kl_contraction *c = &kernel->contraction;
-        kernel->kind = KL_CONTRACTION;
-        kernel->name = "random";
+        kl_contraction *c = &new_kernel(p, KL_CONTRACTION)->contraction;
         draw_shape(&w, c);
         enter(&w, c, &c->a, c->m, c->k);
         draw_operand(&w, c->dtype);

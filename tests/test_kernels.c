@@ -528,11 +528,8 @@ static void check_file(const char *path)
     keep(graph);
     check_kernels(graph, (settings){ .keep_attention = attention, .tolerance = 1e-4, .lo = 0.1, .hi = 0.9 });
     kl_program *program = lowered(graph, attention);
-    if (fused) {
-        kl_fuse_epilogues(program);
-        kl_store_derived(program);
-        kl_fold_casts(program);
-    }
+    if (fused)
+        fuse(program);
     if (listed)
         kl_list_loops(program);
     kl_plan_memory(program, true);

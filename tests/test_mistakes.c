@@ -184,14 +184,12 @@ static bool is_small(const kl_program *p)
 }
 
 /* Memory for all parameters and results, those that no buffer names too. */
-typedef struct { void *params[64], *results[64]; char *guarded[256]; size_t bytes[256]; int n; } memory;
+typedef struct { void *params[64], *results[64]; void *guarded[256]; size_t bytes[256]; int n; } memory;
 
 static void *guarded(memory *m, size_t bytes)
 {
-    char *at = m->guarded[m->n] = room(bytes + 2 * GUARD);
-    m->bytes[m->n++] = bytes;
-    memset(at, 0xa5, bytes + 2 * GUARD);
-    return at + GUARD;
+    m->bytes[m->n] = bytes;
+    return m->guarded[m->n++] = guarded_room(bytes);
 }
 
 static memory new_memory(const kl_program *p, uint64_t seed)
@@ -218,9 +216,8 @@ static memory new_memory(const kl_program *p, uint64_t seed)
 static void check_memory(const memory *m, const char *text)
 {
     for (int i = 0; i < m->n; i++)
-        for (size_t j = 0; j < GUARD; j++)
-            if ((unsigned char)m->guarded[i][j] != 0xa5 || (unsigned char)m->guarded[i][m->bytes[i] + GUARD + j] != 0xa5)
-                fail_msg("%s\nwritten outside of its memory", text);
+        if (!guards_hold(m->guarded[i], m->bytes[i]))
+            fail_msg("%s\nwritten outside of its memory", text);
 }
 
 /* Two buffers of one parameter or result with sizes of their own are no program of anybody's: memory is by index. */

@@ -16,31 +16,15 @@
 #include "nanogpt/files.h"
 #include "nanogpt/safetensors.h"
 #include "rax.h"
+#include "tests/scratch.h"
 
-static char folder[] = "/tmp/rax-safetensors-XXXXXX";
 static char path[256];
 
 static int make_folder(void **state)
 {
-    (void)state;
-    if (!mkdtemp(folder))
-        return 1;
-    snprintf(path, sizeof path, "%s/m.safetensors", folder);
-    return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    return !gpt_folder_remove(folder) || base_alloc_count() != 0;
-}
-
-static void write_bytes(const void *bytes, size_t count)
-{
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(bytes, 1, count, file), count);
-    assert_int_equal(fclose(file), 0);
+    int made = make_scratch(state);
+    snprintf(path, sizeof path, "%s/m.safetensors", scratch);
+    return made;
 }
 
 /* A file of this header and so many bytes of data; the error of opening it, without the folder. */
@@ -51,7 +35,7 @@ static const char *open_header(const char *header, size_t data_bytes)
     memcpy(bytes, &length, 8);
     memcpy(bytes + 8, header, length);
     memset(bytes + 8 + length, 1, data_bytes);
-    write_bytes(bytes, 8 + length + data_bytes);
+    write_file(path, bytes, 8 + length + data_bytes);
     rax_error_clear();
     gpt_safetensors *file = gpt_safetensors_open(path);
     if (file) {
@@ -60,8 +44,8 @@ static const char *open_header(const char *header, size_t data_bytes)
     }
     assert_int_equal(rax_error_kind_of(), RAX_MISTAKE);
     assert_null(strchr(rax_error(), '\n'));
-    assert_memory_equal(rax_error(), folder, strlen(folder));
-    return rax_error() + strlen(folder) + 1;
+    assert_memory_equal(rax_error(), scratch, strlen(scratch));
+    return rax_error() + strlen(scratch) + 1;
 }
 
 static void test_round_trip(void **state)
@@ -176,7 +160,7 @@ static void test_unaligned(void **state)
         memcpy(bytes, &length, 8);
         memcpy(bytes + 8, header, length);
         memcpy(bytes + 8 + length, values, 8);
-        write_bytes(bytes, 8 + length + 8);
+        write_file(path, bytes, 8 + length + 8);
         gpt_safetensors *file = gpt_safetensors_open(path);
         assert_non_null(file);
         assert_true(gpt_safetensors_read_f32(file, "x", 1, &two, out));
@@ -227,14 +211,14 @@ static void test_no_file(void **state)
     (void)state;
     assert_null(gpt_safetensors_open("/nowhere/m.safetensors"));
     assert_string_equal(rax_error(), "/nowhere/m.safetensors: cannot be read: No such file or directory");
-    assert_null(gpt_safetensors_open(folder));
+    assert_null(gpt_safetensors_open(scratch));
     assert_non_null(strstr(rax_error(), ": is not a file"));
-    write_bytes("", 0);
+    write_file(path, "", 0);
     assert_null(gpt_safetensors_open(path));
     assert_non_null(strstr(rax_error(), ": is empty"));
-    write_bytes("1234567", 7);
+    write_file(path, "1234567", 7);
     assert_null(gpt_safetensors_open(path));
-    write_bytes("\xff\xff\xff\xff\xff\xff\xff\xff{}", 10);
+    write_file(path, "\xff\xff\xff\xff\xff\xff\xff\xff{}", 10);
     assert_null(gpt_safetensors_open(path));
     assert_non_null(strstr(rax_error(), "truncated or no safetensors file"));
     assert_false(gpt_safetensors_write("/nowhere/m.safetensors", NULL, 0, NULL));
@@ -286,7 +270,7 @@ static void test_damaged_bytes(void **state)
     memset(good, ' ', BYTES);
     memcpy(good, &length, 8);
     memcpy(good + 8, header, strlen(header));
-    write_bytes(good, BYTES);
+    write_file(path, good, BYTES);
     gpt_safetensors *file = gpt_safetensors_open(path);
     assert_non_null(file);
     gpt_safetensors_close(file);
@@ -301,11 +285,11 @@ static void test_damaged_bytes(void **state)
             if (how % 11 == 0)
                 memmove(bad + at, bad + at + how % 7, BYTES - at - how % 7);
         }
-        write_bytes(bad, BYTES);
+        write_file(path, bad, BYTES);
         read_all();
     }
     for (size_t bytes = 0; bytes < BYTES; bytes += bytes < 8 + length ? 1 : 97) {
-        write_bytes(good, bytes);
+        write_file(path, good, bytes);
         assert_null(gpt_safetensors_open(path));
     }
 }
@@ -354,6 +338,7 @@ int main(void)
         cmocka_unit_test(test_no_file),
         cmocka_unit_test(test_damaged_bytes),
         cmocka_unit_test(test_golden_files),
+        cmocka_unit_test(nothing_leaks),
     };
-    return cmocka_run_group_tests_name("safetensors", tests, make_folder, remove_folder);
+    return cmocka_run_group_tests_name("safetensors", tests, make_folder, remove_scratch);
 }
