@@ -10,7 +10,8 @@
  *     sums of the groups, added in order, to workspace
  *
  * In a list the same text serves loops of any extents: bx is the number of the block in its own loop.
- * A level computes anew what it needs of the levels before. What it reads again the thread has kept of its row, in registers or in shared memory, where there is room;
+ * A level computes anew what it needs of the levels before. The sum of exp(x - m), m being the maximum of x along the row, is of m's level: it is made of what m is so far, and
+ * rescaled where m grows (Milakov and Gimelshein, Online normalizer calculation for softmax). What it reads again the thread has kept of its row, in registers or in shared memory, where there is room;
  * the rest is read from the cache. */
 #include "backend_cuda/loops.h"
 
@@ -64,6 +65,15 @@ static const char *identity_of(const kl_expr *e, ir_dtype of)
     return of == IR_I32 ? "-2147483647 - 1" : "-RAX_INFINITY";
 }
 
+/* Whether a sum goes by this maximum so far. */
+static bool has_sum_below(const cuda_loop *l, int most)
+{
+    bool has = false;
+    for (int i = 0; i < l->loop.n_exprs; i++)
+        has |= l->level[i] >= 0 && l->most[i] == most;
+    return has;
+}
+
 static void write_reductions(cuda_loop *l, base_text *text, int level)
 {
     const kl_loop *loop = &l->loop;
@@ -87,6 +97,13 @@ static void write_reductions(cuda_loop *l, base_text *text, int level)
         if (e->kind != KL_REDUCE || l->level[i] != level + 1)
             continue;
         const char *suffix = cuda_suffix(loop->exprs[e->args[0]].dtype);
+        if (l->most[i] >= 0) {
+            base_text_add(text, "                a%d = rax_rescale_%s(a%d, o%d, a%d);\n                EACH a%d = rax_sum_%s(a%d, exp%s(%s - a%d));\n", i, suffix, i, l->most[i], l->most[i], i, suffix, i,
+                          e->dtype == IR_F64 ? "" : "f", cuda_operand(l->x, loop->exprs[l->most[i]].args[0]), l->most[i]);
+            continue;
+        }
+        if (has_sum_below(l, i))
+            base_text_add(text, "                const %s o%d = a%d;\n", cuda_register_type(e->dtype), i, i);
         cuda_write_expression(l->x, text, "                ", e->args[0]);
         const char *value = cuda_operand(l->x, e->args[0]);
         if (e->op == OP_argmax)
@@ -99,7 +116,11 @@ static void write_reductions(cuda_loop *l, base_text *text, int level)
         const kl_expr *e = &loop->exprs[i];
         if (e->kind != KL_REDUCE || l->level[i] != level + 1)
             continue;
+        if (has_sum_below(l, i))
+            base_text_add(text, "        const %s o%d = a%d;\n", cuda_register_type(e->dtype), i, i);
         const char *suffix = cuda_suffix(loop->exprs[e->args[0]].dtype), *what = e->op == OP_argmax ? "argmax" : e->op == OP_reduce_sum ? "sum" : "max";
+        if (l->most[i] >= 0 && l->group > 1)
+            base_text_add(text, "        a%d = rax_rescale_%s(a%d, o%d, a%d);\n", i, suffix, i, l->most[i], l->most[i]);
         if (l->group == l->threads)
             base_text_add(text, "        a%d = rax_block_%s_%s(a%d, scratch);\n", i, what, suffix, i);
         else if (l->group > 1)

@@ -40,11 +40,27 @@ static void need(const kl_loop *loop, int i, bool *used)
         need(loop, e->view.dynamic[d].expr, used);
 }
 
-static void plan_levels(base_arena *arena, cuda_loop *l)
+/* m, where expression i is the sum of exp(x - m) along a row whose maximum is m; or -1. */
+static int most_of(const kl_loop *loop, int i)
+{
+    const kl_expr *sum = &loop->exprs[i], *of = &loop->exprs[sum->args[0]];
+    if (sum->kind != KL_REDUCE || sum->op != OP_reduce_sum || of->kind != KL_OP || of->op != OP_exp || (sum->dtype != IR_F32 && sum->dtype != IR_F64))
+        return -1;
+    const kl_expr *below = &loop->exprs[of->args[0]];
+    if (below->kind != KL_OP || below->op != OP_sub)
+        return -1;
+    const kl_expr *most = &loop->exprs[below->args[1]];
+    return most->kind == KL_REDUCE && most->op == OP_reduce_max && most->args[0] == below->args[0] ? below->args[1] : -1;
+}
+
+/* together: sums of exp(x - m) are made in the pass that finds m. */
+static void plan_levels(base_arena *arena, cuda_loop *l, bool together)
 {
     const kl_loop *loop = &l->loop;
     bool *used = ARENA_NEW(arena, bool, loop->n_exprs);
     l->level = ARENA_NEW(arena, int, loop->n_exprs);
+    l->most = ARENA_NEW(arena, int, loop->n_exprs);
+    l->n_levels = 0;
     for (int i = 0; i < loop->n_outputs; i++) {
         need(loop, loop->outputs[i].expr, used);
         for (int d = 0; d < loop->outputs[i].view.n_dynamic; d++)
@@ -58,6 +74,9 @@ static void plan_levels(base_arena *arena, cuda_loop *l)
         for (int d = 0; has_view && d < e->view.n_dynamic; d++)
             l->level[i] = MAX(l->level[i], l->level[e->view.dynamic[d].expr]);
         l->level[i] += e->kind == KL_REDUCE;
+        l->most[i] = together ? most_of(loop, i) : -1;
+        if (l->most[i] >= 0)
+            l->level[i] = l->level[l->most[i]];
     }
     for (int i = 0; i < loop->n_exprs; i++) {
         if (!used[i])
@@ -207,6 +226,7 @@ static void plan_kept(cuda_compiler *c, cuda_loop *l)
 {
     enum { SHARED_SPARE = 2048, FLOAT = 4 };
     const kl_loop *loop = &l->loop;
+    l->kept_iterations = 0, l->shared_bytes = 0, l->x->kept_where = NULL, l->unrolled = false;
     int64_t registers = (int64_t)KEPT_REGISTERS * THREADS / l->threads, each = l->iterations * l->V, sums = l->in_registers ? each * kl_count_outputs(loop, KL_SUM_OUTER) : 0, wanted = 0, floats = 0;
     if (l->n_levels < 2 || l->listed || !l->iterations_are_code)
         return;
@@ -248,7 +268,7 @@ static cuda_loop shaped(cuda_compiler *c, const kl_loop *from, bool listed, int 
         l.once[i] = is_once_a_row(loop, &loop->outputs[i], listed);
         l.by_row[i] = l.once[i] || (loop->outputs[i].kind == KL_SUM_ALL && loop->exprs[loop->outputs[i].expr].row && has_columns(loop, listed));
     }
-    plan_levels(c->arena, &l);
+    plan_levels(c->arena, &l, false);
     choose_shape(&l);
     l.blocks = l.row_blocks * l.segments;
     return l;
@@ -272,6 +292,10 @@ static void write_loop(cuda_compiler *c, cuda_loop *l, cuda_writer *w, bool list
     *w = (cuda_writer){ .compiler = c, .listed = listed };
     l->x = cuda_expressions_plan(w, loop, loop->n_outer, l->V);
     plan_kept(c, l);
+    if (!l->unrolled) {                                     /* the row is read for each pass: one less is worth more than the exps that it costs */
+        plan_levels(c->arena, l, true);
+        plan_kept(c, l);
+    }
     l->partial = ARENA_NEW(c->arena, int, loop->n_outputs);
     for (int i = 0; i < loop->n_outputs; i++)
         if (loop->outputs[i].kind != KL_STORE)

@@ -27,6 +27,7 @@ typedef struct {
     bool iterations_are_code;              /* in the text: the extent of an array, or the same for loops of any extents */
     int n_levels;
     int *level;                            /* by expression: how many reductions deep; -1: nobody needs it */
+    int *most;                             /* by expression: of a sum of exp(x - m) that is made beside m, the maximum of x: m; else -1 */
     bool *once;                            /* by output: stored once a row */
     bool *by_row;                          /* by output: stored or summed once a row, so that rows stay whole */
     bool in_registers;                     /* sums over rows; else in their place in workspace */

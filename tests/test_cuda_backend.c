@@ -405,7 +405,7 @@ static void test_kept_rows(void **state)
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         char text[400];
         ir_compile_report report = {0};
-        int blocks = made.n, found = 0;
+        int blocks = made.n, found = 0, together = 0;
         snprintf(text, sizeof text, "graph f(%%0: f32[3,%d]) { %%1: f32[3,%d] = softmax %%0 {axis=1} %%2: f32[3,%d] = log %%1 %%3: f32[3] = reduce_sum %%1 {axes=[1]} return %%2, %%3 }",
                  cases[i].columns, cases[i].columns, cases[i].columns);
         check_graph_text(text, 1e-5, NULL);
@@ -415,13 +415,51 @@ static void test_kept_rows(void **state)
         ir_pass_reports_free(&passes);
         ir_executable *e = cuda_backend.compile(graph, &(ir_compile_options){ .name = "f" }, &report);
         assert_non_null(e);
-        for (int j = 0; j < cuda_last_compiler(e)->n_requests; j++)
+        for (int j = 0; j < cuda_last_compiler(e)->n_requests; j++) {
             found += strstr(cuda_last_compiler(e)->requests[j].text, cases[i].kept) != NULL;
-        assert_true(found > 0);
+            together += strstr(cuda_last_compiler(e)->requests[j].text, "rax_rescale_f32") != NULL;
+        }
+        assert_true(found > 0 && (together > 0) == (cases[i].columns > 5000));
         cuda_backend.free(e);
         base_text_free(&report.lines);
         forget(blocks);
     }
+    standin_end();
+}
+
+/* The sum of exp(x - max x) of a long row is made in the pass that finds the maximum: where x falls all along or rises, begins with -infinity, is -infinity, begins with NaN or with infinity; of rows by warps
+ * and by blocks. */
+static void test_online_sums(void **state)
+{
+    static const struct { const char *type, *ints, *bools; int columns; } cases[] = {
+        { "f32[2,20000]", "i32[2,20000]", "bool[2,20000]", 20000 }, { "f64[2,9001]", "i32[2,9001]", "bool[2,9001]", 9001 }, { "f64[3,1000]", "i32[3,1000]", "bool[3,1000]", 1000 } };
+    static const char *const values[] = { "neg %7", "add %7, %7", "select %9, %7, %10", "select %13, %7, %10", "select %9, %7, %11", "select %9, %7, %12" };
+    (void)state;
+    standin_begin(NULL);
+    for (size_t i = 0; i < COUNT_OF(cases); i++)
+        for (size_t j = 0; j < COUNT_OF(values); j++) {
+            const char *t = cases[i].type, *ints = cases[i].ints, *bools = cases[i].bools;
+            int blocks = made.n, together = 0;
+            ir_compile_report report = {0};
+            const char *text = text_of("graph f(%%0: %s, %%1: %s) { %%2: %s = iota {axis=1} %%3: %s = constant {value=0.05} %%4: %s = mul %%2, %%3 %%5: %s = add %%0, %%1 %%7: %s = add %%4, %%5"
+                                       " %%6: %s = iota {axis=1} %%8: %s = constant {value=%d} %%9: %s = lt %%8, %%6 %%10: %s = constant {value=-inf} %%11: %s = constant {value=nan}"
+                                       " %%12: %s = constant {value=inf} %%13: %s = lt %%6, %%6 %%14: %s = %s %%15: %s = softmax %%14 {axis=1} return %%15 }",
+                                       t, t, t, t, t, t, t, ints, ints, cases[i].columns / 3, bools, t, t, t, bools, t, values[j], t);
+            check_graph_text(text, 1e-5, NULL);
+            ir_graph *graph = graph_of(text);
+            ir_pass_options passes = { .keep_composite = cuda_backend.keep_composite };
+            ir_run_passes(graph, &passes);
+            ir_pass_reports_free(&passes);
+            ir_executable *e = cuda_backend.compile(graph, &(ir_compile_options){ .name = "f" }, &report);
+            assert_non_null(e);
+            for (int k = 0; k < cuda_last_compiler(e)->n_requests; k++)
+                together += strstr(cuda_last_compiler(e)->requests[k].text, "rax_rescale_") != NULL;
+            if (!together)
+                fail_msg("%s, %s: expected a sum beside the maximum", t, values[j]);
+            cuda_backend.free(e);
+            base_text_free(&report.lines);
+            forget(blocks);
+        }
     standin_end();
 }
 
@@ -493,7 +531,7 @@ static void test_late_reading(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_scalars), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_operand_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
+        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_scalars), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_operand_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_online_sums), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
         GRAPH_TEST(test_late_reading),
     };
     return cmocka_run_group_tests_name("the CUDA backend", tests, NULL, NULL);

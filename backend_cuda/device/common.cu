@@ -69,6 +69,11 @@ RAX_DEVICE float rax_round_bf16(float x) { return rax_from_bf16(rax_to_bf16(x));
     RAX_DEVICE type rax_sign_##name(type x) { return x > 0 ? 1 : x < 0 ? -1 : x; }                               \
     RAX_DEVICE type rax_sigmoid_##name(type x) { return 1 / (1 + exp##c(-x)); }                                  \
     RAX_DEVICE type rax_sum_##name(type x, type y) { return x + y; }                                             \
+    /* A sum of exp(x - from) as one of exp(x - to), to being no less: what was below -infinity, which is NaN, is nothing below a number. */ \
+    RAX_DEVICE type rax_rescale_##name(type sum, type from, type to)                                             \
+    {                                                                                                            \
+        return from == to ? sum : from == -(type)RAX_INFINITY ? 0 : sum * exp##c(from - to);                     \
+    }                                                                                                            \
     RAX_DEVICE int rax_i32_of_##name(type x)                                                                     \
     {                                                                                                            \
         return x != x ? 0 : x >= (type)2147483648.0 ? 2147483647 : x <= (type)-2147483648.0 ? -2147483647 - 1 : (int)x; \
