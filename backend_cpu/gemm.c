@@ -58,27 +58,42 @@ int cpu_gemm_a_panel(cpu_isa isa, ir_dtype dtype)
     return rows;
 }
 
+int cpu_gemm_narrow_of(cpu_isa isa, ir_dtype dtype, int64_t n)
+{
+    cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtype);
+    int half = tile.lanes / 2, columns = (int)base_round_up(n % tile.columns, half);
+    return isa >= CPU_AVX512 && !cpu_gemm_has_tiles(isa, dtype) && columns % tile.lanes != 0 ? columns : 0;
+}
+
+static void find(const cpu_code *loaded, const char *name, void *to)
+{
+    void *at = cpu_code_find(loaded, name);
+    CHECK(at != NULL, "expected the code to have %s", name);
+    memcpy(to, &at, sizeof at);
+}
+
 void cpu_gemm_find_micro(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa isa, ir_dtype dtype)
 {
     cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtype);
     char name[32];
     for (int h = 0; h < tile.n_heights; h++)
-        for (int vectors = 1; vectors <= 2; vectors++) {
-            void *at = cpu_code_find(loaded, cpu_gemm_micro_name(name, dtype, tile.heights[h], vectors));
-            CHECK(at != NULL, "expected the code to have %s", name);
-            memcpy(&code->micro[h][vectors - 1], &at, sizeof at);
-        }
-    for (int vectors = 1; vectors <= 2 && !cpu_gemm_has_tiles(isa, dtype); vectors++) {
-        void *at = cpu_code_find(loaded, cpu_gemm_dense_name(name, dtype, vectors));
-        CHECK(at != NULL, "expected the code to have %s", name);
-        memcpy(&code->dense[vectors - 1], &at, sizeof at);
-    }
+        for (int vectors = 1; vectors <= 2; vectors++)
+            find(loaded, cpu_gemm_micro_name(name, dtype, tile.heights[h], vectors * tile.lanes), &code->micro[h][vectors - 1]);
+    for (int vectors = 1; vectors <= 2 && !cpu_gemm_has_tiles(isa, dtype); vectors++)
+        find(loaded, cpu_gemm_dense_name(name, dtype, vectors * tile.lanes), &code->dense[vectors - 1]);
     if (cpu_gemm_has_tiles(isa, dtype)) {
-        void *configure = cpu_code_find(loaded, CPU_GEMM_CONFIGURE), *release = cpu_code_find(loaded, CPU_GEMM_RELEASE);
-        CHECK(configure && release, "expected the code to have %s and %s", CPU_GEMM_CONFIGURE, CPU_GEMM_RELEASE);
-        memcpy(&code->configure, &configure, sizeof configure);
-        memcpy(&code->release, &release, sizeof release);
+        find(loaded, CPU_GEMM_CONFIGURE, &code->configure);
+        find(loaded, CPU_GEMM_RELEASE, &code->release);
     }
+}
+
+void cpu_gemm_find_narrow(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa isa, ir_dtype dtype, int columns)
+{
+    cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtype);
+    char name[32];
+    for (int h = 0; h < tile.n_heights; h += CPU_GEMM_NARROW_STEP)
+        find(loaded, cpu_gemm_micro_name(name, dtype, tile.heights[h], columns), &code->narrow[h]);
+    find(loaded, cpu_gemm_dense_name(name, dtype, columns), &code->narrow_dense);
 }
 
 /* -- the plan -------------------------------------------------------------------------------------------------------- */
@@ -95,6 +110,7 @@ static void measure_tile(cpu_gemm_plan *plan)
     const cpu_gemm_shape *s = &plan->shape;
     plan->tile = cpu_gemm_tile_of(s->isa, s->dtype);
     plan->unit = cpu_gemm_unit_of(s->isa, s->dtype);
+    plan->narrow = cpu_gemm_narrow_of(s->isa, s->dtype, s->n);
     plan->has_tiles = cpu_gemm_has_tiles(s->isa, s->dtype);
     plan->packs_rows = s->a.along_k || plan->has_tiles;
     plan->a_panel = cpu_gemm_a_panel(s->isa, s->dtype);

@@ -48,8 +48,14 @@ int cpu_gemm_a_panel(cpu_isa isa, ir_dtype dtype);      /* rows of a panel of A:
 enum { CPU_GEMM_TILES_K = 32, CPU_GEMM_TILES_SOON = 4 };
 static inline bool cpu_gemm_has_tiles(cpu_isa isa, ir_dtype dtype) { return isa == CPU_AMX && dtype == IR_BF16; }
 
-/* tile[row][column] (+)= the sum over units units of K. tile has the full number of columns a row, also for the kernel of
- * one vector. Strides in bytes: A's from row to row and from unit to unit, B's from unit to unit. resume: tile holds a sum
+/* How many columns of a tile the narrow kernels have that end a C of n columns: their last vector is of half the lanes. 0: whole vectors
+ * fit as well, or half a one takes as long as one. They are there for the first height and every second after it, the last one too: what
+ * the others would save, at the end of a block and of C, is less than compiling them. */
+enum { CPU_GEMM_NARROW_STEP = 2 };
+int cpu_gemm_narrow_of(cpu_isa isa, ir_dtype dtype, int64_t n);
+
+/* tile[row][column] (+)= the sum over units units of K. tile has the full number of columns a row, also for kernels of
+ * less. Strides in bytes: A's from row to row and from unit to unit, B's from unit to unit. resume: tile holds a sum
  * to go on from. units >= 1. */
 typedef void cpu_gemm_micro(int64_t units, const void *a, int64_t a_row, int64_t a_unit, const void *b, int64_t b_unit,
                             void *tile, int64_t resume, const void *soon, int64_t soon_step);
@@ -82,8 +88,9 @@ typedef void cpu_gemm_epilogue(const cpu_gemm_tile *tile);
 
 /* All micro-kernels of a dtype, under the names that cpu_gemm_micro_name gives. */
 void cpu_gemm_emit_micro(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype);
-const char *cpu_gemm_micro_name(char name[32], ir_dtype dtype, int height, int vectors);
-const char *cpu_gemm_dense_name(char name[32], ir_dtype dtype, int vectors);      /* the full height, rows of A side by side; not of tile registers */
+void cpu_gemm_emit_narrow(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int columns);      /* columns: of cpu_gemm_narrow_of */
+const char *cpu_gemm_micro_name(char name[32], ir_dtype dtype, int height, int columns);
+const char *cpu_gemm_dense_name(char name[32], ir_dtype dtype, int columns);      /* the full height, rows of A side by side; not of tile registers */
 void cpu_gemm_emit_amx(LLVMModuleRef module, cpu_isa isa);      /* what that does where there are tile registers */
 
 /* Where a prologue is: lanes are elements along k, or along lines, from (line, k) on. */
@@ -170,6 +177,7 @@ typedef struct {
     int64_t row_tasks, column_tasks, depth_blocks;
     bool fetches;                                /* what the epilogue touches is more than lies in the second-level cache anyway */
     cpu_gemm_tile_shape tile;                    /* what follows from these, for the driver: */
+    int narrow;                                  /* cpu_gemm_narrow_of */
     cpu_gemm_unit unit;
     bool has_tiles, packs_rows;                  /* of A, packed: rows as they lie, or panels of a_panel rows */
     bool keeps_panels;                           /* of B, packed by a task: all, for blocks of rows come back to them; or one at a time */
@@ -211,6 +219,7 @@ typedef struct { uint8_t palette, start, reserved[14]; uint16_t row_bytes[16]; u
 typedef struct {
     cpu_gemm_micro *micro[CPU_GEMM_HEIGHTS][2];  /* by height and vectors less one */
     cpu_gemm_micro *dense[2];                    /* the first height's, where rows of A are a unit apart */
+    cpu_gemm_micro *narrow[CPU_GEMM_HEIGHTS], *narrow_dense;      /* likewise; NULL where there is none */
     void (*configure)(const cpu_gemm_tiles *tiles), (*release)(void);
     cpu_gemm_pack *pack_a, *pack_b;              /* NULL where the operand is never packed */
     cpu_gemm_epilogue *epilogue;
@@ -224,6 +233,7 @@ static inline cpu_gemm_micro *cpu_gemm_micro_of(const cpu_gemm_code *code, int h
 }
 /* The micro-kernels out of loaded code. */
 void cpu_gemm_find_micro(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa isa, ir_dtype dtype);
+void cpu_gemm_find_narrow(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa isa, ir_dtype dtype, int columns);
 
 typedef struct {
     const void *at;

@@ -42,7 +42,7 @@ static value c_at(const emitter *e, value tile, int i, int j)
 static void emit_tile(LLVMModuleRef module, cpu_isa isa, int height, int vectors)
 {
     char name[32];
-    emitter e = begin_function(module, isa, IR_BF16, cpu_gemm_micro_name(name, IR_BF16, height, vectors), "ipiipipipi");
+    emitter e = begin_function(module, isa, IR_BF16, cpu_gemm_micro_name(name, IR_BF16, height, vectors * ROWS), "ipiipipipi");
     LLVMBuilderRef builder = e.v.builder;
     value f = e.function, units = LLVMGetParam(f, 0), a = LLVMGetParam(f, 1), a_row = LLVMGetParam(f, 2);
     value b = LLVMGetParam(f, 4), b_unit = LLVMGetParam(f, 5), tile = LLVMGetParam(f, 6);

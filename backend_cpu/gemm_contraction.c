@@ -183,22 +183,29 @@ static int request_pack(cpu_compiler *c, const cpu_gemm_pack_class *class, fused
 
 /* -- micro-kernels and epilogue ------------------------------------------------------------------------------------------ */
 
+typedef struct { ir_dtype dtype; int narrow; } micro_request;      /* narrow: their columns; 0: those of whole vectors */
+
 /* The micro-kernels have names of their own; the function that was asked for does nothing. */
 static void emit_micro(const void *context, const cpu_machine *machine, LLVMModuleRef module, const char *name)
 {
-    const ir_dtype *dtype = context;
+    const micro_request *request = context;
     LLVMContextRef llvm = LLVMGetModuleContext(module);
     LLVMBuilderRef b = LLVMCreateBuilderInContext(llvm);
     LLVMPositionBuilderAtEnd(b, LLVMAppendBasicBlockInContext(llvm, LLVMAddFunction(module, name, cpu_task_type(module)), ""));
     LLVMBuildRetVoid(b);
     LLVMDisposeBuilder(b);
-    cpu_gemm_emit_micro(module, machine->isa, *dtype);
+    if (request->narrow)
+        cpu_gemm_emit_narrow(module, machine->isa, request->dtype, request->narrow);
+    else
+        cpu_gemm_emit_micro(module, machine->isa, request->dtype);
 }
 
-static int request_micro(cpu_compiler *c, const kl_contraction *p)
+static int request_micro(cpu_compiler *c, ir_dtype dtype, int narrow)
 {
-    const char *key = base_arena_text(c->arena, "gemm micro %s", ir_dtype_name(p->dtype));
-    return cpu_request_code(c, key, 1500, emit_micro, &p->dtype);
+    micro_request *request = ARENA_NEW(c->arena, micro_request, 1);
+    const char *columns = narrow ? base_arena_text(c->arena, " x%d", narrow) : "";
+    *request = (micro_request){ dtype, narrow };
+    return cpu_request_code(c, base_arena_text(c->arena, "gemm micro %s%s", ir_dtype_name(dtype), columns), narrow ? 500 : 1500, emit_micro, request);
 }
 
 typedef struct { ir_dtype dtype; fused_code *code; } epilogue_request;
@@ -281,7 +288,7 @@ typedef struct { int request; fused_code *code; int base, view; } piece;     /* 
 typedef struct {
     cpu_gemm gemm;
     piece a, b, epilogue;
-    int micro;
+    int micro, narrow;                                     /* requests; narrow: where the plan has it */
     int sum_at[CPU_GEMM_SUMS], touched_at[CPU_GEMM_TOUCHED], workspace_at;
     int64_t chunk[CPU_GEMM_PHASES];                        /* tasks of the product in one task of the kernel */
 } product;
@@ -318,6 +325,8 @@ static void link_product(cpu_plan *plan, const cpu_linked *linked)
     product *p = plan->context;
     cpu_gemm_code *code = &p->gemm.code;
     cpu_gemm_find_micro(code, linked->code[p->micro], p->gemm.plan.shape.isa, p->gemm.plan.shape.dtype);
+    if (p->gemm.plan.narrow)
+        cpu_gemm_find_narrow(code, linked->code[p->narrow], p->gemm.plan.shape.isa, p->gemm.plan.shape.dtype, p->gemm.plan.narrow);
     if (p->a.request >= 0)
         memcpy(&code->pack_a, &linked->address[p->a.request], sizeof(void *));
     if (p->b.request >= 0)
@@ -487,7 +496,9 @@ bool cpu_gemm_plan_contraction(cpu_compiler *c, const kl_kernel *kernel, cpu_pla
         return true;
     p->gemm.plan = cpu_gemm_make_plan(&shape, c->machine, &cpu_gemm_default_tuning);
     const cpu_gemm_plan *g = &p->gemm.plan;
-    p->micro = request_micro(c, s);
+    p->micro = request_micro(c, s->dtype, 0);
+    if (g->narrow)
+        p->narrow = request_micro(c, s->dtype, g->narrow);
     if (g->a_way != CPU_GEMM_DIRECT)
         p->a.request = request_pack(c, &a.class, p->a.code);
     if (g->b_way != CPU_GEMM_DIRECT)

@@ -245,20 +245,31 @@ typedef struct {
     operand_view a, b;
 } block_state;
 
+/* Height h's micro-kernel for so many columns; NULL where there is none of it. */
+static cpu_gemm_micro *micro_of(const task_state *t, const block_state *at, int h, int64_t columns)
+{
+    const cpu_gemm_plan *plan = &t->gemm->plan;
+    const cpu_gemm_code *code = &t->gemm->code;
+    if (columns <= plan->narrow)                 /* only the last panel of C is not of all columns, and these are that panel's */
+        return h == 0 && at->a.line == plan->unit.bytes ? code->narrow_dense : code->narrow[h];
+    return cpu_gemm_micro_of(code, h, columns > plan->tile.lanes ? 2 : 1, at->a.line, plan->unit);
+}
+
 /* All rows of a tile that is not of full height, by micro-kernels of as much height as is left. */
-static void compute_part(const task_state *t, const block_state *at, const char *a, const char *panel, int64_t rows, int vectors, char *sums, run soon)
+static void compute_part(const task_state *t, const block_state *at, const char *a, const char *panel, int64_t rows, int64_t columns, char *sums, run soon)
 {
     const cpu_gemm_plan *plan = &t->gemm->plan;
     const cpu_gemm_code *code = &t->gemm->code;
     int64_t row_bytes = plan->tile_bytes / plan->tile.heights[0], row = 0;
-    for (int h = 0; h < plan->tile.n_heights; h++)
-        for (int height = plan->tile.heights[h]; rows - row >= height; row += height)
-            cpu_gemm_micro_of(code, h, vectors, at->a.line, plan->unit)(at->units, a + row * at->a.line, at->a.line, at->a.unit, panel, at->b.unit,
-                                                                       sums + row * row_bytes, at->resume, soon.at, soon.step);
+    for (int h = 0; h < plan->tile.n_heights; h++) {
+        cpu_gemm_micro *micro = micro_of(t, at, h, columns);
+        for (int height = plan->tile.heights[h]; micro && rows - row >= height; row += height)
+            micro(at->units, a + row * at->a.line, at->a.line, at->a.unit, panel, at->b.unit, sums + row * row_bytes, at->resume, soon.at, soon.step);
+    }
     if (row == rows)
         return;
     cpu_gemm_configure_tiles(code, rows - row);  /* the last height computes as many rows as tiles have */
-    code->micro[plan->tile.n_heights - 1][vectors - 1](at->units, a + row * at->a.line, at->a.line, at->a.unit, panel, at->b.unit, sums + row * row_bytes,
+    micro_of(t, at, plan->tile.n_heights - 1, columns)(at->units, a + row * at->a.line, at->a.line, at->a.unit, panel, at->b.unit, sums + row * row_bytes,
                                                        at->resume, soon.at, soon.step);
     cpu_gemm_configure_tiles(code, plan->tile.heights[0]);
 }
@@ -281,8 +292,7 @@ static void visit_tiles(const task_state *t, const block_state *at, int64_t from
     int64_t kept = plan->depth_blocks > 1 ? plan->tile_bytes : 0;       /* else the sums of all tiles are in one place */
     char *sums = t->scratch + kept * (at->at.panel * base_divide_up(plan->task_rows, height) + from / height);
     const char *panel = at->b.at + at->at.panel * at->b.line;
-    int vectors = columns > plan->tile.lanes ? 2 : 1;
-    cpu_gemm_micro *full = cpu_gemm_micro_of(&t->gemm->code, 0, vectors, at->a.line, plan->unit);
+    cpu_gemm_micro *full = micro_of(t, at, 0, columns);
     cpu_gemm_tile tile = {.user = t->gemm->user, .batch = t->batch, .column = t->column + column, .columns = columns,
                           .partial = partial_of(t), .partial_stride = plan->partial_stride};
     bool by_panels = plan->a_way != CPU_GEMM_DIRECT && !plan->packs_rows, fetch = at->last && plan->fetches && !at->fetched;
@@ -298,7 +308,7 @@ static void visit_tiles(const task_state *t, const block_state *at, int64_t from
         else if (rows == height)
             full(at->units, a, at->a.line, at->a.unit, panel, at->b.unit, sums, at->resume, ahead.at, ahead.step);
         else
-            compute_part(t, at, a, panel, rows, vectors, sums, ahead);
+            compute_part(t, at, a, panel, rows, columns, sums, ahead);
         if (!at->last)
             continue;
         tile.sums = sums, tile.row = t->row + i, tile.rows = rows, tile.first = i == 0;

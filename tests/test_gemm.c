@@ -129,12 +129,21 @@ static void pack_name(char name[32], cpu_gemm_side side, lie lie, bool prologue)
     snprintf(name, 32, "pack_%c_%s%s", side == CPU_GEMM_A ? 'a' : 'b', lie_names[lie], prologue ? "_prologue" : "");
 }
 
+static void emit_narrow(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype)
+{
+    cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtype);
+    for (int columns = tile.lanes / 2; columns < tile.columns; columns += tile.lanes)
+        if (cpu_gemm_narrow_of(isa, dtype, columns))
+            cpu_gemm_emit_narrow(module, isa, dtype, columns);
+}
+
 static void emit_all(LLVMModuleRef module, cpu_isa isa, kind kind)
 {
     char name[32];
     ir_dtype dtype = kind_dtype[kind];
     cpu_gemm_prologue norm = {NULL, load_norm}, twice = {NULL, load_double};
     cpu_gemm_emit_micro(module, isa, dtype);
+    emit_narrow(module, isa, dtype);
     for (lie lie = ALONG_LINES; lie <= STRIDED; lie++)
         for (cpu_gemm_side side = CPU_GEMM_A; side <= CPU_GEMM_B; side++)
             for (int prologue = 0; prologue < (kind == F64 ? 1 : 2); prologue++) {
@@ -385,6 +394,8 @@ static void *check(const trial *t, size_t *c_bytes)
         .column_sums = t->store == SUMS ? 2 : 0, .batch = batches, .m = t->m, .n = t->n, .k = t->k};
     gemm.plan = cpu_gemm_make_plan(&shape, &machine, t->tuning);
     cpu_gemm_find_micro(&gemm.code, code, t->isa, dtype);
+    if (gemm.plan.narrow)
+        cpu_gemm_find_narrow(&gemm.code, code, t->isa, dtype, gemm.plan.narrow);
     pack_name(name, CPU_GEMM_A, t->a, t->norm);
     find(code, name, &gemm.code.pack_a);
     pack_name(name, CPU_GEMM_B, t->b, t->norm);
@@ -510,7 +521,21 @@ static void rows_that_collide_are_packed(void **state)
     assert_int_equal(cpu_gemm_make_plan(&shape, &machine, &cpu_gemm_default_tuning).a_way, CPU_GEMM_DIRECT);
 }
 
-static const int64_t sizes[][3] = {{1, 1, 1}, {1, 33, 7}, {13, 17, 1}, {12, 32, 48}, {37, 65, 129}, {5, 3, 2}, {48, 16, 33}, {25, 96, 64}, {3, 40, 0}};
+/* Half a vector ends C where that is enough, and where it is quicker than a whole one. */
+static void narrow_kernels_end_c(void **state)
+{
+    (void)state;
+    static const struct { int64_t n; int f32, f64; } expected[] = {{1, 8, 4}, {8, 8, 0}, {9, 0, 12}, {16, 0, 0}, {17, 24, 4}, {24, 24, 0}, {25, 0, 12}, {32, 0, 0}, {65, 8, 4}, {97, 8, 4}};
+    for (size_t i = 0; i < COUNT_OF(expected); i++) {
+        assert_int_equal(cpu_gemm_narrow_of(CPU_AVX512, IR_F32, expected[i].n), expected[i].f32);
+        assert_int_equal(cpu_gemm_narrow_of(CPU_AVX512BF16, IR_BF16, expected[i].n), expected[i].f32);
+        assert_int_equal(cpu_gemm_narrow_of(CPU_AMX, IR_F64, expected[i].n), expected[i].f64);
+        assert_int_equal(cpu_gemm_narrow_of(CPU_AMX, IR_BF16, expected[i].n), 0);
+        assert_int_equal(cpu_gemm_narrow_of(CPU_AVX2, IR_F32, expected[i].n), 0);
+    }
+}
+
+static const int64_t sizes[][3] = {{1, 1, 1}, {1, 33, 7}, {13, 17, 1}, {12, 32, 48}, {37, 65, 129}, {5, 3, 2}, {48, 16, 33}, {25, 96, 64}, {3, 40, 0}, {31, 26, 20}};
 
 /* The layouts, by turns: all nine pairs come up for every ISA and kind. */
 static void layouts_and_sizes(void **state)
@@ -636,6 +661,7 @@ static char *micro_assembly(cpu_isa isa, ir_dtype dtype)
     LLVMContextRef context = LLVMContextCreate();
     LLVMModuleRef module = cpu_jit_module(jit, "gemm", context);
     cpu_gemm_emit_micro(module, isa, dtype);
+    emit_narrow(module, isa, dtype);
     if (!cpu_jit_compile(jit, module, &object))
         fail_msg("%s", base_error());
     base_bytes_free(&object);
@@ -698,7 +724,9 @@ static void loops_over_k_stay_in_registers(void **state)
         for (int i = 0; i < 3; i++) {
             static const ir_dtype dtypes[] = {IR_F32, IR_F64, IR_BF16};
             cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtypes[i]);
-            int functions = cpu_gemm_has_tiles(isa, dtypes[i]) ? 1 : 2 * tile.n_heights + 2;
+            int functions = cpu_gemm_has_tiles(isa, dtypes[i]) ? 1 : 2 * (tile.n_heights + 1);
+            if (cpu_gemm_narrow_of(isa, dtypes[i], 1))
+                functions += 2 * (base_divide_up(tile.n_heights, CPU_GEMM_NARROW_STEP) + 1);
             char *assembly = micro_assembly(isa, dtypes[i]);
             found = find_k_loops(assembly);
             if (found.loops < functions || *found.spilling)
@@ -713,6 +741,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tasks_are_even),
         cmocka_unit_test(rows_that_collide_are_packed),
+        cmocka_unit_test(narrow_kernels_end_c),
         cmocka_unit_test(layouts_and_sizes),
         cmocka_unit_test(prologues),
         cmocka_unit_test(epilogues),
