@@ -54,7 +54,6 @@ cpu_expressions *cpu_expressions_plan(cpu_compiler *compiler, cpu_plan *plan, co
 void cpu_expressions_key(base_text *key, const cpu_expressions *x);
 /* What one vector of this expression alone costs, its operands being there: about in cycles. */
 double cpu_expression_cost(const cpu_expressions *x, int expr);
-double cpu_op_cost(ir_op op, ir_dtype dtype);                                       /* of an elementwise op */
 double cpu_rounded(ir_dtype dtype, double value);                                   /* a constant as the dtype has it */
 
 /* -- expressions.c ----------------------------------------------------------------------------------------------------- */

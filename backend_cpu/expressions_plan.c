@@ -185,27 +185,6 @@ void cpu_expressions_key(base_text *key, const cpu_expressions *x)
     }
 }
 
-double cpu_op_cost(ir_op op, ir_dtype dtype)
-{
-    double each = dtype == IR_F64 ? 30 : 1;                /* f64 goes to libm lane by lane */
-    switch (op) {
-    case OP_exp:                                           return 10 * each;
-    case OP_log: case OP_tanh: case OP_sigmoid: case OP_erf: return 14 * each;
-    case OP_sin: case OP_cos: case OP_erf_inv:             return 40 * each;
-    case OP_pow:                                           return 50 * each;
-    case OP_rem:                                           return 40;
-    case OP_div: case OP_sqrt:                             return 4;
-    case OP_rsqrt:                                         return 8;
-    case OP_neg: case OP_abs: case OP_sign: case OP_floor: case OP_not: case OP_cast: case OP_add: case OP_sub: case OP_mul:
-    case OP_max: case OP_min: case OP_and: case OP_or: case OP_eq: case OP_ne: case OP_lt: case OP_le: case OP_select:
-        return dtype == IR_BF16 ? 2 : 0.5;
-#include "ir/not_elementwise.def"
-        break;
-    }
-    CHECK(false, "expected an elementwise op, got %s", OP_NAME(op));
-    return 0;
-}
-
 double cpu_expression_cost(const cpu_expressions *x, int expr)
 {
     const kl_expr *e = &x->loop.exprs[expr];
@@ -216,7 +195,7 @@ double cpu_expression_cost(const cpu_expressions *x, int expr)
             apart |= x->varies[e->view.dynamic[i].expr];
         return apart ? 12 : 1;
     case KL_RANDOM:                                        return x->views[expr].lanes == CPU_LANES_SIDE_BY_SIDE ? 20 : 80;
-    case KL_OP:                                            return cpu_op_cost(e->op, e->dtype);
+    case KL_OP:                                            return kl_op_cost(e->op, e->dtype);
     case KL_REDUCE:                                        return e->op == OP_argmax ? 3 : 1;
     case KL_VALUE: case KL_INDEX: case KL_PRODUCT:         return 0.5;
     }

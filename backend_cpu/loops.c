@@ -42,7 +42,7 @@ static double lane_cost(const kl_loop *loop, int axis, int lanes)
     for (int i = 0; i < loop->n_exprs; i++) {
         const kl_expr *e = &loop->exprs[i];
         bool apart = e->view.stride[axis] != 0 && e->view.stride[axis] != 1;
-        vector += e->kind == KL_OP ? cpu_op_cost(e->op, e->dtype) : 1;
+        vector += e->kind == KL_OP ? kl_op_cost(e->op, e->dtype) : 1;
         vector += e->kind == KL_LOAD && apart ? 12 : e->kind == KL_RANDOM && e->view.stride[axis] != 1 ? 60 : 0;
     }
     for (int i = 0; i < loop->n_outputs; i++)

@@ -255,59 +255,19 @@ cuda_epilogue cuda_epilogue_of(const kl_program *p, const kl_contraction *c)
 
 /* -- gelu's operand in place of its derivative ------------------------------------------------------------------------------------ */
 
-/* A copy of a loop with room for more expressions; name: by old number the new one. */
-typedef struct { base_arena *arena; kl_loop loop; int *name; } rewriter;
-
-static int add_expr(rewriter *r, kl_expr e)
+/* Behind the others: kl_tidy_exprs puts it before its users. */
+static int add_expr(kl_loop *loop, kl_expr e)
 {
     e.row = e.kind == KL_LOAD ? e.row : true;
     for (int i = 0; i < e.n_args; i++)
-        e.row &= r->loop.exprs[e.args[i]].row;
-    r->loop.exprs[r->loop.n_exprs] = e;
-    return r->loop.n_exprs++;
+        e.row &= loop->exprs[e.args[i]].row;
+    loop->exprs[loop->n_exprs] = e;
+    return loop->n_exprs++;
 }
 
-static int add_cast(rewriter *r, int expr, ir_dtype dtype)
+static int add_cast(kl_loop *loop, int expr, ir_dtype dtype)
 {
-    return add_expr(r, (kl_expr){ .kind = KL_OP, .op = OP_cast, .dtype = dtype, .n_args = 1, .args = { expr }, .view.buffer = -1 });
-}
-
-static kl_view renamed(const rewriter *r, kl_view view)
-{
-    kl_dynamic *dynamic = view.n_dynamic ? ARENA_NEW(r->arena, kl_dynamic, view.n_dynamic) : NULL;
-    for (int i = 0; i < view.n_dynamic; i++)
-        dynamic[i] = (kl_dynamic){ r->name[view.dynamic[i].expr], view.dynamic[i].stride, view.dynamic[i].limit };
-    view.dynamic = dynamic;
-    return view;
-}
-
-static rewriter rewrite_of(base_arena *arena, const kl_loop *loop, int more)
-{
-    rewriter r = { arena, *loop, ARENA_NEW(arena, int, loop->n_exprs) };
-    r.loop.n_exprs = 0;
-    r.loop.exprs = ARENA_NEW(arena, kl_expr, loop->n_exprs + more);
-    r.loop.outputs = ARENA_NEW(arena, kl_output, loop->n_outputs);
-    return r;
-}
-
-static void copy_expr(rewriter *r, const kl_loop *from, int i)
-{
-    kl_expr e = from->exprs[i];
-    bool row = e.row;
-    e.view = renamed(r, e.view);
-    for (int j = 0; j < e.n_args; j++)
-        e.args[j] = r->name[e.args[j]];
-    r->name[i] = add_expr(r, e);
-    r->loop.exprs[r->name[i]].row = row;
-}
-
-static void copy_outputs(rewriter *r, const kl_loop *from)
-{
-    for (int i = 0; i < from->n_outputs; i++) {
-        r->loop.outputs[i] = from->outputs[i];
-        r->loop.outputs[i].expr = r->name[from->outputs[i].expr];
-        r->loop.outputs[i].view = renamed(r, from->outputs[i].view);
-    }
+    return add_expr(loop, (kl_expr){ .kind = KL_OP, .op = OP_cast, .dtype = dtype, .n_args = 1, .args = { expr }, .view.buffer = -1 });
 }
 
 /* What was stored in a buffer was expression `value` of `from`, and from now on it is the `leaf` of it, in this dtype. Where bias is not NULL, `value` is the product
@@ -359,7 +319,7 @@ static bool can_replace(const replacement *r, const kl_loop *loop)
 }
 
 /* `value` of what expression i loads. */
-static int function_of(rewriter *w, const replacement *r, int i)
+static int function_of(kl_loop *loop, const replacement *r, int i)
 {
     int *name = ARENA_NEW(r->arena, int, r->value + 1);
     for (int j = 0; j <= r->value; j++) {
@@ -369,7 +329,7 @@ static int function_of(rewriter *w, const replacement *r, int i)
         } else if (f.kind == KL_VALUE || is_function(r->from, j, r->leaf, NULL)) {
             for (int k = 0; k < f.n_args; k++)
                 f.args[k] = name[f.args[k]];
-            name[j] = add_expr(w, f);
+            name[j] = add_expr(loop, f);
         }
     }
     return name[r->value];
@@ -382,24 +342,22 @@ static void replace(const replacement *r, kl_loop *loop)
         n += is_of_buffer(loop, i, r->buffer);
     if (n == 0)
         return;
-    rewriter w = rewrite_of(r->arena, loop, n * (r->value + 2));
+    kl_loop made = kl_copy_loop(r->arena, loop, n * (r->value + 2));
+    int *now = ARENA_NEW(r->arena, int, loop->n_exprs);
     for (int i = 0; i < loop->n_exprs; i++) {
         int sum = summed(r, loop, i);
-        if (sum >= 0) {
-            w.name[i] = w.name[sum];
-            continue;
+        now[i] = sum >= 0 ? now[sum] : i;
+        if (is_of_buffer(loop, i, r->buffer)) {
+            made.exprs[i].dtype = r->dtype;
+            now[i] = r->dtype == IR_BF16 ? add_cast(&made, i, IR_F32) : i;
+            now[i] = r->bias ? now[i] : function_of(&made, r, now[i]);
         }
-        copy_expr(&w, loop, i);
-        if (!is_of_buffer(loop, i, r->buffer))
-            continue;
-        w.loop.exprs[w.name[i]].dtype = r->dtype;
-        if (r->dtype == IR_BF16)
-            w.name[i] = add_cast(&w, w.name[i], IR_F32);
-        if (!r->bias)
-            w.name[i] = function_of(&w, r, w.name[i]);
     }
-    copy_outputs(&w, loop);
-    *loop = w.loop;
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (now[i] != i)
+            kl_redirect_expr(r->arena, &made, loop->n_exprs, i, now[i]);
+    kl_tidy_exprs(r->arena, &made);
+    *loop = made;
 }
 
 /* In all loops: whether they can do with it, and then that they do. */
@@ -441,8 +399,8 @@ static bool is_for_loops(kl_program *p, int buffer)
     return u.writes == 1 && u.others == 0;
 }
 
-/* The row vector in bf16, by a loop before the product. */
-static kl_kernel *round_bias(kl_program *p, const kl_kernel *product, rewriter *r, int bias)
+/* Has `loop`, a copy of the product's epilogue with room for two expressions more, add the row vector in bf16, which the loop makes that is to stand before the product. */
+static kl_kernel *round_bias(kl_program *p, const kl_kernel *product, kl_loop *loop, int bias)
 {
     const kl_contraction *c = &product->contraction;
     kl_kernel *kernel = ARENA_NEW(p->arena, kl_kernel, 1);
@@ -458,7 +416,8 @@ static kl_kernel *round_bias(kl_program *p, const kl_kernel *product, rewriter *
     from.buffer = buffer;
     from.offset = 0;
     kl_expr load = { .kind = KL_LOAD, .dtype = IR_BF16, .view = from, .row = c->n == 1 };
-    r->name[bias] = add_cast(r, add_expr(r, load), IR_F32);
+    int readers = loop->n_exprs, rounded = add_expr(loop, load);
+    kl_redirect_expr(p->arena, loop, readers, bias, add_cast(loop, rounded, IR_F32));
     return kernel;
 }
 
@@ -469,15 +428,9 @@ kl_kernel *cuda_narrow_bias(kl_program *p, kl_kernel *kernel, cuda_taker *takes,
     terms t;
     if (!e || e->dtype != IR_BF16 || !is_sum(c, wide(&c->c, c->c.outputs[0].expr), IR_F32, &t) || t.bias < 0 || t.matrix >= 0)
         return NULL;
-    rewriter r = rewrite_of(p->arena, &c->c, 2);
-    kl_kernel *before = NULL;
-    for (int i = 0; i < c->c.n_exprs; i++)
-        if (i == t.bias)
-            before = round_bias(p, kernel, &r, i);
-        else
-            copy_expr(&r, &c->c, i);
-    copy_outputs(&r, &c->c);
-    tried.c = r.loop;
+    tried.c = kl_copy_loop(p->arena, &c->c, 2);
+    kl_kernel *before = round_bias(p, kernel, &tried.c, t.bias);
+    kl_tidy_exprs(p->arena, &tried.c);
     if (!takes(context, p, &tried))
         return NULL;
     *c = tried;
@@ -506,16 +459,10 @@ kl_kernel *cuda_store_operand(kl_program *p, kl_kernel *kernel, cuda_taker *take
     if (other->kind != KL_STORE || other->accumulate || b->kind != KL_TEMP || b->dtype != IR_F32 || (other->expr == operand && result == IR_F32) || how.leading < c->n ||
         (!plain && !is_function(&c->c, other->expr, operand, NULL)) || !is_for_loops(p, other->view.buffer) || !replace_in(&how, p->kernels, p->n_kernels, true))
         return NULL;
-    rewriter r = rewrite_of(p->arena, &c->c, 3);
-    kl_kernel *before = NULL;
-    for (int i = 0; i < c->c.n_exprs; i++)
-        if (i == bias && result == IR_BF16)
-            before = round_bias(p, kernel, &r, bias);
-        else
-            copy_expr(&r, &c->c, i);
-    copy_outputs(&r, &c->c);
-    r.loop.outputs[1 - which].expr = result == IR_BF16 ? add_cast(&r, r.name[operand], IR_BF16) : r.name[operand];
-    tried.c = r.loop;
+    tried.c = kl_copy_loop(p->arena, &c->c, 3);
+    kl_kernel *before = bias >= 0 && result == IR_BF16 ? round_bias(p, kernel, &tried.c, bias) : NULL;
+    tried.c.outputs[1 - which].expr = result == IR_BF16 ? add_cast(&tried.c, operand, IR_BF16) : operand;
+    kl_tidy_exprs(p->arena, &tried.c);
     if (!takes(context, p, &tried))
         return NULL;
     *c = tried;

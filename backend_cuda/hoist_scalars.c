@@ -8,19 +8,7 @@
  * a load would.) The loops of a list do so where all of them read the same scalars. */
 #include "backend_cuda/backend.h"
 
-enum { LEAST_POINTS = 1 << 14 };
-
-static bool is_costly(const kl_expr *e)
-{
-    switch (e->op) {
-    case OP_pow: case OP_sin: case OP_cos: case OP_erf_inv:
-        return true;
-    case OP_exp: case OP_log: case OP_tanh: case OP_sigmoid: case OP_erf: case OP_div: case OP_sqrt: case OP_rsqrt: case OP_rem:
-        return e->dtype == IR_F64;
-    default:
-        return false;
-    }
-}
+enum { LEAST_POINTS = 1 << 14, COSTLY = 40 };      /* COSTLY: of kl_op_cost, a power, a sine, a function in f64 */
 
 /* Whether an expression is one value for the whole loop, and whether it costs. */
 typedef struct { bool is, costly; } scalar;
@@ -39,7 +27,7 @@ static scalar *find_scalars(base_arena *arena, const kl_loop *loop)
     for (int i = 0; i < loop->n_exprs; i++) {
         const kl_expr *e = &loop->exprs[i];
         s[i].is = e->kind == KL_VALUE || e->kind == KL_OP || (e->kind == KL_LOAD && is_one_place(loop, &e->view));
-        s[i].costly = e->kind == KL_OP && is_costly(e);
+        s[i].costly = e->kind == KL_OP && kl_op_cost(e->op, e->dtype) >= COSTLY;
         for (int a = 0; a < e->n_args && s[i].is; a++) {
             s[i].is &= s[e->args[a]].is;
             s[i].costly |= s[e->args[a]].costly;
@@ -83,29 +71,23 @@ static bool agree(const kl_loop *first, const kl_loop *other, const bool *needed
 }
 
 /* The loop of one thread. place: by expression the buffer that it goes to. */
-static kl_kernel *scalar_kernel(kl_program *p, const kl_kernel *kernel, const kl_loop *loop, const bool *needed, const bool *hoisted, int n, int *place)
+static kl_kernel *scalar_kernel(kl_program *p, const kl_kernel *kernel, const kl_loop *loop, const bool *hoisted, int n, int *place)
 {
     kl_kernel *k = ARENA_NEW(p->arena, kl_kernel, 1);
-    int *name = ARENA_NEW(p->arena, int, loop->n_exprs);
-    *k = (kl_kernel){ .kind = KL_LOOP, .name = "scalars", .place = kernel->place, .loop = { .n_axes = 1, .extent = { 1 } } };
-    k->loop.exprs = ARENA_NEW(p->arena, kl_expr, loop->n_exprs);
+    kl_loop copy = kl_copy_loop(p->arena, loop, 0);
+    *k = (kl_kernel){ .kind = KL_LOOP, .name = "scalars", .place = kernel->place, .loop = { .n_axes = 1, .extent = { 1 }, .n_exprs = copy.n_exprs, .exprs = copy.exprs } };
     k->loop.outputs = ARENA_NEW(p->arena, kl_output, n);
     for (int i = 0; i < loop->n_exprs; i++) {
-        if (!needed[i])
-            continue;
-        kl_expr e = loop->exprs[i];
-        e.row = true;
-        for (int a = 0; a < e.n_args; a++)
-            e.args[a] = name[e.args[a]];
-        if (e.kind == KL_LOAD)
-            e.view = (kl_view){ .buffer = e.view.buffer, .offset = e.view.offset };
-        name[i] = k->loop.n_exprs;
-        k->loop.exprs[k->loop.n_exprs++] = e;
+        kl_expr *e = &k->loop.exprs[i];
+        e->row = true;
+        if (e->kind == KL_LOAD)
+            e->view = (kl_view){ .buffer = e->view.buffer, .offset = e->view.offset };
         if (!hoisted[i])
             continue;
-        place[i] = kl_add_buffer(p, (kl_buffer){ .kind = KL_TEMP, .dtype = e.dtype, .count = 1, .donated = -1, .place = kernel->place });
-        k->loop.outputs[k->loop.n_outputs++] = (kl_output){ .kind = KL_STORE, .expr = name[i], .view = { .buffer = place[i] } };
+        place[i] = kl_add_buffer(p, (kl_buffer){ .kind = KL_TEMP, .dtype = e->dtype, .count = 1, .donated = -1, .place = kernel->place });
+        k->loop.outputs[k->loop.n_outputs++] = (kl_output){ .kind = KL_STORE, .expr = i, .view = { .buffer = place[i] } };
     }
+    kl_tidy_exprs(p->arena, &k->loop);
     return k;
 }
 
@@ -139,7 +121,7 @@ static kl_kernel *hoist(kl_program *p, kl_kernel *kernel)
         all = agree(loops, &loops[i], needed);
     if (!all)
         return NULL;
-    kl_kernel *before = scalar_kernel(p, kernel, loops, needed, hoisted, n, place);
+    kl_kernel *before = scalar_kernel(p, kernel, loops, hoisted, n, place);
     for (int i = 0; i < n_loops; i++) {
         kl_expr *exprs = ARENA_NEW(p->arena, kl_expr, loops[i].n_exprs);
         for (int j = 0; j < loops[i].n_exprs; j++)

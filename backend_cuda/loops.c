@@ -13,16 +13,11 @@
 enum { MOST_VECTOR = 8, THREADS = 256, LISTED_ITERATIONS = 4, WARP = 32, MOST_ROW_BLOCKS = 512, BLOCKS = 512, MOST_SEGMENTS = 1024, SUM_REGISTERS = 64, KEPT_REGISTERS = 64,
        ALONE_COLUMNS = 1024, ALONE_ROWS = 16384 };
 
-/* More than one column, or another loop of the list may have. */
-static bool has_columns(const kl_loop *loop, bool listed) { return listed || kl_inner(loop) != 1; }
-
-/* A row value whose place is the same all along the row. */
-static bool is_once_a_row(const kl_loop *loop, const kl_output *o, bool listed)
+/* Whether it is stored, or counts in a sum of everything, once a row; in a list, where other loops may have longer rows, also where a row is one element. */
+static bool is_by_row(const kl_loop *loop, const kl_output *o, bool listed)
 {
-    bool once = o->kind == KL_STORE && loop->exprs[o->expr].row;
-    for (int i = loop->n_outer; i < loop->n_axes; i++)
-        once &= loop->extent[i] <= 1 || o->view.stride[i] == 0;
-    return once && loop->n_outer < loop->n_axes && has_columns(loop, listed);
+    bool one = listed && kl_inner(loop) == 1 && loop->exprs[o->expr].row;
+    return o->kind != KL_SUM_OUTER && (one || kl_is_once_a_row(loop, o));
 }
 
 /* -- levels ----------------------------------------------------------------------------------------------------------------- */
@@ -265,8 +260,8 @@ static cuda_loop shaped(cuda_compiler *c, const kl_loop *from, bool listed, int 
     for (int i = 0; i < loop->n_outputs; i++) {
         if (loop->outputs[i].kind == KL_SUM_OUTER && kl_inner(loop) == 1)
             loop->outputs[i].kind = KL_SUM_ALL;
-        l.once[i] = is_once_a_row(loop, &loop->outputs[i], listed);
-        l.by_row[i] = l.once[i] || (loop->outputs[i].kind == KL_SUM_ALL && loop->exprs[loop->outputs[i].expr].row && has_columns(loop, listed));
+        l.by_row[i] = is_by_row(loop, &loop->outputs[i], listed);
+        l.once[i] = l.by_row[i] && loop->outputs[i].kind == KL_STORE;
     }
     plan_levels(c->arena, &l, false);
     choose_shape(&l);

@@ -80,10 +80,11 @@ bool cuda_blas_ok(int status, const char *what)
 
 /* -- opening -------------------------------------------------------------------------------------------------------------- */
 
-/* What NVRTC compiles for: the card itself; where NVRTC is older, an earlier card of its generation, whose code it runs; else PTX, which the driver compiles. */
-static bool choose_target(cuda_machine *m, const cuda_library *l)
+/* What NVRTC compiles for: the card itself; where NVRTC is older, an earlier card of its generation, whose code it runs; else PTX, which the driver compiles.
+ * major, minor: NVRTC's version. */
+static bool choose_target(cuda_machine *m, const cuda_library *l, int major, int minor)
 {
-    int n = 0, architecture = 10 * m->major + m->minor, best = 0, major = 0, minor = 0;
+    int n = 0, architecture = 10 * m->major + m->minor, best = 0;
     if (l->compiler_n_targets(&n) != 0 || n <= 0)
         return base_fail(BASE_FAILURE, "device cuda: NVRTC does not say what it compiles for");
     int *targets = base_alloc(sizeof *targets * (size_t)n);
@@ -94,7 +95,6 @@ static bool choose_target(cuda_machine *m, const cuda_library *l)
     base_free(targets);
     m->target = best;
     m->target_is_ptx = best / 10 != m->major;
-    l->compiler_version(&major, &minor);
     return best > 0 || base_fail(BASE_FAILURE, "device cuda: NVRTC of CUDA %d.%d no longer compiles for %s, of compute capability %d.%d", major, minor, m->name, m->major, m->minor);
 }
 
@@ -114,12 +114,12 @@ static bool open_device(cuda_device *d)
     l->device_attribute(&m->multiprocessors, CUDA_ATTRIBUTE_MULTIPROCESSORS, d->ordinal);
     l->device_attribute(&shared, CUDA_ATTRIBUTE_SHARED_OPTIN, d->ordinal);
     m->shared_bytes = (size_t)shared;
-    int compiler = 0, minor = 0;
-    l->compiler_version(&compiler, &minor);
-    m->params_bytes = 10 * compiler + minor >= 121 && m->driver_version >= 12010 ? 32764 : 4096;
-    if (m->driver_version / 1000 < compiler)
-        return base_fail(BASE_FAILURE, "device cuda: the driver is of CUDA %d.%d and too old for NVRTC of CUDA %d.%d", m->driver_version / 1000, m->driver_version % 1000 / 10, compiler, minor);
-    return choose_target(m, l) && driver_ok(l, l->context_retain(&d->context, d->ordinal), "cuDevicePrimaryCtxRetain") && driver_ok(l, l->context_set(d->context), "cuCtxSetCurrent") &&
+    int major = 0, minor = 0;                                /* of NVRTC */
+    l->compiler_version(&major, &minor);
+    m->params_bytes = 10 * major + minor >= 121 && m->driver_version >= 12010 ? 32764 : 4096;
+    if (m->driver_version / 1000 < major)
+        return base_fail(BASE_FAILURE, "device cuda: the driver is of CUDA %d.%d and too old for NVRTC of CUDA %d.%d", m->driver_version / 1000, m->driver_version % 1000 / 10, major, minor);
+    return choose_target(m, l, major, minor) && driver_ok(l, l->context_retain(&d->context, d->ordinal), "cuDevicePrimaryCtxRetain") && driver_ok(l, l->context_set(d->context), "cuCtxSetCurrent") &&
            driver_ok(l, l->stream_new(&d->stream, CUDA_STREAM_NON_BLOCKING), "cuStreamCreate") &&
            driver_ok(l, l->stream_new(&d->copies, CUDA_STREAM_NON_BLOCKING), "cuStreamCreate") &&
            driver_ok(l, l->event_new(&d->filled, CUDA_EVENT_NO_TIMING), "cuEventCreate") && cuda_blas_ok(l->blas_new(&d->blas), "cublasLtCreate") &&

@@ -65,38 +65,6 @@ static int find_sum(const kl_uses *u, const kl_loop *loop, int t, int64_t count,
     return -1;
 }
 
-/* The expressions that are `wanted`, and what they need, as a loop without outputs. name: by old number the new one. */
-static kl_loop part_of(base_arena *arena, const kl_loop *loop, const bool *wanted, int *name)
-{
-    kl_loop part = *loop;
-    bool *needed = ARENA_NEW(arena, bool, loop->n_exprs);
-    part.n_exprs = part.n_outputs = 0;
-    part.exprs = ARENA_NEW(arena, kl_expr, loop->n_exprs);
-    part.outputs = ARENA_NEW(arena, kl_output, loop->n_outputs);
-    for (int i = loop->n_exprs - 1; i >= 0; i--) {
-        const kl_expr *e = &loop->exprs[i];
-        needed[i] |= wanted[i];
-        for (int a = 0; a < e->n_args && needed[i]; a++)
-            needed[e->args[a]] = true;
-        for (int d = 0; d < e->view.n_dynamic && needed[i]; d++)
-            needed[e->view.dynamic[d].expr] = true;
-    }
-    for (int i = 0; i < loop->n_exprs; i++) {
-        kl_expr e = loop->exprs[i];
-        if (!needed[i])
-            continue;
-        for (int a = 0; a < e.n_args; a++)
-            e.args[a] = name[e.args[a]];
-        kl_dynamic *dynamic = e.view.n_dynamic ? ARENA_NEW(arena, kl_dynamic, e.view.n_dynamic) : NULL;
-        for (int d = 0; d < e.view.n_dynamic; d++)
-            dynamic[d] = (kl_dynamic){ name[e.view.dynamic[d].expr], e.view.dynamic[d].stride, e.view.dynamic[d].limit };
-        e.view.dynamic = dynamic;
-        name[i] = part.n_exprs;
-        part.exprs[part.n_exprs++] = e;
-    }
-    return part;
-}
-
 static bool has_dynamic_outputs(const kl_loop *loop)
 {
     bool dynamic = false;
@@ -116,8 +84,7 @@ static kl_kernel *split_sum(kl_program *p, const kl_uses *u, const kl_kernel *pr
     int t = stored->view.buffer;
     int64_t count = p->buffers[t].count;
     kl_loop *loop = &kernel->loop;
-    bool *inside = ARENA_NEW(p->arena, bool, loop->n_exprs + 1), *wanted = ARENA_NEW(p->arena, bool, loop->n_exprs + 1);
-    int *name = ARENA_NEW(p->arena, int, loop->n_exprs + 1);
+    bool *inside = ARENA_NEW(p->arena, bool, loop->n_exprs + 1);
     if (p->buffers[t].kind != KL_TEMP || u->writes[t] != 1 || u->reads[t] != 1 || !kl_is_row_major(&c->c, &stored->view, count))
         return NULL;
     int at = find_sum(u, loop, t, count, inside);
@@ -126,22 +93,19 @@ static kl_kernel *split_sum(kl_program *p, const kl_uses *u, const kl_kernel *pr
     kl_output o = loop->outputs[at];
     kl_kernel *sum = ARENA_NEW(p->arena, kl_kernel, 1);
     *sum = (kl_kernel){ .kind = KL_LOOP, .name = "add", .place = kernel->place };
-    wanted[o.expr] = true;
-    sum->loop = part_of(p->arena, loop, wanted, name);
+    sum->loop = kl_copy_loop(p->arena, loop, 0);
     sum->loop.n_outer = 0;
-    sum->loop.outputs[sum->loop.n_outputs++] = (kl_output){ .kind = KL_STORE, .expr = name[o.expr], .view = o.view };
+    sum->loop.n_outputs = 1;
+    sum->loop.outputs[0] = (kl_output){ .kind = KL_STORE, .expr = o.expr, .view = o.view };
+    kl_tidy_exprs(p->arena, &sum->loop);
     kl_loop rest = kl_copy_loop(p->arena, loop, 0);
     rest.exprs[o.expr] = (kl_expr){ .kind = KL_LOAD, .dtype = IR_F32, .view = o.view };
-    wanted[o.expr] = false;
-    for (int i = 0; i < rest.n_outputs; i++)
-        wanted[rest.outputs[i].expr] |= i != at;
-    kl_loop kept = part_of(p->arena, &rest, wanted, name);
-    for (int i = 0; i < rest.n_outputs; i++)
-        if (i != at) {
-            kept.outputs[kept.n_outputs] = rest.outputs[i];
-            kept.outputs[kept.n_outputs++].expr = name[rest.outputs[i].expr];
-        }
-    *loop = kept;
+    rest.n_outputs = 0;
+    for (int i = 0; i < loop->n_outputs; i++)
+        if (i != at)
+            rest.outputs[rest.n_outputs++] = loop->outputs[i];
+    kl_tidy_exprs(p->arena, &rest);
+    *loop = rest;
     return sum;
 }
 

@@ -1,5 +1,5 @@
 /* What a kernel costs, as the compile trace and profiles tell it: arithmetic, and the elements that it reads and writes, each once however often it
- * is read. A function counts as one operation, like an addition. */
+ * is read. A function counts as one operation, like an addition; what it takes a machine is another matter, which kl_op_cost tells backends. */
 #include "ir/kernels.h"
 
 static double points(const kl_loop *loop, int from, int to)
@@ -34,6 +34,27 @@ static double loop_flops(const kl_loop *loop)
         if (loop->outputs[i].kind != KL_STORE || loop->outputs[i].accumulate)
             flops += loop->exprs[loop->outputs[i].expr].row ? rows : all;
     return flops;
+}
+
+double kl_op_cost(ir_op op, ir_dtype dtype)
+{
+    double each = dtype == IR_F64 ? 30 : 1;                /* f64 is a routine, lane by lane */
+    switch (op) {
+    case OP_exp:                                           return 10 * each;
+    case OP_log: case OP_tanh: case OP_sigmoid: case OP_erf: return 14 * each;
+    case OP_sin: case OP_cos: case OP_erf_inv:             return 40 * each;
+    case OP_pow:                                           return 50 * each;
+    case OP_rem:                                           return 40;
+    case OP_div: case OP_sqrt:                             return 4;
+    case OP_rsqrt:                                         return 8;
+    case OP_neg: case OP_abs: case OP_sign: case OP_floor: case OP_not: case OP_cast: case OP_add: case OP_sub: case OP_mul:
+    case OP_max: case OP_min: case OP_and: case OP_or: case OP_eq: case OP_ne: case OP_lt: case OP_le: case OP_select:
+        return dtype == IR_BF16 ? 2 : 0.5;
+#include "ir/not_elementwise.def"
+        break;
+    }
+    CHECK(false, "expected an elementwise op, got %s", OP_NAME(op));
+    return 0;
 }
 
 typedef struct { const kl_program *program; const kl_kernel *kernel; double bytes; } traffic;

@@ -11,7 +11,7 @@
  *   lower_anchors.c, lower_scan.c           contractions, attention, scatter; repeat
  *   lower_order.c      the order of kernels
  *   affine.c           index forms: what views are computed with
- *   loop_shape.c       what a loop consists of; merges its axes where every view allows it; sums in parts
+ *   loop_shape.c       what a loop consists of; merges its axes where every view allows it; numbers its expressions anew; sums in parts
  *   coalesce.c         drops copies by letting the producer write to the copy's place
  *   accumulate.c       adds sums to their accumulator at once
  *   narrow_stores.c    stores gradients of attention in the type that they are read in
@@ -260,6 +260,8 @@ int kl_memory_of(const kl_program *program, int buffer);
 int *kl_memories(const kl_program *program);                 /* of every buffer, in one walk; the caller frees it */
 /* Flops and bytes of one execution, as the compile trace tells them: 2 M N K a contraction; elements read and written. */
 void kl_cost(const kl_program *program, const kl_kernel *kernel, double *flops, double *bytes);
+/* What an elementwise op takes, about, where an addition of f32 takes a half: for backends to share work out by. */
+double kl_op_cost(ir_op op, ir_dtype dtype);
 /* A profile of all kernels by id, but for how each was done and what it took; texts are the list's and the arena's. */
 ir_profile *kl_profile_new(const kl_program *program, base_arena *arena);
 
@@ -273,6 +275,10 @@ int kl_count_outputs(const kl_loop *loop, kl_output_kind kind);
 bool kl_is_once_a_row(const kl_loop *loop, const kl_output *output);
 /* With expressions and outputs of its own, and room for more expressions. What they point to is shared. */
 kl_loop kl_copy_loop(base_arena *arena, const kl_loop *loop, int more_exprs);
+/* Of the loop's first so many expressions, and of its outputs, whoever reads expression `from` reads `to`. */
+void kl_redirect_expr(base_arena *arena, kl_loop *loop, int readers, int from, int to);
+/* Numbers the expressions anew: those that no output needs go, and operands come before users, wherever they stood. */
+void kl_tidy_exprs(base_arena *arena, kl_loop *loop);
 void kl_merge_axes(kl_loop *loop);
 /* For backends that make a loop's sums in parts: the loop that adds up, in order, what `parts` parts have left of its outputs of one kind, over outer axes or over everything. By
  * output, offset bytes into workspace (buffer program->n_buffers), lie the parts side by side, each as long as the sum, in f32 where it is bf16. No outputs: there is none of that kind. */

@@ -1,4 +1,4 @@
-/* What a loop's shape is, and how it is made simpler.
+/* What a loop's shape is, and how it is made simpler; its expressions numbered anew.
  *
  * Merging takes axes of a loop that every view crosses as one: for each view, stepping the outer axis is the same as running off the
  * end of the inner one. Drops axes of one. Outer and inner axes merge only among themselves where the loop has rows.
@@ -47,6 +47,92 @@ kl_loop kl_copy_loop(base_arena *arena, const kl_loop *loop, int more_exprs)
     if (loop->n_outputs)
         memcpy(copy.outputs, loop->outputs, sizeof(kl_output) * (size_t)loop->n_outputs);
     return copy;
+}
+
+/* -- expressions anew ----------------------------------------------------------------------------------------------------- */
+
+/* at: what is there so far; name: by old number the new one, or -1. */
+typedef struct { base_arena *arena; const kl_loop *from; kl_expr *at; int n, *name; } tidying;
+
+static int tidy_expr(tidying *t, int which);
+
+static void tidy_dynamic(tidying *t, kl_view *view)
+{
+    kl_dynamic *dynamic = view->n_dynamic ? ARENA_NEW(t->arena, kl_dynamic, view->n_dynamic) : NULL;
+    for (int i = 0; i < view->n_dynamic; i++)
+        dynamic[i] = (kl_dynamic){ tidy_expr(t, view->dynamic[i].expr), view->dynamic[i].stride, view->dynamic[i].limit };
+    view->dynamic = dynamic;
+}
+
+static int tidy_expr(tidying *t, int which)
+{
+    if (t->name[which] >= 0)
+        return t->name[which];
+    kl_expr e = t->from->exprs[which];
+    for (int i = 0; i < e.n_args; i++)
+        e.args[i] = tidy_expr(t, e.args[i]);
+    tidy_dynamic(t, &e.view);
+    t->at[t->n] = e;
+    return t->name[which] = t->n++;
+}
+
+static void need_expr(const kl_loop *loop, int which, bool *needed)
+{
+    const kl_expr *e = &loop->exprs[which];
+    if (needed[which])
+        return;
+    needed[which] = true;
+    for (int i = 0; i < e->n_args; i++)
+        need_expr(loop, e->args[i], needed);
+    for (int i = 0; i < e->view.n_dynamic; i++)
+        need_expr(loop, e->view.dynamic[i].expr, needed);
+}
+
+void kl_tidy_exprs(base_arena *arena, kl_loop *loop)
+{
+    tidying t = { arena, loop, ARENA_NEW(arena, kl_expr, loop->n_exprs), 0, base_alloc(sizeof(int) * (size_t)(loop->n_exprs + 1)) };
+    bool *needed = base_alloc(sizeof *needed * (size_t)(loop->n_exprs + 1));
+    for (int i = 0; i < loop->n_outputs; i++) {
+        need_expr(loop, loop->outputs[i].expr, needed);
+        for (int j = 0; j < loop->outputs[i].view.n_dynamic; j++)
+            need_expr(loop, loop->outputs[i].view.dynamic[j].expr, needed);
+    }
+    for (int i = 0; i < loop->n_exprs; i++)
+        t.name[i] = -1;
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (needed[i])
+            tidy_expr(&t, i);
+    for (int i = 0; i < loop->n_outputs; i++) {
+        loop->outputs[i].expr = t.name[loop->outputs[i].expr];
+        tidy_dynamic(&t, &loop->outputs[i].view);
+    }
+    loop->exprs = t.at;
+    loop->n_exprs = t.n;
+    base_free(t.name);
+    base_free(needed);
+}
+
+static void redirect_dynamic(base_arena *arena, kl_view *view, int from, int to)
+{
+    kl_dynamic *dynamic = view->n_dynamic ? ARENA_NEW(arena, kl_dynamic, view->n_dynamic) : NULL;
+    for (int i = 0; i < view->n_dynamic; i++)
+        dynamic[i] = (kl_dynamic){ view->dynamic[i].expr == from ? to : view->dynamic[i].expr, view->dynamic[i].stride, view->dynamic[i].limit };
+    view->dynamic = dynamic;
+}
+
+void kl_redirect_expr(base_arena *arena, kl_loop *loop, int readers, int from, int to)
+{
+    for (int i = 0; i < readers; i++) {
+        kl_expr *e = &loop->exprs[i];
+        for (int j = 0; j < e->n_args; j++)
+            e->args[j] = e->args[j] == from ? to : e->args[j];
+        redirect_dynamic(arena, &e->view, from, to);
+    }
+    for (int i = 0; i < loop->n_outputs; i++) {
+        kl_output *o = &loop->outputs[i];
+        o->expr = o->expr == from ? to : o->expr;
+        redirect_dynamic(arena, &o->view, from, to);
+    }
 }
 
 /* -- merging axes --------------------------------------------------------------------------------------------------------- */

@@ -82,44 +82,10 @@ static int derived_from(const kl_loop *loop, int load, bool *made)
 }
 
 /* The load stands for expression `which` from now on; what nobody needs any more goes. */
-static void read_derived(kl_loop *loop, int load, int which)
+static void read_derived(base_arena *arena, kl_loop *loop, int load, int which)
 {
-    bool *needed = base_alloc(sizeof *needed * (size_t)loop->n_exprs);
-    int *name = base_alloc(sizeof *name * (size_t)loop->n_exprs), n = 0;
-    for (int k = 0; k < loop->n_outputs; k++) {
-        needed[loop->outputs[k].expr] = true;
-        for (int j = 0; j < loop->outputs[k].view.n_dynamic; j++)
-            needed[loop->outputs[k].view.dynamic[j].expr] = true;
-    }
-    for (int i = loop->n_exprs - 1; i >= 0; i--) {
-        const kl_expr *e = &loop->exprs[i];
-        if (i == which)
-            needed[load] = true;
-        for (int j = 0; needed[i] && i != which && j < e->n_args; j++)
-            needed[e->args[j]] = true;
-        for (int j = 0; needed[i] && j < e->view.n_dynamic; j++)
-            needed[e->view.dynamic[j].expr] = true;
-    }
-    for (int i = 0; i < loop->n_exprs; i++) {
-        kl_expr e = loop->exprs[i];
-        name[i] = i == which ? name[load] : n;
-        if (!needed[i] || i == which)
-            continue;
-        for (int j = 0; j < e.n_args; j++)
-            e.args[j] = name[e.args[j]];
-        for (int j = 0; j < e.view.n_dynamic; j++)
-            e.view.dynamic[j].expr = name[e.view.dynamic[j].expr];
-        loop->exprs[n++] = e;
-    }
-    loop->n_exprs = n;
-    for (int k = 0; k < loop->n_outputs; k++) {
-        kl_output *o = &loop->outputs[k];
-        o->expr = name[o->expr];
-        for (int j = 0; j < o->view.n_dynamic; j++)
-            o->view.dynamic[j].expr = name[o->view.dynamic[j].expr];
-    }
-    base_free(needed);
-    base_free(name);
+    kl_redirect_expr(arena, loop, loop->n_exprs, which, load);
+    kl_tidy_exprs(arena, loop);
 }
 
 /* -- the writer ----------------------------------------------------------------------------------------------------------- */
@@ -199,7 +165,7 @@ static void try_buffer(kl_program *program, const uses *u, int buffer)
         derived = compute_derived(program->arena, u->writer, value, u->reader, load, which, made);
     if (derived != NONE) {
         output_to(program, u->writer, buffer)->expr = derived;
-        read_derived(u->reader, load, which);
+        read_derived(program->arena, u->reader, load, which);
     }
     base_free(made);
 }
