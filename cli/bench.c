@@ -108,8 +108,8 @@ int cli_bench(int argc, char **argv)
         { "repeats", 'r', CLI_INTEGER, &wanted.repeats, 1, 1000, "N", "samples of each case, all in turn (9)", NULL },
         { "sample_ms", 0, CLI_REAL, &wanted.sample_ms, 0, 10000, "MS", "a sample is as many calls as take so long, at least one (5)", NULL },
         { "json", 0, CLI_FLAG, &wanted.json, .help = "print JSON, at the end, in place of the table" },
-        { "compare", 'c', CLI_TEXT, &wanted.compare, .what = "OLD.json", .help = "show how each case has changed since" },
-        { "config", 0, CLI_TEXT, &wanted.config, .what = "FILE", .help = "measure the step of a configuration, and of named workloads" },
+        { "compare", 'c', CLI_PATH, &wanted.compare, .what = "OLD.json", .help = "show how each case has changed since" },
+        { "config", 0, CLI_PATH, &wanted.config, .what = "FILE", .help = "measure the step of a configuration, and of named workloads" },
         { "tune", 0, CLI_FLAG, &wanted.tune, .help = "time the algorithms for each product and keep the fastest for all later runs (cuda)" },
         CLI_DEVICE(&wanted.device),
         { 0 }

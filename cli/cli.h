@@ -56,9 +56,9 @@ int cli_signal_status(void);
 
 /* -- options.c ------------------------------------------------------------------------------------------------------ */
 
-typedef enum { CLI_FLAG, CLI_COUNT, CLI_INTEGER, CLI_REAL, CLI_TEXT } cli_type;
+typedef enum { CLI_FLAG, CLI_COUNT, CLI_INTEGER, CLI_REAL, CLI_TEXT, CLI_PATH } cli_type;       /* CLI_PATH: a text that is not empty */
 
-/* The value is a bool, int, int64_t, double, or const char * by type; what is in it is the default. `-` and `_` in a name
+/* The value is a bool, int, int64_t, double, or const char * (the last two) by type; what is in it is the default. `-` and `_` in a name
  * are alike on the command line. A table ends in {0}. */
 typedef struct {
     const char *name;

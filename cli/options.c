@@ -22,7 +22,7 @@ static void fill_common(cli_option rows[COMMON], cli_line *line)
         { "tf32", 0, CLI_FLAG, &line->tf32, .help = "round operands of products in f32 to ten bits, for tensor cores (cuda)", .environment = "RAX_TF32" },
         { "data-dir", 0, CLI_TEXT, &line->data_dir, .what = "DIR", .help = "folder with source texts and vocabularies", .environment = "RAX_DATA" },
         { "cache-dir", 0, CLI_TEXT, &line->cache_dir, .what = "DIR", .help = "folder for compiled code and data", .environment = "RAX_CACHE_DIR" },
-        { "dump-ir", 0, CLI_TEXT, &line->dump_dir, .what = "DIR", .help = "write graphs, kernels, LLVM IR and assembly there" },
+        { "dump-ir", 0, CLI_PATH, &line->dump_dir, .what = "DIR", .help = "write graphs, kernels, LLVM IR and assembly there" },
         { "help", 'h', CLI_FLAG, &line->help, .help = "print this" },
     };
     memcpy(rows, common, sizeof common);
@@ -170,6 +170,10 @@ static bool set_value(const cli_option *option, const char *origin, const char *
     case CLI_FLAG: *(bool *)option->value = true; return true;
     case CLI_COUNT: ++*(int *)option->value; return true;
     case CLI_INTEGER: case CLI_REAL: return set_number(option, origin, text);
+    case CLI_PATH:
+        if (!*text)
+            return rax_fail(RAX_MISTAKE, "%s: expected a path, got ''", origin);
+        /* fall through */
     case CLI_TEXT: *(const char **)option->value = text; return true;
     }
     return false;
@@ -225,7 +229,10 @@ static bool read_line(const table *t, cli_line *line, int argc, char **argv)
         const cli_option *option = row_of(t, row);
         int key = t->usage->config_keys ? gpt_config_find(name_of(t, row)) : -1;
         char *origin = gpt_format("--%s", name_of(t, row));
-        bool set = !option || set_value(option, origin, optarg);
+        bool is_text = option && option->type == CLI_TEXT, is_apart = optarg && optarg == argv[optind - 1];
+        bool set = is_apart && !is_text && strncmp(optarg, "--", 2) == 0
+                       ? rax_fail(RAX_MISTAKE, "%s: needs a value, found the option %s", origin, optarg)
+                       : !option || set_value(option, origin, optarg);
         rax_free(origin);
         if (!set)
             return false;
@@ -239,6 +246,9 @@ static bool read_line(const table *t, cli_line *line, int argc, char **argv)
 
 static bool check_operands(const cli_usage *usage, const cli_line *line)
 {
+    for (int i = 0; i < line->operand_count; i++)
+        if (!*line->operands[i])
+            return rax_fail(RAX_MISTAKE, "%s: expected %s, got ''; see rax %s --help", usage->command, *usage->operands ? usage->operands : "no argument", usage->command);
     if (line->operand_count < usage->least)
         return rax_fail(RAX_MISTAKE, "%s: expected %s; see rax %s --help", usage->command, usage->operands, usage->command);
     if (usage->most >= 0 && line->operand_count > usage->most)

@@ -84,7 +84,7 @@ int cli_prepare(int argc, char **argv)
     prepare_options options = { .tokenizer = "gpt2", .val_fraction = 0.1 };
     const cli_option rows[] = {
         { "tokenizer", 0, CLI_TEXT, &options.tokenizer, .what = "NAME", .help = "gpt2 or char (gpt2)" },
-        { "out_dir", 'o', CLI_TEXT, &options.out_dir, .what = "DIR", .help = "where train.bin, val.bin and tokenizer.json go" },
+        { "out_dir", 'o', CLI_PATH, &options.out_dir, .what = "DIR", .help = "where train.bin, val.bin and tokenizer.json go" },
         { "val_fraction", 0, CLI_REAL, &options.val_fraction, 0, 0.999, "NUMBER", "share of the text, from its end, to evaluate on; 0: none (0.1)", NULL },
         { "offline", 0, CLI_FLAG, &options.offline, .help = "fetch nothing" },
         { 0 }

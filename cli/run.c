@@ -58,11 +58,22 @@ void cli_model_close(cli_model *model)
 
 /* -- texts ------------------------------------------------------------------------------------------------------------ */
 
+/* How a text begins that is told nothing: every tokenizer has a first token, and few have no newline. */
+static data_text default_start(data_tokenizer *tokenizer)
+{
+    data_text newline = { "\n", 1 };
+    data_ids ids = {0};
+    bool known = data_encode(tokenizer, newline, &ids);
+    data_ids_free(&ids);
+    rax_error_clear();
+    return known ? newline : data_token_text(tokenizer, 0);
+}
+
 /* The ids of the start. A text that begins with nothing begins after the end of another. */
-static bool encode_start(data_tokenizer *tokenizer, const char *start, data_ids *ids)
+static bool encode_start(data_tokenizer *tokenizer, data_text start, data_ids *ids)
 {
     int32_t end = data_tokenizer_end_of_text(tokenizer);
-    if (!data_encode(tokenizer, (data_text){ start, strlen(start) }, ids))
+    if (!data_encode(tokenizer, start, ids))
         return false;
     if (ids->len > 0)
         return true;
@@ -89,13 +100,14 @@ bool cli_print_samples(const gpt_model_config *model, rax_tree params, data_toke
         .seed = (uint64_t)sampling->seed, .n_ids = data_tokenizer_vocab_size(tokenizer),
         .end_of_text = data_tokenizer_end_of_text(tokenizer),
     };
+    const data_text start = sampling->start ? (data_text){ sampling->start, strlen(sampling->start) } : default_start(tokenizer);
     data_ids prompt = {0};
     gpt_sampler *sampler = gpt_sampler_new(model, params);
-    bool printed = sampler && encode_start(tokenizer, sampling->start, &prompt);
+    bool printed = sampler && encode_start(tokenizer, start, &prompt);
     for (int64_t i = 0; printed && i < sampling->num_samples && cli_signal() == 0; i++) {
         if (i > 0)
             printf("---------------\n");
-        printf("%s", sampling->start);
+        fwrite(start.at, 1, start.len, stdout);
         printed = gpt_sample(sampler, &options, (uint32_t)i, prompt.at, (int)prompt.len, print_token, tokenizer);
         printf("\n");
     }

@@ -23,7 +23,7 @@ bool cli_model_open(cli_model *model, const char *out_dir, const char *device, c
 void cli_model_close(cli_model *model);
 
 typedef struct {
-    const char *start;                /* text; "": the end of a text before it */
+    const char *start;                /* text; "": the end of a text before it; NULL: a newline, or the first token where there is none */
     int64_t max_new_tokens, top_k, num_samples, seed;
     double temperature;
 } cli_sampling;

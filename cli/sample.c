@@ -22,7 +22,7 @@ static bool sample(const cli_line *line, const char *device, cli_sampling *sampl
 
 int cli_sample(int argc, char **argv)
 {
-    cli_sampling sampling = { .start = "\n", .max_new_tokens = 500, .top_k = 200, .num_samples = 1, .seed = -1, .temperature = 0.8 };
+    cli_sampling sampling = { .max_new_tokens = 500, .top_k = 200, .num_samples = 1, .seed = -1, .temperature = 0.8 };
     const char *device = NULL;
     const cli_option rows[] = {
         { "start", 's', CLI_TEXT, &sampling.start, .what = "TEXT", .help = "what the text begins with (a newline)" },

@@ -49,7 +49,7 @@ static void close_loaders(loaders *l)
 
 static bool print_samples(const gpt_config *config, const gpt_trainer *trainer, const data_corpus *corpus)
 {
-    const cli_sampling sampling = { .start = "\n", .max_new_tokens = 200, .temperature = 0.8, .top_k = 200,
+    const cli_sampling sampling = { .max_new_tokens = 200, .temperature = 0.8, .top_k = 200,
                                     .num_samples = 2, .seed = config->seed };
     const gpt_model_config model = gpt_model_of(config);
     return cli_print_samples(&model, gpt_trainer_params(trainer), corpus->tokenizer, &sampling);
@@ -130,7 +130,7 @@ int cli_train(int argc, char **argv)
     profiling wanted = {0};
     const cli_option rows[] = {
         { "profile", 0, CLI_FLAG, &wanted.table, .help = "at the end, where the time of each program went, kernel by kernel" },
-        { "trace", 0, CLI_TEXT, &wanted.trace, .what = "FILE", .help = "write when each thread did what, in a few iterations, for Perfetto" },
+        { "trace", 0, CLI_PATH, &wanted.trace, .what = "FILE", .help = "write when each thread did what, in a few iterations, for Perfetto" },
         { 0 }
     };
     const cli_usage usage = {

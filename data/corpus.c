@@ -172,7 +172,7 @@ static bool source_from_package(const source *s, const char *files, const data_p
 }
 
 /* A file of the user's, or of the cache. One of the user's is kept in the cache too, if it can be: a later command may not
- * be told the folder. A file with another digest is passed over, and the user hears of it. */
+ * be told the folder. Of a file with another digest, and of a folder that is not there, the user hears. */
 static char *source_at_hand(const source *s, const data_places *places, char **tried)
 {
     char *cached = data_format("%s/data/files/%s", places->cache_folder, s->name);
@@ -189,7 +189,7 @@ static char *source_at_hand(const source *s, const data_places *places, char **t
             return path;
         }
         struct stat info;
-        if (stat(path, &info) == 0)
+        if (stat(path, &info) == 0 || stat(places->data_folder, &info) != 0)
             data_say(places, "%s; passed over", rax_error());
         add_reason(tried);
         rax_free(path);

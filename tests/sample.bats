@@ -52,6 +52,16 @@ fails() {
     cmp a b
 }
 
+@test "a tokenizer without a newline has texts that begin with another token" {
+    mkdir -p lines && cd lines
+    seq -s ' ' 400 | tr -d '\n' >text
+    "$RAX_BIN" prepare --tokenizer=char --out_dir=tokens text >/dev/null
+    "$RAX_BIN" train ../config.json --train_data=tokens/train.bin --val_data=tokens/val.bin --out_dir=out --max_iters=2 >a 2>err
+    [ "$(sed -n '/^iter 1/,$p' a | wc -c)" -gt 400 ]
+    "$RAX_BIN" sample out --max_new_tokens=20 >a 2>err
+    [ "$(wc -c <a)" -eq 22 ]
+}
+
 @test "several texts" {
     "$RAX_BIN" sample out --max_new_tokens=20 --num_samples=3 --seed=1 >a 2>err
     [ "$(grep -c '^---------------$' a)" -eq 2 ]
