@@ -4,7 +4,11 @@
  * met, so that it is close to the core while the tiles below it are computed; meanwhile micro-kernels fetch into the second-level
  * cache, a line a step, what the next panel needs, be it of the task that this thread is likely to take next: its source in memory, and
  * the lines of C that its tiles end in. Packing a panel of weights takes a quarter of the time then, and a store that waits for its line
- * holds up no store after it (2 cores of a Zen 4: products with 256 rows of A 5 to 8 % faster). */
+ * holds up no store after it (2 cores of a Zen 4: products with 256 rows of A 5 to 8 % faster).
+ *
+ * Rows of A that are read in place come from memory at the first panel of their block. If nothing else is to be fetched there, and rows lie
+ * side by side, a tile fetches the rows of the next one: no more lines than it has units (16384x384 of A in bf16: 65 columns 20 % faster,
+ * 384 columns 5 %). */
 #include "backend_cpu/gemm.h"
 
 #include <string.h>
@@ -296,11 +300,14 @@ static void visit_tiles(const task_state *t, const block_state *at, int64_t from
     cpu_gemm_tile tile = {.user = t->gemm->user, .batch = t->batch, .column = t->column + column, .columns = columns,
                           .partial = partial_of(t), .partial_stride = plan->partial_stride};
     bool by_panels = plan->a_way != CPU_GEMM_DIRECT && !plan->packs_rows, fetch = at->last && plan->fetches && !at->fetched;
+    bool meets_a = at->at.panel == 0 && plan->a_way == CPU_GEMM_DIRECT && at->a.line == at->units * plan->unit.bytes;
 
     for (int64_t i = from; i < to; i += height, sums += kept) {
         int64_t rows = MIN(height, at->end_row - i), line = plan->a_way == CPU_GEMM_SHARED ? t->row + i : i - at->at.row;
         const char *a = at->a.at + (by_panels ? line / plan->a_panel * plan->a_line_bytes + line % plan->a_panel * at->a.line : line * at->a.line);
         run ahead = take_run(soon, at->units, panel);
+        if (meets_a && ahead.step == 0)
+            ahead = (run){a + height * at->a.line, LINE, at->units};
         if (fetch)
             fetch_touched(t, t->row + i, rows, tile.column, columns);
         if (at->units == 0)
