@@ -110,24 +110,42 @@ static inline value shuffle(const emitter *e, value a, value b, const int *from)
     return LLVMBuildShuffleVector(e->v.builder, a, b, LLVMConstVector(index, (unsigned)e->v.lanes), "");
 }
 
-/* rows[i] lane j <-> rows[j] lane i. Step s exchanges bit s of row and lane numbers: of two rows 2^s apart, the blocks of 2^s
- * lanes off the diagonal. log2(lanes) steps of one shuffle a row. */
+/* x with so many low bits in reverse. */
+static inline int reversed_bits(int x, int limit)
+{
+    int y = 0;
+    for (int bit = 1; bit < limit; bit *= 2)
+        y = 2 * y + (x & bit ? 1 : 0);
+    return y;
+}
+
+/* rows[i] lane j <-> rows[j] lane i, elements being of 4 or 8 bytes. log2(lanes) steps of one shuffle a row, each of which x86 has an
+ * instruction for that needs no vector of indices. First within blocks of 16 bytes: runs of s elements of two rows s apart come to lie in
+ * turn, lower halves in one vector and upper ones in the other, which leaves the rows of a block with the bits of their numbers in
+ * reverse. Then by whole blocks: even ones and odd ones. */
 static inline void emit_transpose(const emitter *e, value *rows)
 {
-    int lanes = e->v.lanes;
+    int lanes = e->v.lanes, block = MIN(LLVMTypeOf(rows[0]) == cpu_vtype(&e->v, LLVMDoubleTypeInContext(e->v.context)) ? 2 : 4, lanes);
     for (int s = 1; s < lanes; s *= 2)
         for (int i = 0; i < lanes; i++) {
             if (i & s)
                 continue;
             int low[MAX_LANES], high[MAX_LANES];
             for (int j = 0; j < lanes; j++) {
-                low[j] = j & s ? lanes + j - s : j;
-                high[j] = j & s ? lanes + j : j + s;
+                int run = j % block / s, in_block = j / block * block + run / 2 * s + j % s + (run % 2 ? lanes : 0);
+                int even = j / block * 2 * block + j % block;        /* of both vectors' blocks, one after the other */
+                low[j] = s < block ? in_block : even;
+                high[j] = s < block ? in_block + block / 2 : even + block;
             }
             value a = rows[i], b = rows[i + s];
             rows[i] = shuffle(e, a, b, low);
             rows[i + s] = shuffle(e, a, b, high);
         }
+    value from[MAX_LANES];
+    for (int i = 0; i < lanes; i++)
+        from[i] = rows[i];
+    for (int i = 0; i < lanes; i++)
+        rows[i / block * block + reversed_bits(i % block, block)] = from[i];
 }
 
 #endif
