@@ -14,6 +14,7 @@ enum {
     LEAST_TASK_ROWS = 64,
     FORWARD_TASKS = 64,          /* as many are wanted, for threads to share evenly */
     BACKWARD_TASKS = 8,          /* fewer heads than this are split by keys */
+    IN_PLACE_PANELS = 2,         /* rows far apart push each other out of the first-level cache: more panels are worth a copy */
     GROUPS = 16                  /* of heads, at least, where there are more heads than that */
 };
 
@@ -62,7 +63,8 @@ static void emit_packing(const void *context, const cpu_machine *machine, LLVMMo
     const piece_request *request = context;
     cpu_gemm_pack_class class = {
         .isa = machine->isa, .dtype = request->class.dtype, .side = request->id == ROWS || request->id == ACROSS ? CPU_GEMM_A : CPU_GEMM_B,
-        .along_k = request->id != INTERLEAVE && request->id != ACROSS, .unit_stride = true, .source = request->class.dtype };
+        .along_k = request->id != INTERLEAVE && request->id != ACROSS, .unit_stride = true, .source = request->class.dtype,
+        .fetched = true };
     cpu_gemm_emit_pack(module, &class, name);
 }
 
@@ -146,6 +148,10 @@ static void plan_blocks(cpu_attention *a)
     int64_t wanted = base_divide_up(a->panels, base_divide_up(FORWARD_TASKS, heads)), least = MAX(LEAST_TASK_ROWS / width, 1);
     a->task_panels = MAX(MIN(wanted, TASK_ROWS / width), least);
     a->row_tasks = base_divide_up(a->panels, a->task_panels);
+
+    /* By whole units; and k is read as B, too, where those are single. */
+    a->keys_in_place = !a->tiles && a->unit.bytes == a->element_bytes * (int)unit && s->head_dim % (unit == 2 ? unit : a->tile.lanes) == 0 &&
+                       (s->backward ? a->panels : a->task_panels) <= IN_PLACE_PANELS;
 
     a->group = MAX(MIN(heads / GROUPS, s->heads), 1);
     while (s->heads % a->group != 0)

@@ -100,6 +100,7 @@ typedef struct {
     bool tiles;                 /* cpu_gemm_has_tiles */
     int sum_bytes, element_bytes, grad_bytes;
     int64_t key_block;
+    bool keys_in_place;         /* k and v are read as A where they lie */
     int64_t panels, head_panels;                     /* of W: queries, columns of a head */
     int64_t row_bytes, transposed_bytes, sums_bytes; /* of a packed row, of a packed panel of queries, of sums[W][W] */
     int64_t across_bytes;                            /* of a row of a block of keys, transposed */
@@ -143,8 +144,15 @@ typedef struct {
     const int64_t *args;
     char *const *buffers;
     int64_t head, end_head;     /* batch * heads + head; where the task's heads end */
+    int64_t batch;              /* of the task's heads: all are of one */
     cpu_attention_soon soon;
 } cpu_attention_run;
+
+static inline void cpu_attention_begin_heads(cpu_attention_run *run, int64_t head, int64_t end_head)
+{
+    run->head = head, run->end_head = end_head;
+    run->batch = head / run->a->shape.heads;
+}
 
 void cpu_attention_expect(cpu_attention_run *run, const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row,
                           int64_t rows);
@@ -156,6 +164,8 @@ static inline void cpu_attention_clear(cpu_attention_run *run)
 
 /* Where row row of a head of t begins; an element has so many bytes. */
 char *cpu_attention_at(const cpu_attention_run *run, const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row);
+/* to[i * to_stride] = from[i * from_stride], n numbers of the type of sums. */
+void cpu_attention_copy(const cpu_attention *a, void *to, int64_t to_stride, const void *from, int64_t from_stride, int64_t n);
 
 /* Rows row..row+rows-1 of this head with columns side by side: element (i, column) is at[i * row_stride + column].
  * Where they lie, or, columns being apart, copied to staging, [rows][head_dim]. */
@@ -168,7 +178,7 @@ cpu_attention_matrix cpu_attention_rows(const cpu_attention_run *run, const cpu_
 typedef struct { const char *at; int64_t row, unit; } cpu_attention_left;
 typedef struct { const char *at; int64_t panel, unit; } cpu_attention_right;
 
-/* Packs rows as A, with columns as depth, unless tiles can be read where they lie; a panel of rows as B, with columns as depth; and rows as B with these as
+/* Packs rows as A, with columns as depth, unless they can be read where they lie; a panel of rows as B, with columns as depth; and rows as B with these as
  * depth, unless they can be read where they lie: that takes cpu_attention_right_bytes. */
 cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to);
 cpu_attention_right cpu_attention_pack_transposed(const cpu_attention *a, const cpu_attention_matrix *m, int64_t rows, void *to);
@@ -196,12 +206,13 @@ enum { CPU_ATTENTION_FAR = 1 << 30 };                /* further than any diagona
 void cpu_attention_scores(cpu_attention_run *run, const cpu_attention_left *left, const cpu_attention_right *right, int64_t rows,
                           int64_t diagonal, char *scores);
 
-/* sums[panel][rows][W] (+)= left right. Row r needs depths from r + low to r + high alone: elsewhere left is zero. */
+/* sums[panel][rows][W] (+)= left right: rows before begun hold sums to go on from. With tiles, begun is that up to a whole tile. Row r
+ * needs depths from r + low to r + high alone: elsewhere left is zero. */
 typedef struct {
     cpu_attention_left left;
     cpu_attention_right right;
     char *sums;
-    int64_t panel_bytes, rows, columns, depth, low, high, resume;
+    int64_t panel_bytes, rows, columns, depth, low, high, begun;
 } cpu_attention_product;
 void cpu_attention_multiply(cpu_attention_run *run, const cpu_attention_product *p);
 

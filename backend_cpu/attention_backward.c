@@ -26,6 +26,7 @@ typedef struct {
     char *lse, *delta;                               /* s[panels][W] */
     char *k, *k_right, *v, *dk, *dv;                 /* a block of keys */
     char *q, *q_right, *dout, *dout_right;           /* a panel of queries, transposed and as operand B over queries */
+    int64_t begun;                                   /* of its keys: those that dk and dv hold sums of */
     char *scores, *gradients, *pairs, *staging[2];
     uint16_t *keep;
 } walk;
@@ -124,23 +125,20 @@ static void load_statistics(const walk *w, int64_t panel)
     cpu_attention_dots dots = {
         dout.at, out.at, dout.row_stride, out.row_stride, rows, s->head_dim, w->delta + at * a->sum_bytes};
     a->code.dots(&dots);
-    const char *lse = cpu_attention_at(&w->run, &a->lse, a->sum_bytes, w->run.head, row), *dlse = NULL;
-    if (a->dlse.arg >= 0)
-        dlse = cpu_attention_at(&w->run, &a->dlse, a->sum_bytes, w->run.head, row);
-#define COPY(type)                                                                                       \
-    for (int64_t i = 0; i < width; i++) {                                                                \
-        ((type *)w->lse)[at + i] = i < rows ? ((const type *)lse)[i * a->lse.stride[2]] : INFINITY;      \
-        if (i >= rows)                                                                                   \
-            ((type *)w->delta)[at + i] = 0;                                                              \
-        else if (dlse)                                                                                   \
-            ((type *)w->delta)[at + i] -= ((const type *)dlse)[i * a->dlse.stride[2]];                   \
-    }
+    char *lse = w->lse + at * a->sum_bytes, *delta = w->delta + at * a->sum_bytes;
+    cpu_attention_copy(a, lse, 1, cpu_attention_at(&w->run, &a->lse, a->sum_bytes, w->run.head, row), a->lse.stride[2], rows);
+    const char *dlse = a->dlse.arg < 0 ? NULL : cpu_attention_at(&w->run, &a->dlse, a->sum_bytes, w->run.head, row);
+#define FINISH(type)                                                                     \
+    for (int64_t i = 0; dlse && i < rows; i++)                                           \
+        ((type *)delta)[i] -= ((const type *)dlse)[i * a->dlse.stride[2]];               \
+    for (int64_t i = rows; i < width; i++)                                               \
+        ((type *)lse)[i] = INFINITY, ((type *)delta)[i] = 0;
     if (a->sum_bytes == 8) {
-        COPY(double)
+        FINISH(double)
     } else {
-        COPY(float)
+        FINISH(float)
     }
-#undef COPY
+#undef FINISH
 }
 
 /* k of a block as an operand with keys as depth. */
@@ -185,12 +183,13 @@ static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, const
     cpu_attention_product product = {
         .left = {w->scores, over_queries, a->unit.bytes}, .right = cpu_attention_pack_right(a, &dout, rows, w->dout_right),
         .sums = w->dv, .panel_bytes = key_panel, .rows = keys, .columns = s->head_dim, .depth = rows,
-        .low = -diagonal, .high = CPU_ATTENTION_FAR, .resume = 1 };
+        .low = -diagonal, .high = CPU_ATTENTION_FAR, .begun = w->begun };
     cpu_attention_multiply(&w->run, &product);
     product.left.at = w->gradients;
     product.right = cpu_attention_pack_right(a, &q, rows, w->q_right);
     product.sums = w->dk;
     cpu_attention_multiply(&w->run, &product);
+    w->begun = keys;                                 /* no panel sees less than the one before */
 
     product = (cpu_attention_product){
         .left = {a->unit.k_per_unit == 2 ? w->pairs : w->gradients, a->unit.bytes, width * a->unit.bytes},
@@ -202,7 +201,7 @@ static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, const
         .depth = keys,
         .low = -CPU_ATTENTION_FAR,
         .high = diagonal,
-        .resume = key > w->first_key};
+        .begun = key > w->first_key ? CPU_ATTENTION_FAR : 0};
     if (a->tiles) {
         product.left = over->across;
         product.right = (cpu_attention_right){w->pairs, 0, line};
@@ -252,8 +251,7 @@ static void visit_keys(walk *w, int64_t key)
         over.right = cpu_attention_pack_right(a, &m, keys, w->k_right);
     m = cpu_attention_rows(&w->run, &a->v, key, keys, w->staging[0]);
     cpu_attention_left v = cpu_attention_pack_left(a, &m, keys, w->v);
-    memset(w->dk, 0, (size_t)(a->head_panels * a->key_block * line));
-    memset(w->dv, 0, (size_t)(a->head_panels * a->key_block * line));
+    w->begun = 0;
 
     bool first = key == w->first_key, last = key + a->key_block >= w->end_key;
     for (int64_t panel = first_panel(a, key); panel < a->panels; panel++) {
@@ -279,6 +277,10 @@ static void visit_keys(walk *w, int64_t key)
         if (whole)
             store_dq(w, panel, w->dq + panel * a->head_panels * a->sums_bytes);
     }
+    if (w->begun == 0) {                             /* there are no queries */
+        memset(w->dk, 0, (size_t)(a->head_panels * a->key_block * line));
+        memset(w->dv, 0, (size_t)(a->head_panels * a->key_block * line));
+    }
     store_gradient(w, &a->dk, key, keys, w->dk, a->key_block * line, s->scale);
     store_gradient(w, &a->dv, key, keys, w->dv, a->key_block * line, a->keep_scale);
 }
@@ -291,7 +293,7 @@ void cpu_attention_backward(const int64_t *args, char *const *buffers, int64_t t
     size_t bytes;
     walk w = lay_out(a, scratch, &bytes);
     w.run.args = args, w.run.buffers = buffers;
-    w.run.head = task % groups * a->group, w.run.end_head = MIN(heads, w.run.head + a->group);
+    cpu_attention_begin_heads(&w.run, task % groups * a->group, MIN(heads, (task % groups + 1) * a->group));
     w.first_key = split * a->split_blocks * a->key_block;
     w.end_key = MIN(a->shape.keys, w.first_key + a->split_blocks * a->key_block);
     expect_keys(&w, w.run.head, w.first_key);
@@ -314,7 +316,8 @@ void cpu_attention_add_splits(const int64_t *args, char *const *buffers, int64_t
     const cpu_attention *a = (const cpu_attention *)(intptr_t)args[0];
     size_t bytes;
     walk w = lay_out(a, scratch, &bytes);
-    w.run.args = args, w.run.buffers = buffers, w.run.head = task / a->panels;
+    w.run.args = args, w.run.buffers = buffers;
+    cpu_attention_begin_heads(&w.run, task / a->panels, task / a->panels + 1);
     int64_t panel = task % a->panels, count = a->head_panels * a->sums_bytes / a->sum_bytes;
     char *part = cpu_pointer(args, buffers, a->workspace) + w.run.head * a->splits * dq_bytes(a) +
                  panel * a->head_panels * a->sums_bytes;

@@ -8,8 +8,7 @@
 
 char *cpu_attention_at(const cpu_attention_run *run, const cpu_attention_tensor *t, int bytes, int64_t head, int64_t row)
 {
-    int64_t heads = run->a->shape.heads,
-            offset = head / heads * t->stride[0] + head % heads * t->stride[1] + row * t->stride[2];
+    int64_t offset = run->batch * t->stride[0] + (head - run->batch * run->a->shape.heads) * t->stride[1] + row * t->stride[2];
     return cpu_pointer(run->args, run->buffers, t->arg) + offset * bytes;
 }
 
@@ -33,6 +32,14 @@ cpu_attention_matrix cpu_attention_rows(const cpu_attention_run *run, const cpu_
         return (cpu_attention_matrix){at, t->stride[2], false};
     copy_elements(staging, columns, 1, at, t->stride[2], t->stride[3], rows, columns, bytes);
     return (cpu_attention_matrix){staging, columns, true};
+}
+
+void cpu_attention_copy(const cpu_attention *a, void *to, int64_t to_stride, const void *from, int64_t from_stride, int64_t n)
+{
+    if (to_stride == 1 && from_stride == 1)
+        memcpy(to, from, (size_t)(n * a->sum_bytes));
+    else
+        copy_elements(to, to_stride, 0, from, from_stride, 0, n, 1, a->sum_bytes);
 }
 
 void cpu_attention_store_rows(const cpu_attention_run *run, cpu_attention_piece *code, const cpu_attention_tensor *t, int bytes,
@@ -102,6 +109,8 @@ cpu_attention_left cpu_attention_pack_left(const cpu_attention *a, const cpu_att
 {
     if (a->tiles && !m->copied && a->shape.head_dim % CPU_GEMM_TILES_K == 0 && rows % a->tile.heights[1] == 0)     /* whole tiles as it lies */
         return (cpu_attention_left){m->at, m->row_stride * a->element_bytes, a->unit.bytes};
+    if (a->keys_in_place && !m->copied)
+        return (cpu_attention_left){m->at, m->row_stride * a->element_bytes, a->unit.bytes};
     cpu_gemm_block block = block_of(a, m, rows, to, a->row_bytes);
     a->code.rows(&block);
     return (cpu_attention_left){to, a->row_bytes, a->unit.bytes};
@@ -159,12 +168,14 @@ cpu_attention_right cpu_attention_pack_right(const cpu_attention *a, const cpu_a
 
 /* -- products ---------------------------------------------------------------------------------------------------------- */
 
-/* The highest of no more than so many rows; with tiles the lowest of no fewer, for there all rows may be computed. */
+/* The highest of no more than so many rows, or two that are even; with tiles the lowest of no fewer, for there all rows may be computed. */
 static int tile_height(const cpu_attention *a, int64_t rows)
 {
     int h = 0;
     if (a->tiles)
         return rows > a->tile.heights[1] ? 0 : 1;
+    if (rows == 2 * a->tile.heights[1] && rows > a->tile.heights[0])
+        return 1;
     while (a->tile.heights[h] > rows)
         h++;
     return h;
@@ -196,8 +207,10 @@ void cpu_attention_multiply(cpu_attention_run *run, const cpu_attention_product 
     const cpu_attention *a = run->a;
     int64_t row_bytes = a->tile.columns * a->sum_bytes;
     int halves = a->unit.k_per_unit - 1;             /* a unit is 1 << halves depths */
+    int64_t begun = a->tiles ? base_round_up(p->begun, a->tile.heights[1]) : p->begun;
     for (int64_t row = 0; row < p->rows;) {
-        int h = tile_height(a, p->rows - row);
+        int64_t resume = row < begun;
+        int h = tile_height(a, (resume ? MIN(begun, p->rows) : p->rows) - row);
         int64_t height = a->tile.heights[h];
         int64_t from = MAX(row + p->low, 0) >> halves, to = MIN(row + height + p->high, p->depth);
         int64_t units = ((to + halves) >> halves) - from;
@@ -205,8 +218,11 @@ void cpu_attention_multiply(cpu_attention_run *run, const cpu_attention_product 
             from = 0, units = base_round_up(p->depth, CPU_GEMM_TILES_K) >> halves;
         const char *left = p->left.at + row * p->left.row + from * p->left.unit, *right = p->right.at + from * p->right.unit;
         char *sums = p->sums + row * row_bytes;
-        for (int64_t column = 0; column < p->columns && units > 0; column += a->tile.columns) {
-            multiply_tile(run, h, p->columns - column <= a->tile.lanes ? 1 : 2, units, left, &p->left, right, &p->right, sums, p->resume);
+        for (int64_t column = 0; column < p->columns && (units > 0 || !resume); column += a->tile.columns) {
+            if (units > 0)
+                multiply_tile(run, h, p->columns - column <= a->tile.lanes ? 1 : 2, units, left, &p->left, right, &p->right, sums, resume);
+            else
+                memset(sums, 0, (size_t)(height * row_bytes));
             right += p->right.panel, sums += p->panel_bytes;
         }
         row += height;
@@ -224,9 +240,10 @@ void cpu_attention_scores(cpu_attention_run *run, const cpu_attention_left *left
         return;
     }
     const char *second = right->at + a->tile.lanes * a->unit.bytes, *at = left->at;
+    int64_t cut = diagonal + a->tile.lanes;          /* from here on, the first vector sees no row */
     for (int64_t row = 0; row < rows;) {
-        int h = tile_height(a, rows - row);
-        if (row - diagonal >= a->tile.lanes)         /* the first vector sees no row of this tile */
+        int h = tile_height(a, (row < cut && !a->tiles ? MIN(cut, rows) : rows) - row);
+        if (row >= cut)
             multiply_tile(run, h, 1, units, at, left, second, right, scores + row * row_bytes + a->tile.lanes * a->sum_bytes, 0);
         else
             multiply_tile(run, h, 2, units, at, left, right->at, right, scores + row * row_bytes, 0);

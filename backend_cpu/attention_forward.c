@@ -125,7 +125,7 @@ static void visit_block(walk *w, const panel_state *panel, int64_t row, int64_t 
                                      .depth = keys,
                                      .low = -CPU_ATTENTION_FAR,
                                      .high = diagonal,
-                                     .resume = key > 0};
+                                     .begun = key > 0 ? CPU_ATTENTION_FAR : 0};
     if (a->tiles) {
         cpu_attention_fill_up(r->scores, (keys + 1) / 2, CPU_GEMM_TILES_K / 2, a->tile.columns * a->unit.bytes);
         product.right = (cpu_attention_right){r->scores, 0, a->tile.columns * a->unit.bytes};
@@ -147,11 +147,7 @@ static void store_panel(walk *w, const panel_state *panel, int64_t row)
         .from = panel->sums, .panel_bytes = a->sums_bytes, .rows = rows, .factors = r->factors, .factor_stride = 1};
     cpu_attention_store_rows(&w->run, a->tiles ? a->code.store_across : a->code.store, &a->out, a->element_bytes, row, &store, r->staging);
     char *lse = cpu_attention_at(&w->run, &a->lse, a->sum_bytes, w->run.head, row);
-    for (int64_t i = 0; i < rows; i++)
-        if (a->sum_bytes == 8)
-            ((double *)lse)[i * a->lse.stride[2]] = ((double *)r->lse)[i];
-        else
-            ((float *)lse)[i * a->lse.stride[2]] = ((float *)r->lse)[i];
+    cpu_attention_copy(a, lse, a->lse.stride[2], r->lse, 1, rows);
 }
 
 static void visit_keys(walk *w, int64_t key)
@@ -209,9 +205,8 @@ void cpu_attention_forward(const int64_t *args, char *const *buffers, int64_t ta
     const cpu_attention *a = (const cpu_attention *)(intptr_t)args[0];
     int64_t heads = a->shape.batch * a->shape.heads, groups = (heads + a->group - 1) / a->group, width = a->tile.columns;
     size_t bytes;
-    walk w = {.run = {.a = a, .args = args, .buffers = buffers, .head = task % groups * a->group},
-              .room = lay_out(a, scratch, &bytes)};
-    w.run.end_head = MIN(heads, w.run.head + a->group);
+    walk w = {.run = {.a = a, .args = args, .buffers = buffers}, .room = lay_out(a, scratch, &bytes)};
+    cpu_attention_begin_heads(&w.run, task % groups * a->group, MIN(heads, (task % groups + 1) * a->group));
     w.first_row = (a->row_tasks - 1 - task / groups) * a->task_panels * width;
     w.end_row = MIN(w.first_row + a->task_panels * width, a->panels * width);
     expect_queries(&w, &a->q, w.run.head);

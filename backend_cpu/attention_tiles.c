@@ -2,8 +2,9 @@
  * over tiles that lie in the first- or second-level cache.
  *
  * Keys are taken two at a time: four vectors (two keys by W queries) keep the arithmetic units busy through the latency
- * of exp, and with bf16 in pairs two keys are what one unit of the next product holds. The loops over keys come twice:
- * for the keys that all lanes see, and with masks for those at the diagonal and for a last odd key. */
+ * of exp, and with bf16 in pairs two keys are what one unit of the next product holds. The loops over keys come three times:
+ * for the keys that all lanes see, with masks for those at the diagonal and for a last odd key, and where the diagonal has left
+ * the first vector, for the other alone. */
 #include "backend_cpu/attention.h"
 #include "backend_cpu/gemm_emit.h"
 
@@ -121,8 +122,8 @@ static void end_carrying(const emitter *e, carrying_loop *l, value *carried)
     }
 }
 
-/* Two keys: mask[q][j] are the lanes of vector j that see key + q; NULL where all do. */
-typedef struct { value key, mask[2][VECTORS]; } two_keys;
+/* Two keys: mask[q][j] are the lanes of vector j that see key + q; NULL where all do. Vectors before first see none. */
+typedef struct { value key, mask[2][VECTORS]; int first; } two_keys;
 typedef void visit_keys(piece *p, const two_keys *at, value *carried);
 
 static value lane_numbers(const piece *p, int first)
@@ -157,12 +158,17 @@ static void each_two_keys(piece *p, int n_carried, value *carried, visit_keys *v
     visit(p, &(two_keys){.key = seen.loop.i}, carried);
     end_carrying(e, &seen, carried);
 
-    carrying_loop rest = begin_carrying(e, full, p->keys, 2, n_carried, carried);
-    two_keys at = {.key = rest.loop.i};
-    for (int q = 0; q < 2; q++)
-        make_masks(p, iadd_constant(e, at.key, q), at.mask[q]);
-    visit(p, &at, carried);
-    end_carrying(e, &rest, carried);
+    value from = full;
+    for (int first = 0; first < VECTORS; first++) {
+        value to = first + 1 < VECTORS ? lesser(e, iadd_constant(e, full, (first + 1) * e->v.lanes), p->keys) : p->keys;
+        carrying_loop rest = begin_carrying(e, from, to, 2, n_carried, carried);
+        two_keys at = {.key = rest.loop.i, .first = first};
+        for (int q = 0; q < 2; q++)
+            make_masks(p, iadd_constant(e, at.key, q), at.mask[q]);
+        visit(p, &at, carried);
+        end_carrying(e, &rest, carried);
+        from = to;
+    }
 }
 
 /* The dropout mask of vector j against a key. */
@@ -234,7 +240,7 @@ static void load_block(piece *p)
 static void visit_maximum(piece *p, const two_keys *at, value *carried)
 {
     for (int q = 0; q < 2; q++)
-        for (int j = 0; j < VECTORS; j++) {
+        for (int j = at->first; j < VECTORS; j++) {
             value x = mul(p, load_sums(p, row_of(p, p->scores, iadd_constant(&p->e, at->key, q)), j), p->scale);
             if (at->mask[q][j])
                 x = choose(p, at->mask[q][j], x, cpu_vconst(&p->e.v, x, -INFINITY));
@@ -244,9 +250,9 @@ static void visit_maximum(piece *p, const two_keys *at, value *carried)
 
 static void visit_exp(piece *p, const two_keys *at, value *carried)
 {
-    value x[2][VECTORS];
+    value x[2][VECTORS] = {{zero(p)}, {zero(p)}};
     for (int q = 0; q < 2; q++)
-        for (int j = 0; j < VECTORS; j++) {
+        for (int j = at->first; j < VECTORS; j++) {
             value key = iadd_constant(&p->e, at->key, q), score = load_sums(p, row_of(p, p->scores, key), j);
             /* Rounded as the maximum was, so that no difference is above 0 and the greatest is 0, whatever the scale. */
             value y = power_of_2(p, sub(p, mul(p, score, p->scale), p->most[j]));
@@ -364,9 +370,9 @@ void cpu_attention_emit_close(LLVMModuleRef module, cpu_isa isa, const cpu_atten
 static void visit_gradient(piece *p, const two_keys *at, value *carried)
 {
     (void)carried;
-    value probability[2][VECTORS], gradient[2][VECTORS];
+    value probability[2][VECTORS] = {{zero(p)}, {zero(p)}}, gradient[2][VECTORS] = {{zero(p)}, {zero(p)}};
     for (int q = 0; q < 2; q++)
-        for (int j = 0; j < VECTORS; j++) {
+        for (int j = at->first; j < VECTORS; j++) {
             value key = iadd_constant(&p->e, at->key, q), score = load_sums(p, row_of(p, p->scores, key), j);
             value dp = load_sums(p, row_of(p, p->gradients, key), j), mask = at->mask[q][j];
             value x = power_of_2(p, cpu_vfma(&p->e.v, score, p->scale, negate(p, p->lse[j])));
@@ -411,41 +417,63 @@ void cpu_attention_emit_gradient(LLVMModuleRef module, cpu_isa isa, const cpu_at
 
 /* -- rows -------------------------------------------------------------------------------------------------------------- */
 
-/* Columns from 0 to columns, a vector at a time: whole ones, then what is left under a mask. */
-typedef value visit_columns(piece *p, value column, value mask, value carried, void *context);
+/* Columns from 0 to columns, so many at a time: whole steps, then what is left under a mask; where masks cost nothing all under masks.
+ * left: the columns from this one on; NULL: all of a step. */
+typedef void visit_columns(piece *p, value column, value left, value *carried, void *context);
 
-static value each_column(piece *p, value columns, value carried, visit_columns *visit, void *context)
+static void each_column(piece *p, value columns, int step, int n, value *carried, visit_columns *visit, void *context)
 {
     const emitter *e = &p->e;
-    int n = carried ? 1 : 0;
-    value whole = LLVMBuildAnd(e->v.builder, columns, constant(e, -e->v.lanes), "");
-    carrying_loop full = begin_carrying(e, constant(e, 0), whole, e->v.lanes, n, &carried);
-    carried = visit(p, full.loop.i, NULL, carried, context);
-    end_carrying(e, &full, &carried);
-    carrying_loop rest = begin_carrying(e, whole, columns, e->v.lanes, n, &carried);
-    carried = visit(p, rest.loop.i, cpu_vmask(&e->v, isub(e, columns, rest.loop.i)), carried, context);
-    end_carrying(e, &rest, &carried);
-    return carried;
+    value from = constant(e, 0);
+    if (e->v.isa < CPU_AVX512) {
+        value whole = LLVMBuildAnd(e->v.builder, columns, constant(e, -step), "");
+        carrying_loop full = begin_carrying(e, from, whole, step, n, carried);
+        visit(p, full.loop.i, NULL, carried, context);
+        end_carrying(e, &full, carried);
+        from = whole;
+    }
+    carrying_loop rest = begin_carrying(e, from, columns, step, n, carried);
+    visit(p, rest.loop.i, isub(e, columns, rest.loop.i), carried, context);
+    end_carrying(e, &rest, carried);
 }
 
-typedef struct { value from, panel_bytes, to, factor; } stored_row;
-
-static value store_columns(piece *p, value column, value mask, value carried, void *context)
+/* The lanes from first on that are left; NULL: all. */
+static value mask_of(const piece *p, const cpu_vector_env *v, value left, int first)
 {
+    value count = left && first > 0 ? iadd_constant(&p->e, left, -first) : left, none = constant(&p->e, 0);
+    if (left && first > 0)
+        count = choose(p, is_less(&p->e, count, none), none, count);
+    return left ? cpu_vmask(v, count) : NULL;
+}
+
+typedef struct { value from, panel_bytes, to, row_stride, factors, factor_stride, rows; } stored_rows;
+
+/* W columns of all rows. Two vectors of sums are one of bf16. */
+static void store_columns(piece *p, value column, value left, value *carried, void *context)
+{
+    (void)carried;
     const emitter *e = &p->e;
-    LLVMBuilderRef builder = e->v.builder;
-    const stored_row *row = context;
+    const stored_rows *s = context;
     ir_dtype stored = p->class->stored;
-    int width = VECTORS * e->v.lanes;
-    value panel = LLVMBuildUDiv(builder, column, constant(e, width), ""),
-          within = LLVMBuildURem(builder, column, constant(e, width), "");
-    value panel_offset = imul(e, panel, row->panel_bytes);
-    value from = advance(e, row->from, iadd(e, panel_offset, imul_constant(e, within, p->sum_bytes)));
-    value x = mul(p, cpu_vload(&e->v, e->sum, from, NULL), row->factor);
-    if (stored == IR_BF16)
-        x = cpu_vbf16_from_f32(&e->v, x);
-    cpu_vstore(&e->v, x, advance(e, row->to, imul_constant(e, column, ir_dtype_bytes(stored))), mask);
-    return carried;
+    int lanes = e->v.lanes, bytes = ir_dtype_bytes(stored);
+    bool both = stored == IR_BF16 && p->pairs;
+    cpu_vector_env wide = e->v;
+    wide.lanes *= 2;
+    value panel = LLVMBuildLShr(e->v.builder, column, constant(e, __builtin_ctz((unsigned)(VECTORS * lanes))), "");
+    value from = advance(e, s->from, imul(e, panel, s->panel_bytes)), to = advance(e, s->to, imul_constant(e, column, bytes));
+    value mask[VECTORS], all = both ? mask_of(p, &wide, left, 0) : NULL;
+    for (int j = 0; j < VECTORS && !both; j++)
+        mask[j] = mask_of(p, &e->v, left, j * lanes);
+    counted_loop rows = begin_loop(e, constant(e, 0), s->rows, 1);
+    value factor = LLVMBuildLoad2(e->v.builder, e->sum, advance(e, s->factors, imul(e, rows.i, s->factor_stride)), "");
+    value row = row_of(p, from, rows.i), at = advance(e, to, imul(e, rows.i, s->row_stride)), x[VECTORS];
+    for (int j = 0; j < VECTORS; j++)
+        x[j] = mul(p, load_sums(p, row, j), cpu_vsplat(&e->v, factor));
+    if (both)
+        cpu_vstore(&wide, cpu_vbf16_from_two(&e->v, x[0], x[1]), at, all);
+    for (int j = 0; j < VECTORS && !both; j++)
+        cpu_vstore(&e->v, stored == IR_BF16 ? cpu_vbf16_from_f32(&e->v, x[j]) : x[j], advance(e, at, constant(e, j * lanes * bytes)), mask[j]);
+    end_loop(e, &rows);
 }
 
 void cpu_attention_emit_store(LLVMModuleRef module, cpu_isa isa, const cpu_attention_class *class, const char *name)
@@ -455,19 +483,14 @@ void cpu_attention_emit_store(LLVMModuleRef module, cpu_isa isa, const cpu_atten
     CHECK(class->stored == IR_BF16 || memory_type(&p, class->stored) == e->sum,
           "expected %s to be stored as it is or as bf16, got %s", ir_dtype_name(class->dtype),
           ir_dtype_name(class->stored));
-    value from = POINTER_FIELD(e, p.record, cpu_attention_store, from),
-          to = POINTER_FIELD(e, p.record, cpu_attention_store, to);
-    value panel_bytes = FIELD(e, p.record, cpu_attention_store, panel_bytes),
-          columns = FIELD(e, p.record, cpu_attention_store, columns);
-    value factors = POINTER_FIELD(e, p.record, cpu_attention_store, factors),
-          factor_stride = FIELD(e, p.record, cpu_attention_store, factor_stride);
-    value row_stride = imul_constant(e, FIELD(e, p.record, cpu_attention_store, row_stride), ir_dtype_bytes(class->stored));
-    counted_loop rows = begin_loop(e, constant(e, 0), FIELD(e, p.record, cpu_attention_store, rows), 1);
-    value at = advance(e, factors, imul_constant(e, imul(e, rows.i, factor_stride), p.sum_bytes));
-    stored_row row = {row_of(&p, from, rows.i), panel_bytes, advance(e, to, imul(e, rows.i, row_stride)),
-                      cpu_vsplat(&e->v, LLVMBuildLoad2(e->v.builder, e->sum, at, ""))};
-    each_column(&p, columns, NULL, store_columns, &row);
-    end_loop(e, &rows);
+    stored_rows rows = {
+        POINTER_FIELD(e, p.record, cpu_attention_store, from), FIELD(e, p.record, cpu_attention_store, panel_bytes),
+        POINTER_FIELD(e, p.record, cpu_attention_store, to),
+        imul_constant(e, FIELD(e, p.record, cpu_attention_store, row_stride), ir_dtype_bytes(class->stored)),
+        POINTER_FIELD(e, p.record, cpu_attention_store, factors),
+        imul_constant(e, FIELD(e, p.record, cpu_attention_store, factor_stride), p.sum_bytes),
+        FIELD(e, p.record, cpu_attention_store, rows) };
+    each_column(&p, FIELD(e, p.record, cpu_attention_store, columns), VECTORS * e->v.lanes, 0, NULL, store_columns, &rows);
     end_function(&p.e);
 }
 
@@ -505,13 +528,18 @@ void cpu_attention_emit_store_across(LLVMModuleRef module, cpu_isa isa, const cp
 
 typedef struct { value a, b; } two_rows;
 
-static value dot_columns(piece *p, value column, value mask, value carried, void *context)
+static void dot_columns(piece *p, value column, value left, value *carried, void *context)
 {
+    const emitter *e = &p->e;
     const two_rows *rows = context;
-    value offset = imul_constant(&p->e, column, ir_dtype_bytes(p->class->dtype));
-    value a = load_elements(p, advance(&p->e, rows->a, offset), mask),
-          b = load_elements(p, advance(&p->e, rows->b, offset), mask);
-    return cpu_vfma(&p->e.v, a, b, carried);
+    value offset = imul_constant(e, column, ir_dtype_bytes(p->class->dtype)), a = advance(e, rows->a, offset), b = advance(e, rows->b, offset);
+    cpu_vector_env v = e->v;
+    v.lanes *= p->pairs ? 2 : 1;
+    value mask = mask_of(p, &v, left, 0);
+    if (p->pairs)
+        carried[0] = cpu_vdot_pairs(&v, cpu_vload(&v, e->i16, a, mask), cpu_vload(&v, e->i16, b, mask), carried[0]);
+    else
+        carried[0] = cpu_vfma(&v, load_elements(p, a, mask), load_elements(p, b, mask), carried[0]);
 }
 
 void cpu_attention_emit_dots(LLVMModuleRef module, cpu_isa isa, const cpu_attention_class *class, const char *name)
@@ -526,8 +554,9 @@ void cpu_attention_emit_dots(LLVMModuleRef module, cpu_isa isa, const cpu_attent
           to = POINTER_FIELD(e, p.record, cpu_attention_dots, to);
     counted_loop rows = begin_loop(e, constant(e, 0), FIELD(e, p.record, cpu_attention_dots, rows), 1);
     two_rows at = {advance(e, a, imul(e, rows.i, a_stride)), advance(e, b, imul(e, rows.i, b_stride))};
-    value sum = cpu_vsum(&e->v, each_column(&p, columns, zero(&p), dot_columns, &at));
-    LLVMBuildStore(e->v.builder, sum, advance(e, to, imul_constant(e, rows.i, p.sum_bytes)));
+    value sum = zero(&p);
+    each_column(&p, columns, e->v.lanes * (p.pairs ? 2 : 1), 1, &sum, dot_columns, &at);
+    LLVMBuildStore(e->v.builder, cpu_vsum(&e->v, sum), advance(e, to, imul_constant(e, rows.i, p.sum_bytes)));
     end_loop(e, &rows);
     end_function(&p.e);
 }

@@ -117,6 +117,7 @@ typedef struct {
     bool unit_stride;                            /* false: neither does, and elements are gathered */
     ir_dtype source;                             /* in memory, for plain loads */
     const cpu_gemm_prologue *prologue;           /* NULL: plain */
+    bool fetched;                                /* the caller sees to it that memory is near */
 } cpu_gemm_pack_class;
 LLVMValueRef cpu_gemm_emit_pack(LLVMModuleRef module, const cpu_gemm_pack_class *class, const char *name);
 

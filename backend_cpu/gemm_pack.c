@@ -91,7 +91,7 @@ static value load_as_is(packer *p, const cpu_vector_env *v, value line, value k,
         .count = count ? count : constant(&p->e, v->lanes), .mask = count ? cpu_vmask(v, count) : NULL,
         .source_dtype = class->source, .unit_stride = class->unit_stride };
     value x = class->prologue ? class->prologue->load(class->prologue->context, &at) : cpu_gemm_load_plain(NULL, &at);
-    return or_zero(p, at.mask, x);
+    return class->prologue || !class->unit_stride ? or_zero(p, at.mask, x) : x;      /* lanes that are off are loaded as zero */
 }
 
 static bool is_half(value x) { return LLVMGetTypeKind(LLVMGetElementType(LLVMTypeOf(x))) == LLVMIntegerTypeKind; }
@@ -168,17 +168,20 @@ static void with_or_without_masks(packer *p, value remaining, int full, void (*w
 
 typedef struct { value line, k; } place;
 
+/* As many elements as there are lanes, or twice as many where those are one vector in memory and as packed. */
+static bool copies_double(const packer *p) { return p->pairs && loads_double(p); }
+
 static void copy_row_lanes(packer *p, value remaining, void *context)
 {
     place *at = context;
     value to = advance(&p->e, p->to, imul(&p->e, at->line, p->to_stride));
     to = advance(&p->e, to, imul_constant(&p->e, at->k, p->element_bytes));
-    store_units(p, load_lanes(p, at->line, at->k, remaining), to);
+    store_units(p, copies_double(p) ? load_double(p, at->line, at->k, remaining) : load_lanes(p, at->line, at->k, remaining), to);
 }
 
 static void emit_rows(packer *p)
 {
-    int lanes = p->e.v.lanes;
+    int lanes = p->e.v.lanes * (copies_double(p) ? 2 : 1);
     counted_loop lines = begin_loop(&p->e, constant(&p->e, 0), p->lines, 1);
     counted_loop depth = begin_loop(&p->e, constant(&p->e, 0), padded_depth(p), lanes);
     with_or_without_masks(p, isub(&p->e, p->depth, depth.i), lanes, copy_row_lanes, &(place){lines.i, depth.i});
@@ -238,7 +241,7 @@ static void copy_units(packer *p, const panel *at, value remaining, value to, va
     int step = p->pairs ? 2 : 1, lanes = e->v.lanes;
     value unit = p->pairs ? LLVMBuildLShr(e->v.builder, k, constant(e, 1), "") : k;
     value row = advance(e, to, imul_constant(e, unit, at->width * p->unit_bytes));
-    for (int i = 0; !p->class->prologue && i < step; i++)
+    for (int i = 0; !p->class->prologue && !p->class->fetched && i < step; i++)
         prefetch_ahead(p, at->line, iadd_constant(e, k, i), at->vectors * lanes);
     for (int j = 0; j < at->vectors; j++) {
         value line = iadd_constant(e, at->line, j * lanes), count = remaining ? isub(e, remaining, constant(e, j * lanes)) : NULL;
@@ -339,7 +342,7 @@ static void transpose_to_rows(packer *p, value remaining, void *context)
     value whole = lesser(e, LLVMBuildLShr(e->v.builder, isub(e, p->depth, at->k), constant(e, 1), ""), constant(e, lanes));
     counted_loop units = begin_loop(e, constant(e, 0), whole, 1);
     value even = iadd(e, at->k, imul_constant(e, units.i, 2));
-    for (int i = 0; !p->class->prologue && i < 2; i++)
+    for (int i = 0; !p->class->prologue && !p->class->fetched && i < 2; i++)
         prefetch_ahead(p, at->line, iadd_constant(e, even, i), lanes);
     store_in_square(p, units.i, load_pairs(p, at->line, even, remaining, true));
     end_loop(e, &units);

@@ -354,6 +354,17 @@ value cpu_vbf16_from_two(env *e, value low, value high)
     return cpu_vlanes(e, first, second, 0, 2 * n);
 }
 
+/* The intrinsic takes vectors of i32 up to LLVM 19, of bfloat later. */
+value cpu_vdot_pairs(env *e, value a, value b, value sum)
+{
+    static const char name[] = "llvm.x86.avx512bf16.dpbf16ps.512";
+    value function = LLVMGetIntrinsicDeclaration(e->module, LLVMLookupIntrinsicID(name, sizeof name - 1), NULL, 0);
+    LLVMTypeRef type = LLVMGlobalGetValueType(function), parameters[3];
+    LLVMGetParamTypes(type, parameters);
+    value args[] = {sum, bitcast(e, a, parameters[1]), bitcast(e, b, parameters[2])};
+    return LLVMBuildCall2(e->builder, type, function, args, 3, "");
+}
+
 value cpu_vf32_from_bf16(env *e, value x)
 {
     value wide = shift_left(e, LLVMBuildZExt(e->builder, x, i32_like(e, x), ""), 16);

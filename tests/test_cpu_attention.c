@@ -360,7 +360,6 @@ static void attention_of_any_scale(void **state)
     check_scaled(&c, 0, 2e-5);
 }
 
-/* Too many heads for keys to be split; so many that a task takes several. The first queries do not see the last block of keys. */
 /* Scores of which f32 knows no digit below a thousand: which key has the greatest is lost, but nothing becomes infinite. */
 static void attention_of_far_scores(void **state)
 {
@@ -378,6 +377,7 @@ static void attention_of_far_scores(void **state)
     }
 }
 
+/* Too many heads for keys to be split; so many that a task takes several. The first queries do not see the last block of keys. */
 static void attention_of_many_heads(void **state)
 {
     (void)state;
@@ -388,6 +388,16 @@ static void attention_of_many_heads(void **state)
             .batch = 10, .heads = 6, .rows = 131, .keys = 270, .head_dim = 8, .causal = true, .dtype = dtype, .layout = 1 });
         check_case(&(attention_case){
             .batch = 7, .heads = 5, .rows = 70, .keys = 70, .head_dim = 8, .dropout = 0.25, .dtype = dtype });
+    }
+}
+
+/* Of keys that are split: queries of a panel that see none of the second part, although others do. */
+static void attention_of_few_heads(void **state)
+{
+    (void)state;
+    for (int dtype = IR_F32; dtype <= IR_BF16; dtype++) {
+        check_case(&(attention_case){ .batch = 1, .heads = 2, .rows = 33, .keys = 260, .head_dim = 16, .causal = true, .dtype = dtype });
+        check_case(&(attention_case){ .batch = 1, .heads = 1, .rows = 600, .keys = 610, .head_dim = 48, .causal = true, .dtype = dtype });
     }
 }
 
@@ -488,6 +498,7 @@ int main(void)
         KERNEL_TEST(attention_as_decomposed),
         KERNEL_TEST(attention_through_the_backend),
         KERNEL_TEST(attention_of_any_scale), KERNEL_TEST(attention_of_far_scores),
+        KERNEL_TEST(attention_of_few_heads),
         KERNEL_TEST(attention_of_many_heads),
         KERNEL_TEST(attention_of_nothing),
         KERNEL_TEST(same_bits_for_any_threads),
