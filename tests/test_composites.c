@@ -250,12 +250,10 @@ static bool is_kept(int64_t i, double p)
     return (double)word[i % 4] >= floor(p * 4294967296.0);
 }
 
-static void check_attention(const char *dtype, bool causal, double dropout, double tolerance)
+static ir_graph *attention_graph(const char *dtype, bool causal, double dropout)
 {
-    enum { H = 2, T = 3, S = 5, D = 4 };
-    const double scale = 0.5;
     const char *wide = strcmp(dtype, "f64") ? "f32" : "f64", *truth = causal ? "true" : "false";
-    ir_graph *g = graph_of(text_of(
+    return graph_of(text_of(
         "graph t(%%0: %s[1,2,3,4], %%1: %s[1,2,5,4], %%2: %s[1,2,5,4], %%3: %s[1,2,3,4], %%4: %s[1,2,3]) {\n"
         " %%5: i32[2] = literal {data=[7,8]}\n %%6: i32[] = constant {value=9}\n"
         " %%7: (%s[1,2,3,4], %s[1,2,3]) = attention %%0, %%1, %%2%s {causal=%s, scale=0.5, dropout=%g, site=21}\n"
@@ -265,6 +263,13 @@ static void check_attention(const char *dtype, bool causal, double dropout, doub
         " return %%8, %%9, %%11, %%12, %%13\n}\n",
         dtype, dtype, dtype, dtype, wide, dtype, wide, dropout > 0 ? ", %5, %6" : "", truth, dropout, dtype, wide, wide, wide, wide,
         dropout > 0 ? ", %5, %6" : "", truth, dropout, wide, wide, wide));
+}
+
+static void check_attention(const char *dtype, bool causal, double dropout, double tolerance)
+{
+    enum { H = 2, T = 3, S = 5, D = 4 };
+    const double scale = 0.5;
+    ir_graph *g = attention_graph(dtype, causal, dropout);
     ir_array *in = params_of(g, 12, -1, 1), *out = run_noted(g, in);
     for (int h = 0; h < H; h++) {
         double p[T][S], kept[T][S], y[T][D], dk[S][D] = { { 0 } }, dv[S][D] = { { 0 } };
