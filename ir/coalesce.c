@@ -27,24 +27,16 @@ typedef struct {
     int n, cap;
     access *list;
     int *first, *last;         /* by memory: of its chain */
-    int *donor;                /* by parameter's index: its buffer */
+    int *memory;               /* by buffer: kl_memories */
     int n_moving, *moving;     /* buffers that move */
     kl_kernel *kernel;         /* now */
 } survey;
-
-/* What memory a buffer is: buffers of one memory have one number. */
-static int memory_of(const survey *s, int buffer)
-{
-    buffer = kl_root_buffer(s->program, buffer);
-    const kl_buffer *b = &s->program->buffers[buffer];
-    return b->kind == KL_RESULT && b->donated >= 0 ? s->donor[b->donated] : buffer;
-}
 
 static void record(void *context, const kl_access *a)
 {
     survey *s = context;
     s->list = base_grown(s->list, s->n, &s->cap, sizeof(access));
-    int memory = memory_of(s, a->view->buffer);
+    int memory = s->memory[a->view->buffer];
     s->list[s->n] = (access){ s->kernel, a->view, a->loop, a->write, a->write && !a->accumulate, NONE };
     *(s->first[memory] == NONE ? &s->first[memory] : &s->list[s->last[memory]].next) = s->n;
     s->last[memory] = s->n++;
@@ -120,7 +112,7 @@ static bool may_rename(const survey *s, const kernel_list *list, int at, int fro
 {
     const kl_program *program = s->program;
     const kl_buffer *source = &program->buffers[from], *target = &program->buffers[to];
-    int memory = memory_of(s, to), first = list->n, first_id = INT32_MAX, last_read = at;
+    int memory = s->memory[to], first = list->n, first_id = INT32_MAX, last_read = at;
     bool made_here = true;
     if (source->kind != KL_TEMP || target->kind == KL_PARAM || target->kind == KL_CONST || memory == from)
         return false;
@@ -176,13 +168,17 @@ static void forget(survey *s, int memory, const kl_kernel *kernel)
 static void rename_buffer(survey *s, int from, int to)
 {
     kl_program *program = s->program;
-    int memory = memory_of(s, to);
+    int memory = s->memory[to];
     for (int i = s->first[from]; i != NONE; i = s->list[i].next)
         if (s->list[i].view->buffer == from)
             s->list[i].view->buffer = to;
-    for (int i = 0; i < s->n_moving; i++)
-        if (program->buffers[s->moving[i]].base == from)
-            program->buffers[s->moving[i]].base = to;
+    for (int i = 0; i < s->n_moving; i++) {
+        int view = s->moving[i];
+        if (program->buffers[view].base == from)
+            program->buffers[view].base = to;
+        if (s->memory[view] == from)
+            s->memory[view] = memory;
+    }
     if (s->first[from] == NONE)
         return;
     *(s->first[memory] == NONE ? &s->first[memory] : &s->list[s->last[memory]].next) = s->first[from];
@@ -202,10 +198,10 @@ static bool coalesce_list(survey *s, kl_kernel **kernels, int *n)
         if (!is_copy(s->program, kernel, &from, &to))
             continue;
         bool rename = may_rename(s, &list, i, from, to);
-        if (!rename && (memory_of(s, from) != memory_of(s, to) || s->program->buffers[from].kind == KL_MOVING || s->program->buffers[to].kind == KL_MOVING))
+        if (!rename && (s->memory[from] != s->memory[to] || s->program->buffers[from].kind == KL_MOVING || s->program->buffers[to].kind == KL_MOVING))
             continue;
-        forget(s, memory_of(s, from), kernel);
-        forget(s, memory_of(s, to), kernel);
+        forget(s, s->memory[from], kernel);
+        forget(s, s->memory[to], kernel);
         if (rename)
             rename_buffer(s, from, to);
         memmove(&kernels[i], &kernels[i + 1], sizeof(*kernels) * (size_t)(*n - i - 1));
@@ -224,11 +220,9 @@ void kl_coalesce(kl_program *program)
     s.first = base_alloc(bytes);
     s.last = base_alloc(bytes);
     s.moving = base_alloc(bytes);
-    s.donor = base_alloc(sizeof(int) * (size_t)program->n_params);
+    s.memory = kl_memories(program);
     for (int i = 0; i < program->n_buffers; i++) {
         s.first[i] = s.last[i] = NONE;
-        if (program->buffers[i].kind == KL_PARAM)
-            s.donor[program->buffers[i].index] = i;
         if (program->buffers[i].kind == KL_MOVING)
             s.moving[s.n_moving++] = i;
     }
@@ -238,6 +232,6 @@ void kl_coalesce(kl_program *program)
     base_free(s.list);
     base_free(s.first);
     base_free(s.last);
-    base_free(s.donor);
+    base_free(s.memory);
     base_free(s.moving);
 }
