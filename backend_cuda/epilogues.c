@@ -437,11 +437,29 @@ kl_kernel *cuda_narrow_bias(kl_program *p, kl_kernel *kernel, cuda_taker *takes,
     return before;
 }
 
-kl_kernel *cuda_store_operand(kl_program *p, kl_kernel *kernel, cuda_taker *takes, void *context, bool *changed)
+/* Leaves the product what it stores of expression u in bf16, which is output `at`, and the other one, which is made of u, to a loop that reads it. */
+static kl_kernel *split_function(kl_program *p, const kl_kernel *product, kl_contraction *c, int at, int u)
+{
+    kl_kernel *rest = ARENA_NEW(p->arena, kl_kernel, 1);
+    *rest = (kl_kernel){ .kind = KL_LOOP, .name = "gelu", .place = product->place, .loop = kl_copy_loop(p->arena, &c->c, 2) };
+    kl_loop *loop = &rest->loop;
+    int readers = loop->n_exprs, load = add_expr(loop, (kl_expr){ .kind = KL_LOAD, .dtype = IR_BF16, .view = c->c.outputs[at].view });
+    kl_redirect_expr(p->arena, loop, readers, u, add_cast(loop, load, IR_F32));
+    loop->outputs[0] = loop->outputs[1 - at];
+    loop->n_outputs = 1;
+    kl_tidy_exprs(p->arena, loop);
+    kl_merge_axes(loop);
+    c->c.outputs[0] = c->c.outputs[at];
+    c->c.n_outputs = 1;
+    kl_tidy_exprs(p->arena, &c->c);
+    return rest;
+}
+
+kl_kernel *cuda_store_operand(kl_program *p, kl_kernel *kernel, cuda_taker *takes, void *context, kl_kernel **behind)
 {
     kl_contraction *c = &kernel->contraction, tried = *c;
     int bias = -1, operand = -1, which = -1;
-    *changed = false;
+    kl_kernel *rest = NULL;
     for (int i = 0; i < c->c.n_outputs && c->c.n_outputs == 2 && which < 0; i++)
         if (c->c.outputs[i].kind == KL_STORE && (operand = gelu_operand(c, wide(&c->c, c->c.outputs[i].expr), gelu, IR_F32, &bias)) >= 0)
             which = i;
@@ -452,7 +470,7 @@ kl_kernel *cuda_store_operand(kl_program *p, kl_kernel *kernel, cuda_taker *take
     ir_dtype result = c->c.exprs[d->expr].dtype;
     bool plain = bias >= 0 && is_product(&c->c, other->expr);
     kl_buffer_kind vector = bias >= 0 ? p->buffers[c->c.exprs[bias].view.buffer].kind : KL_CONST;
-    if (plain && vector != KL_PARAM && vector != KL_CONST)          /* the same for every reader */
+    if ((plain && vector != KL_PARAM && vector != KL_CONST) || (behind && result != IR_BF16))          /* the vector is the same for every reader */
         return NULL;
     kl_loop from = c->c;
     replacement how = { p->arena, other->view.buffer, result, &from, other->expr, operand, plain ? &from.exprs[bias].view : NULL, c->n, other->view.stride[c->n_batch], other->view.offset };
@@ -462,13 +480,17 @@ kl_kernel *cuda_store_operand(kl_program *p, kl_kernel *kernel, cuda_taker *take
     tried.c = kl_copy_loop(p->arena, &c->c, 3);
     kl_kernel *before = bias >= 0 && result == IR_BF16 ? round_bias(p, kernel, &tried.c, bias) : NULL;
     tried.c.outputs[1 - which].expr = result == IR_BF16 ? add_cast(&tried.c, operand, IR_BF16) : operand;
-    kl_tidy_exprs(p->arena, &tried.c);
+    if (behind)
+        rest = split_function(p, kernel, &tried, 1 - which, operand);
+    else
+        kl_tidy_exprs(p->arena, &tried.c);
     if (!takes(context, p, &tried))
         return NULL;
     *c = tried;
     p->buffers[how.buffer].dtype = result;
     replace_in(&how, p->kernels, p->n_kernels, false);
-    *changed = true;
+    if (behind)
+        *behind = rest;
     return before;
 }
 

@@ -37,9 +37,11 @@ static bool wants_gelu(cuda_device *device) { return says("epilogues") || (!says
 static void legalise_epilogue(cuda_device *device, kl_program *program, kl_kernel *kernel, kl_sequence *into)
 {
     kl_contraction *c = &kernel->contraction;
-    bool changed = false, gelu = wants_gelu(device);
+    bool gelu = wants_gelu(device);
+    kl_kernel *behind = NULL;
     if (gelu)
-        kl_append(into, cuda_store_operand(program, kernel, takes, device, &changed));
+        kl_append(into, cuda_store_operand(program, kernel, takes, device, NULL));
+    kl_append(into, cuda_store_operand(program, kernel, takes, device, &behind));
     kl_append(into, cuda_narrow_bias(program, kernel, takes, device));
     kl_contraction whole = *c;
     kl_kernel *sum = gelu ? cuda_split_sum(program, kernel) : NULL;
@@ -49,6 +51,7 @@ static void legalise_epilogue(cuda_device *device, kl_program *program, kl_kerne
     kl_kernel *rest = fits ? sum : kl_split_epilogue(program, kernel);
     kl_append(into, kernel);
     kl_append(into, rest);
+    kl_append(into, behind);
 }
 
 static void legalise_contraction(void *context, kl_program *program, kl_kernel *kernel, kl_sequence *into)

@@ -270,8 +270,8 @@ static void test_epilogues(void **state)
         { false, true, 9, 0, FORWARD | CUDA_EPILOGUE_BIAS | BACKWARD | CUDA_EPILOGUE_BIAS_GRADIENT }, { false, false, 9, 0, FORWARD | BACKWARD },
         { true, true, 9, 0, FORWARD | CUDA_EPILOGUE_BIAS | BACKWARD | CUDA_EPILOGUE_SUM_A }, { true, false, 9, 0, FORWARD | BACKWARD },
         { true, true, 9, CUDA_EPILOGUE_SUM_A, FORWARD | CUDA_EPILOGUE_BIAS | BACKWARD }, { false, true, 9, CUDA_EPILOGUE_BIAS, 0 }, { true, true, 9, CUDA_EPILOGUE_BIAS, 0 },
-        { false, true, 8, 0, 0 }, { true, true, 8, 0, 0 },
-        { false, true, 9, CUDA_EPILOGUE_GELU, 0 }, { true, true, 9, CUDA_EPILOGUE_GELU, 0 },
+        { false, true, 8, 0, 0 }, { true, true, 8, 0, CUDA_EPILOGUE_BIAS }, { true, false, 8, 0, 0 },
+        { false, true, 9, CUDA_EPILOGUE_GELU, 0 }, { true, true, 9, CUDA_EPILOGUE_GELU, CUDA_EPILOGUE_BIAS | BACKWARD | CUDA_EPILOGUE_SUM_A },
         { false, true, 9, CUDA_EPILOGUE_GELU_GRADIENT, FORWARD | CUDA_EPILOGUE_BIAS }, { true, true, 9, CUDA_EPILOGUE_GELU_GRADIENT, FORWARD | CUDA_EPILOGUE_BIAS },
     };
     (void)state;
