@@ -6,8 +6,8 @@ int cli_compile(int argc, char **argv)
     const cli_option options[] = { { 0 } };
     const cli_usage usage = {
         .command = "compile", .operands = "FILE.rax", .least = 1, .most = 1, .options = options,
-        .about = "Reads a graph as text and prints it after each pass, then its kernels and its memory plan. --dump_ir DIR keeps graphs,\n"
-                 "kernels, LLVM IR and assembly of a training run in files of the same form.",
+        .about = "Reads a graph as text, as --dump_ir DIR of a training run writes it, and prints it after each pass, then its kernels and its\n"
+                 "memory plan. With --dump_ir here, LLVM IR and assembly are there beside them.",
     };
     cli_line line;
     int status = cli_parse(&line, &usage, argc, argv);

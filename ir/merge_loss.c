@@ -58,10 +58,13 @@ static bool merge(ir_graph *graph, ir_node *loss)
         if (n->op != OP_linear_cross_entropy_vjp || n->mark || !same_operands(loss, n))
             continue;
         ir_node *outside = graph->before;
+        ir_place place = graph->place;
         move_with_operands(graph, n, loss);
         graph->before = loss;
+        graph->place = loss->place;
         ir_node *again = ir_result(graph, n, 0);
         graph->before = outside;
+        graph->place = place;
         ir_redirect(graph, loss, again);
         return true;
     }

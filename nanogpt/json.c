@@ -34,6 +34,8 @@ static int line_of(const char *text, const char *at)
 static void tell_mistake(const char *path, const char *text, const char *stop)
 {
     int shown = 0;
+    if (stop > text && *stop && !strchr(" \t\r\n{}[],:", stop[-1]))              /* what should be a string, which cJSON has begun */
+        stop--;
     const char *closing = stop > text && strchr("}]", stop[-1]) ? stop - 1 : stop, *before = closing;       /* which cJSON may have gone past */
     while (shown < 24 && stop[shown] >= ' ' && stop[shown] <= '~')               /* ASCII: the text may be anything */
         shown++;

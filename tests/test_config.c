@@ -210,6 +210,8 @@ static void test_mistakes_in_a_file(void **state)
         { "{\"n_layer\": 6}", "a.json: dataset: is missing; name a corpus (\"shakespeare\", \"shakespeare_char\"), or a token file as train_data" },
         { "{\n" D ",\n \"n_layer\": 6\n \"n_head\": 6}", "a.json:4: JSON syntax error at '\"n_head\": 6}'" },
         { "{\n" D ",\n \"n_layer\": six}", "a.json:3: JSON syntax error at 'six}'" },
+        { "{\n" D ",\n 'n_layer': 6}", "a.json:3: JSON syntax error at ''n_layer': 6}'" },
+        { "{\n" D ", // six\n \"n_layer\": 6}", "a.json:2: JSON syntax error at '// six'" },
         { "{\n" D "\n", "a.json:3: JSON syntax error at the end of the text" },
         { "{\n" D ",\n \"n_layer\": 6,\n}\n", "a.json:3: JSON syntax error: a comma, and nothing between it and '}'" },
         { "{\n" D ",\n \"n_layer\": [6, ], \"n_head\": 6}", "a.json:3: JSON syntax error: a comma, and nothing between it and ']'" },

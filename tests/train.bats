@@ -142,6 +142,9 @@ END
     # what a pass leaves is a graph that parses
     "$RAX_BIN" compile some/where/train_step-1/00-trace.rax >stdout
     grep -q '^; -- kernels' stdout
+    "$RAX_BIN" compile some/where/train_step-1/00-trace.rax --dump-ir=again >by_itself
+    cmp stdout by_itself
+    diff -r some/where/train_step-1 again/train_step-1            # names, lines and all
     : >file
     train --max_iters=1 --dump_ir=file/where
     grep -q '^\[RAX\] warning: file/where/train_step-1: Not a directory; nothing is written there$' stderr

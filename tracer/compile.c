@@ -145,14 +145,13 @@ static trace_program *program_new(const trace *t)
     return program;
 }
 
-/* A folder for what this compilation writes: DUMP_DIR/train_step-1. NULL where nothing is to be written. */
-static char *dump_folder(const rax_fn *fn)
+char *trace_dump_folder(const char *name, int64_t number)
 {
     const char *dir = trace_settings()->dump_dir;
     base_text path = {0};
     if (!dir)
         return NULL;
-    base_text_add(&path, "%s/%s-%lld", dir, fn->name, (long long)fn->stats.compilations + 1);
+    base_text_add(&path, "%s/%s-%lld", dir, name, (long long)number);
     for (char *at = path.at + 1; (at = strchr(at, '/')) != NULL; at++) {
         *at = '\0';
         mkdir(path.at, 0777);                            /* what cannot be made is told of below */
@@ -200,7 +199,7 @@ static bool verifies(const char *folder)
 static bool compile(rax_fn *fn, ir_graph *graph, trace_program *program, const ir_backend *backend)
 {
     double start = trace_now_ms();
-    char *folder = dump_folder(fn);
+    char *folder = trace_dump_folder(fn->name, fn->stats.compilations + 1);
     bool verify = verifies(folder);
     ir_snapshot *before = ir_snapshot_take(graph);
     recorded.graph = graph;

@@ -106,6 +106,26 @@ static void print_kernels(const ir_graph *graph, FILE *out)
     kl_program_free(kernels);
 }
 
+/* The code, too, where --dump_ir wants it: all in one folder, as of a step that was traced. */
+static bool dump(const ir_graph *graph, const ir_backend *backend)
+{
+    char *folder = trace_dump_folder(graph->name, 1);
+    if (!folder)
+        return true;
+    ir_graph *copy = ir_graph_clone(graph);
+    ir_pass_options passes = { .verify = true, .dump_dir = folder, .keep_composite = backend->keep_composite };
+    ir_run_passes(copy, &passes);
+    ir_pass_reports_free(&passes);
+    ir_compile_report report = {0};
+    ir_executable *compiled = backend->compile(copy, &(ir_compile_options){ .name = graph->name, .dump_dir = folder, .verify = true }, &report);
+    if (compiled)
+        backend->free(compiled);
+    base_text_free(&report.lines);
+    ir_graph_free(copy);
+    base_free(folder);
+    return compiled != NULL;
+}
+
 bool rax_compile_text(const char *path, FILE *out)
 {
     const ir_backend *backend = trace_backend();
@@ -117,7 +137,7 @@ bool rax_compile_text(const char *path, FILE *out)
     base_free(text);
     if (!graph)
         return false;
-    bool good = run_passes(graph, backend, out);
+    bool good = dump(graph, backend) && run_passes(graph, backend, out);
     if (good)
         print_kernels(graph, out);
     ir_graph_free(graph);

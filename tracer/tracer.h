@@ -330,6 +330,8 @@ const trace_entry *trace_cache_explain(rax_fn *fn, const trace_key *key, base_te
 void trace_program_release(trace_program *program);                  /* freed with its last entry */
 void trace_cache_free(rax_fn *fn);
 
+/* A folder for what a compilation writes: DUMP_DIR/train_step-1. NULL where nothing is to be written, or, after a warning, can be. */
+char *trace_dump_folder(const char *name, int64_t number);
 /* Traces and compiles for the key and the leaves' values; NULL and an error. */
 trace_entry *trace_compile(rax_place place, rax_fn *fn, const trace_key *key, const rax_value *args);
 
