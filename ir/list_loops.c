@@ -9,7 +9,8 @@
  * Loops of a list run at the time of one of them, so the others move over the kernels between. Two sweeps do that. The first moves loops
  * up to the first of their form: over what they do not depend on. The second moves them down to the last: over what does not
  * depend on them. Within one sweep all move in one direction, and the order of any two kernels that touch the same memory stays:
- * who moves up stays below all that it needs, which moves at most up itself; downwards likewise.
+ * who moves up stays below all that it needs, which moves at most up itself; downwards likewise. What the first sweep has put together the
+ * second moves as one.
  *
  * Memory must not suffer. What moves up makes its results earlier: they are small, or not temporary. What moves down needs its operands
  * for longer: they are small, or needed after it anyway, as a gradient is by the update after its norm.
@@ -78,7 +79,14 @@ static uint64_t hash_of(const kl_loop *loop)
     return hash ^ hash >> 29;
 }
 
-/* By position of a loop: the next loop of its form, or -1; is_first: none comes before. */
+/* The loops of a loop or of a list, which have one form; none of another kernel. */
+static int loops_of(kl_kernel *kernel, kl_loop **loops)
+{
+    *loops = kernel->kind == KL_LIST ? kernel->list.loops : &kernel->loop;
+    return kernel->kind == KL_LIST ? kernel->list.n : kernel->kind == KL_LOOP;
+}
+
+/* By position of a loop, or a list: the next one of its form, or -1; is_first: none comes before. */
 typedef struct { int *next; bool *is_first; } forms;
 
 static forms find_forms(kl_kernel *const *kernels, int n)
@@ -90,10 +98,11 @@ static forms find_forms(kl_kernel *const *kernels, int n)
     forms f = { base_alloc(sizeof *f.next * (size_t)n), base_alloc(sizeof *f.is_first * (size_t)n) };
     for (int i = 0; i < n; i++) {
         f.next[i] = -1;
-        if (kernels[i]->kind != KL_LOOP)
+        kl_loop *loops, *others;
+        if (loops_of(kernels[i], &loops) == 0)
             continue;
-        int at = (int)(hash_of(&kernels[i]->loop) & (uint64_t)(size - 1)), first;
-        while ((first = table[at] - 1) >= 0 && !kl_same_form(&kernels[first]->loop, &kernels[i]->loop))
+        int at = (int)(hash_of(loops) & (uint64_t)(size - 1)), first;
+        while ((first = table[at] - 1) >= 0 && loops_of(kernels[first], &others) > 0 && !kl_same_form(others, loops))
             at = (at + 1) & (size - 1);
         if (first < 0) {
             table[at] = i + 1;
@@ -161,21 +170,25 @@ static bool is_little(const survey *s, const kl_view *view)
     return b->kind != KL_TEMP || b->count * ir_dtype_bytes(b->dtype) <= LITTLE;
 }
 
-static bool makes_little(const survey *s, const kl_loop *loop)
+static bool makes_little(const survey *s, kl_kernel *kernel)
 {
+    kl_loop *loops;
     bool little = true;
-    for (int i = 0; i < loop->n_outputs; i++)
-        little &= is_little(s, &loop->outputs[i].view);
+    for (int k = loops_of(kernel, &loops) - 1; k >= 0; k--)
+        for (int i = 0; i < loops[k].n_outputs; i++)
+            little &= is_little(s, &loops[k].outputs[i].view);
     return little;
 }
 
 /* The last position where all that it reads is still needed, but for what is little. */
-static int last_use(const survey *s, const kl_loop *loop)
+static int last_use(const survey *s, kl_kernel *kernel)
 {
+    kl_loop *loops;
     int last = INT32_MAX;
-    for (int i = 0; i < loop->n_exprs; i++)
-        if (loop->exprs[i].kind == KL_LOAD && !is_little(s, &loop->exprs[i].view))
-            last = MIN(last, s->last[s->memory[loop->exprs[i].view.buffer]]);
+    for (int k = loops_of(kernel, &loops) - 1; k >= 0; k--)
+        for (int i = 0; i < loops[k].n_exprs; i++)
+            if (loops[k].exprs[i].kind == KL_LOAD && !is_little(s, &loops[k].exprs[i].view))
+                last = MIN(last, s->last[s->memory[loops[k].exprs[i].view.buffer]]);
     return last;
 }
 
@@ -186,7 +199,7 @@ static void move_up(const survey *s, kl_kernel *const *kernels, const forms *f, 
         if (lands[first] != first)
             continue;
         for (int i = f->next[first]; i >= 0; i = f->next[i])
-            if (lands[i] == i && s->before[i] < first && makes_little(s, &kernels[i]->loop))
+            if (lands[i] == i && s->before[i] < first && makes_little(s, kernels[i]))
                 lands[i] = first;
     }
 }
@@ -195,11 +208,11 @@ static void move_up(const survey *s, kl_kernel *const *kernels, const forms *f, 
 static void move_down(const survey *s, kl_kernel *const *kernels, const forms *f, int first, int *lands)
 {
     while (first >= 0) {
-        int end = first, after = s->after[first], last = last_use(s, &kernels[first]->loop);
+        int end = first, after = s->after[first], last = last_use(s, kernels[first]);
         for (int i = f->next[first]; i >= 0 && i < after && i <= last; i = f->next[i]) {
             end = i;
             after = MIN(after, s->after[i]);
-            last = MIN(last, last_use(s, &kernels[i]->loop));
+            last = MIN(last, last_use(s, kernels[i]));
         }
         int next = f->next[end];
         for (int i = first; i != next; i = f->next[i])
@@ -213,15 +226,16 @@ static void move_down(const survey *s, kl_kernel *const *kernels, const forms *f
 static kl_kernel *list_of(kl_program *program, kl_kernel *const *kernels, const forms *f, const int *lands, int first, int target)
 {
     kl_kernel *list = ARENA_NEW(program->arena, kl_kernel, 1);
+    kl_loop *loops;
     int n = 0;
     for (int i = first; i >= 0; i = f->next[i])
-        n += lands[i] == target;
+        n += lands[i] == target ? loops_of(kernels[i], &loops) : 0;
     *list = *kernels[first];
     list->kind = KL_LIST;
     list->list = (kl_list){ 0, ARENA_NEW(program->arena, kl_loop, n) };
     for (int i = first; i >= 0; i = f->next[i])
-        if (lands[i] == target)
-            list->list.loops[list->list.n++] = kernels[i]->loop;
+        for (int k = 0, count = lands[i] == target ? loops_of(kernels[i], &loops) : 0; k < count; k++)
+            list->list.loops[list->list.n++] = loops[k];
     return list;
 }
 
@@ -233,7 +247,8 @@ static void gather(kl_program *program, kl_kernel **kernels, int *n, const forms
     for (int i = 0; i < *n; i++) {
         int target = lands[i];
         bool met = made[target];                               /* by the first of them */
-        if (kernels[i]->kind != KL_LOOP || met)
+        kl_loop *loops;
+        if (loops_of(kernels[i], &loops) == 0 || met)
             continue;
         made[target] = kernels[i];
         for (int j = f->next[i]; j >= 0 && made[target] == kernels[i]; j = f->next[j])
@@ -241,7 +256,8 @@ static void gather(kl_program *program, kl_kernel **kernels, int *n, const forms
                 made[target] = list_of(program, kernels, f, lands, i, target);
     }
     for (int i = 0; i < *n; i++) {
-        kl_kernel *kernel = kernels[i]->kind == KL_LOOP ? made[i] : kernels[i];
+        kl_loop *loops;
+        kl_kernel *kernel = loops_of(kernels[i], &loops) > 0 ? made[i] : kernels[i];
         if (kernel)
             kernels[kept++] = kernel;
     }
