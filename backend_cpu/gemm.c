@@ -102,7 +102,7 @@ static int64_t clamp(int64_t x, int64_t low, int64_t high) { return MAX(low, MIN
 static size_t align64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
 /* What follows from the tile, and from the depth of blocks: depths are padded to whole squares of the transposition, rows to whole
- * vectors and a line of cache more, lest all rows fall into one set of it. */
+ * vectors and an odd number of lines of cache, lest rows fall into few sets of it. */
 static int64_t depth_units(const cpu_gemm_plan *plan) { return plan->block_depth / plan->unit.k_per_unit; }
 
 static void measure_tile(cpu_gemm_plan *plan)
@@ -122,7 +122,7 @@ static void measure_depth(cpu_gemm_plan *plan)
 {
     int64_t row = depth_units(plan) * plan->unit.bytes;
     plan->b_panel_bytes = row * plan->tile.columns;
-    plan->a_line_bytes = plan->packs_rows ? row + 64 : row * plan->a_panel;
+    plan->a_line_bytes = plan->packs_rows ? row | 64 : row * plan->a_panel;
     plan->a_share = plan->packs_rows ? plan->tile.heights[0] : plan->a_panel;
     plan->a_share_bytes = plan->a_line_bytes * (plan->packs_rows ? plan->a_share : 1);
 }
