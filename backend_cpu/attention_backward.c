@@ -155,10 +155,12 @@ static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, const
     cpu_attention_matrix q = cpu_attention_rows(&w->run, &a->q, row, rows, w->staging[0]);
     cpu_attention_matrix dout = cpu_attention_rows(&w->run, &a->dout, row, rows, w->staging[1]);
 
-    cpu_attention_right across = cpu_attention_pack_transposed(a, &q, rows, w->q);
-    cpu_attention_scores(&w->run, k, &across, keys, diagonal, w->scores);
-    across = cpu_attention_pack_transposed(a, &dout, rows, w->dout);
-    cpu_attention_scores(&w->run, v, &across, keys, diagonal, w->gradients);
+    /* Both at once while their rows are near. */
+    cpu_attention_right q_across = cpu_attention_pack_transposed(a, &q, rows, w->q), q_over = cpu_attention_pack_right(a, &q, rows, w->q_right);
+    cpu_attention_right dout_across = cpu_attention_pack_transposed(a, &dout, rows, w->dout),
+                        dout_over = cpu_attention_pack_right(a, &dout, rows, w->dout_right);
+    cpu_attention_scores(&w->run, k, &q_across, keys, diagonal, w->scores);
+    cpu_attention_scores(&w->run, v, &dout_across, keys, diagonal, w->gradients);
     if (s->dropout > 0)
         cpu_attention_fill_keep(&w->run, row, key, keys, w->keep);
     cpu_attention_block block = {.scores = w->scores,
@@ -181,12 +183,12 @@ static void visit_panel(walk *w, int64_t panel, int64_t key, int64_t keys, const
     /* Over queries: those from key - diagonal on see a key. */
     int64_t over_queries = a->unit.k_per_unit == 2 ? line / 2 : line, key_panel = a->key_block * line;
     cpu_attention_product product = {
-        .left = {w->scores, over_queries, a->unit.bytes}, .right = cpu_attention_pack_right(a, &dout, rows, w->dout_right),
+        .left = {w->scores, over_queries, a->unit.bytes}, .right = dout_over,
         .sums = w->dv, .panel_bytes = key_panel, .rows = keys, .columns = s->head_dim, .depth = rows,
         .low = -diagonal, .high = CPU_ATTENTION_FAR, .begun = w->begun };
     cpu_attention_multiply(&w->run, &product);
     product.left.at = w->gradients;
-    product.right = cpu_attention_pack_right(a, &q, rows, w->q_right);
+    product.right = q_over;
     product.sums = w->dk;
     cpu_attention_multiply(&w->run, &product);
     w->begun = keys;                                 /* no panel sees less than the one before */

@@ -17,7 +17,6 @@
 #include "backend_cpu/gemm_emit.h"
 
 #include <stdio.h>
-#include <string.h>
 
 enum { MAX_HEIGHT = 12, MAX_VECTORS = 2, APART = 4 };
 
@@ -39,19 +38,6 @@ static value broadcast(const emitter *e, LLVMTypeRef element, int align, value p
     value x = LLVMBuildLoad2(e->v.builder, element, pointer, "");
     LLVMSetAlignment(x, (unsigned)align);
     return cpu_vsplat(&e->v, x);
-}
-
-/* sum + a0*b0 + a1*b1 of pairs of bf16. The intrinsic takes vectors of i32 up to LLVM 19, of bfloat later. */
-static value multiply_pairs(const emitter *e, value sum, value a, value b)
-{
-    bool whole = LLVMGetVectorSize(LLVMTypeOf(sum)) == 16;
-    const char *name = whole ? "llvm.x86.avx512bf16.dpbf16ps.512" : "llvm.x86.avx512bf16.dpbf16ps.256";
-    value function = LLVMGetIntrinsicDeclaration(e->v.module, LLVMLookupIntrinsicID(name, strlen(name)), NULL, 0);
-    LLVMTypeRef type = LLVMGlobalGetValueType(function), parameters[3];
-    LLVMGetParamTypes(type, parameters);
-    value args[] = {sum, LLVMBuildBitCast(e->v.builder, a, parameters[1], ""),
-                    LLVMBuildBitCast(e->v.builder, b, parameters[2], "")};
-    return LLVMBuildCall2(e->v.builder, type, function, args, 3, "");
 }
 
 /* The pointer, as one that the code generator does not know to lie a number of strides from another. */
@@ -122,7 +108,7 @@ static void emit_tile(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int hei
         value av = broadcast(&e, element, pairs ? 2 : unit_bytes, row);      /* pairs read in place may lie at any bf16 */
         for (int j = 0; j < vectors; j++) {
             value s = sum[i * vectors + j], x = lanes[j] == e.v.lanes ? av : cpu_vlanes(&e.v, av, av, 0, lanes[j]);
-            next[i * vectors + j] = pairs ? multiply_pairs(&e, s, x, bv[j]) : cpu_vfma(&e.v, x, bv[j], s);
+            next[i * vectors + j] = pairs ? cpu_vdot_pairs(&e.v, x, bv[j], s) : cpu_vfma(&e.v, x, bv[j], s);
         }
     }
     value next_soon = advance(&e, ps, soon_step);

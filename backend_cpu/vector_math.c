@@ -357,8 +357,8 @@ value cpu_vbf16_from_two(env *e, value low, value high)
 /* The intrinsic takes vectors of i32 up to LLVM 19, of bfloat later. */
 value cpu_vdot_pairs(env *e, value a, value b, value sum)
 {
-    static const char name[] = "llvm.x86.avx512bf16.dpbf16ps.512";
-    value function = LLVMGetIntrinsicDeclaration(e->module, LLVMLookupIntrinsicID(name, sizeof name - 1), NULL, 0);
+    const char *name = lanes_of(sum) == 16 ? "llvm.x86.avx512bf16.dpbf16ps.512" : "llvm.x86.avx512bf16.dpbf16ps.256";
+    value function = LLVMGetIntrinsicDeclaration(e->module, LLVMLookupIntrinsicID(name, strlen(name)), NULL, 0);
     LLVMTypeRef type = LLVMGlobalGetValueType(function), parameters[3];
     LLVMGetParamTypes(type, parameters);
     value args[] = {sum, bitcast(e, a, parameters[1]), bitcast(e, b, parameters[2])};

@@ -60,7 +60,8 @@ LLVMValueRef cpu_vfma(const cpu_vector_env *env, LLVMValueRef a, LLVMValueRef b,
  * takes and gives denormals as 0. */
 LLVMValueRef cpu_vbf16_from_f32(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vbf16_from_two(const cpu_vector_env *env, LLVMValueRef low, LLVMValueRef high);    /* the lanes of low, then those of high */
-/* sum + a0*b0 + a1*b1, of pairs of bf16: i16 of twice as many lanes. Subnormals count as 0. From CPU_AVX512BF16 on, of 16 lanes. */
+/* sum + a0*b0 + a1*b1, of pairs of bf16: bits of as many lanes of i32, or twice as many of i16. Subnormals count as 0. From CPU_AVX512BF16 on,
+ * of 16 lanes or 8. */
 LLVMValueRef cpu_vdot_pairs(const cpu_vector_env *env, LLVMValueRef a, LLVMValueRef b, LLVMValueRef sum);
 LLVMValueRef cpu_vf32_from_bf16(const cpu_vector_env *env, LLVMValueRef x);            /* i16 lanes; exact */
 
