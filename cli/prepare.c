@@ -5,7 +5,11 @@
 #include <string.h>
 #include <unistd.h>
 
-typedef struct { const char *tokenizer, *out_dir; double val_fraction; bool offline; } prepare_options;
+typedef struct {
+    const char *tokenizer, *out_dir;                 /* NULL: not said */
+    double val_fraction;                             /* below 0: not said */
+    bool offline;
+} prepare_options;
 
 static bool is_corpus(const char *name)
 {
@@ -15,9 +19,12 @@ static bool is_corpus(const char *name)
     return false;
 }
 
-static bool prepare_corpus(const char *name, const data_places *places)
+/* What is known of a corpus is also how it is split and what its tokens are. */
+static bool prepare_corpus(const char *name, const prepare_options *options, const data_places *places)
 {
     data_corpus corpus;
+    if (options->tokenizer || options->val_fraction >= 0)
+        return rax_fail(RAX_MISTAKE, "%s: is for texts of your own; %s has its own", options->tokenizer ? "--tokenizer" : "--val_fraction", name);
     if (!data_corpus_open(&corpus, name, 65536, places))
         return false;
     printf("%s: %zu tokens to train on, %zu to evaluate on, a vocabulary of %d\n", name, corpus.train->count, corpus.val->count,
@@ -40,8 +47,8 @@ static bool show_progress(void *user, uint64_t done, uint64_t total)
 static bool prepare_text(const cli_line *line, const prepare_options *options, const data_places *places)
 {
     const data_prepare_options prepare = {
-        .tokenizer = options->tokenizer, .inputs = (const char *const *)line->operands, .input_count = line->operand_count,
-        .out_folder = options->out_dir, .val_fraction = options->val_fraction, .progress = show_progress,
+        .tokenizer = options->tokenizer ? options->tokenizer : "gpt2", .inputs = (const char *const *)line->operands, .input_count = line->operand_count,
+        .out_folder = options->out_dir, .val_fraction = options->val_fraction < 0 ? 0.1 : options->val_fraction, .progress = show_progress,
     };
     data_prepare_result result;
     cli_end_gracefully();
@@ -70,7 +77,7 @@ static bool prepare(const cli_line *line, const prepare_options *options)
     data_places places = cli_places(line);
     places.offline = options->offline;
     if (!options->out_dir && line->operand_count == 1 && is_corpus(line->operands[0]))
-        return prepare_corpus(line->operands[0], &places);
+        return prepare_corpus(line->operands[0], options, &places);
     for (int i = 0; i < line->operand_count; i++)
         if (!is_there(line->operands[i]))
             return refuse_absent(line->operands[i]);
@@ -81,7 +88,7 @@ static bool prepare(const cli_line *line, const prepare_options *options)
 
 int cli_prepare(int argc, char **argv)
 {
-    prepare_options options = { .tokenizer = "gpt2", .val_fraction = 0.1 };
+    prepare_options options = { .val_fraction = -1 };
     const cli_option rows[] = {
         { "tokenizer", 0, CLI_TEXT, &options.tokenizer, .what = "NAME", .help = "gpt2 or char (gpt2)" },
         { "out_dir", 'o', CLI_PATH, &options.out_dir, .what = "DIR", .help = "where train.bin, val.bin and tokenizer.json go" },

@@ -126,6 +126,8 @@ fails() {
 @test "prepare: neither a corpus nor a file" {
     fails 2 "shakespear: there is no such file; the nearest corpus is shakespeare" prepare shakespear
     fails 2 "shakespeare: there is no such file; the corpus of that name stands alone, without --out_dir" prepare shakespeare -o tokens
+    fails 2 "--tokenizer: is for texts of your own; shakespeare has its own" prepare shakespeare --tokenizer=char
+    fails 2 "--val_fraction: is for texts of your own; shakespeare has its own" prepare shakespeare --val_fraction=0
     printf x >text
     fails 2 "--out_dir: is missing" prepare text
     : >empty
