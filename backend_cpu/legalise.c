@@ -51,6 +51,6 @@ void cpu_legalise(kl_program *program, const cpu_machine *machine)
             kl_fold_casts(program);
     }
     kl_rewrite_products(program, generated ? legalise_for_generated : legalise_for_openblas, NULL);
-    kl_list_loops(program);
+    kl_list_loops(program, 0);
     kl_renumber(program);
 }

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { EARLY_BYTES = 16 << 20 };          /* what a card writes in about the time that a launch takes it */
+
 /* A sum over nothing: what is made of the product is made of zeros. */
 static void become_loop(kl_kernel *kernel)
 {
@@ -77,7 +79,7 @@ void cuda_legalise(kl_program *program, cuda_device *device)
     kl_rewrite_products(program, legalise_contraction, device);
     if (!says("plain"))
         cuda_sum_operands(program, takes, device);
-    kl_list_loops(program);
+    kl_list_loops(program, EARLY_BYTES);
     cuda_hoist_scalars(program);
     kl_renumber(program);
 }

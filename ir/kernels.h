@@ -305,8 +305,8 @@ void kl_fold_casts(kl_program *program);
 
 /* -- list_loops.c ------------------------------------------------------------------------------------------------------ */
 
-/* For backends to which a kernel less is worth something: after legalise, before memory is planned. */
-void kl_list_loops(kl_program *program);
+/* For backends to which a kernel less is worth something: after legalise, before memory is planned. early: bytes of a temporary that may be made earlier for it, as long as no more lives at once. */
+void kl_list_loops(kl_program *program, int64_t early);
 /* Whether both are the same code, given other arguments: see kl_list. */
 bool kl_same_form(const kl_loop *a, const kl_loop *b);
 

@@ -12,7 +12,8 @@
  * who moves up stays below all that it needs, which moves at most up itself; downwards likewise. What the first sweep has put together the
  * second moves as one.
  *
- * Memory must not suffer. What moves up makes its results earlier: they are small, or not temporary. What moves down needs its operands
+ * Memory must not suffer. What moves up makes its results earlier: they are small, or not temporary, or there is room for them: at no kernel that they would live through more lives
+ * than where most does now. (Weights that are cast for the way forward and for the way back all live in between, where that is.) What moves down needs its operands
  * for longer: they are small, or needed after it anyway, as a gradient is by the update after its norm.
  *
  * Needs axes merged, so that tensors of any shape have one form. Near-linear: loops find their form by a hash. */
@@ -128,6 +129,7 @@ typedef struct {
     int *last;                 /* by memory: the last position that touches it */
     int now, at, nearest;      /* the step, and its position */
     bool note;
+    int64_t early, peak, *live;        /* bytes: of a temporary that may be made earlier where there is room; that live at most; and at each kernel, by id */
 } survey;
 
 static int *numbers(int n) { return base_alloc(sizeof(int) * (size_t)MAX(n, 1)); }
@@ -170,14 +172,25 @@ static bool is_little(const survey *s, const kl_view *view)
     return b->kind != KL_TEMP || b->count * ir_dtype_bytes(b->dtype) <= LITTLE;
 }
 
-static bool makes_little(const survey *s, kl_kernel *kernel)
+/* Bytes of temporaries that are made early where `from` runs at the place of `to`, by which the room is less from now on; false: there is none. */
+static bool has_room(const survey *s, kl_kernel *from, const kl_kernel *to)
 {
     kl_loop *loops;
-    bool little = true;
-    for (int k = loops_of(kernel, &loops) - 1; k >= 0; k--)
-        for (int i = 0; i < loops[k].n_outputs; i++)
-            little &= is_little(s, &loops[k].outputs[i].view);
-    return little;
+    int64_t bytes = 0;
+    for (int k = loops_of(from, &loops) - 1; k >= 0; k--)
+        for (int i = 0; i < loops[k].n_outputs; i++) {
+            const kl_buffer *b = &s->program->buffers[kl_root_buffer(s->program, loops[k].outputs[i].view.buffer)];
+            int64_t of = is_little(s, &loops[k].outputs[i].view) ? 0 : b->count * ir_dtype_bytes(b->dtype);
+            if (of > s->early)
+                return false;
+            bytes += of;
+        }
+    for (int id = to->id; bytes && id < from->id; id++)
+        if (s->live[id] + bytes > s->peak)
+            return false;
+    for (int id = to->id; id < from->id; id++)
+        s->live[id] += bytes;
+    return true;
 }
 
 /* The last position where all that it reads is still needed, but for what is little. */
@@ -199,7 +212,7 @@ static void move_up(const survey *s, kl_kernel *const *kernels, const forms *f, 
         if (lands[first] != first)
             continue;
         for (int i = f->next[first]; i >= 0; i = f->next[i])
-            if (lands[i] == i && s->before[i] < first && makes_little(s, kernels[i]))
+            if (lands[i] == i && s->before[i] < first && has_room(s, kernels[i], kernels[first]))
                 lands[i] = first;
     }
 }
@@ -287,10 +300,31 @@ static void list_in(survey *s, kl_kernel **kernels, int *n, bool up)
     base_free(f.is_first);
 }
 
-void kl_list_loops(kl_program *program)
+/* By kernel, the bytes of temporaries that live. */
+static void find_room(survey *s)
+{
+    const kl_program *p = s->program;
+    kl_life *lives = base_alloc(sizeof *lives * (size_t)MAX(p->n_buffers, 1));
+    s->live = base_alloc(sizeof *s->live * (size_t)(p->n_ids + 1));
+    kl_lives(p, lives);
+    for (int i = 0; i < p->n_buffers; i++)
+        if (p->buffers[i].kind == KL_TEMP && lives[i].last >= 0) {
+            s->live[lives[i].born] += p->buffers[i].count * ir_dtype_bytes(p->buffers[i].dtype);
+            s->live[lives[i].done + 1] -= p->buffers[i].count * ir_dtype_bytes(p->buffers[i].dtype);
+        }
+    for (int i = 0; i < p->n_ids; i++) {
+        s->live[i] += i ? s->live[i - 1] : 0;
+        s->peak = MAX(s->peak, s->live[i]);
+    }
+    base_free(lives);
+}
+
+void kl_list_loops(kl_program *program, int64_t early)
 {
     int n = program->n_buffers;
-    survey s = { .program = program, .memory = kl_memories(program), .write = numbers(n), .touch = numbers(n), .last = numbers(n) };
+    survey s = { .program = program, .memory = kl_memories(program), .write = numbers(n), .touch = numbers(n), .last = numbers(n), .early = early };
+    kl_renumber(program);
+    find_room(&s);
     list_in(&s, program->kernels, &program->n_kernels, true);
     list_in(&s, program->kernels, &program->n_kernels, false);
     kl_renumber(program);
@@ -298,4 +332,5 @@ void kl_list_loops(kl_program *program)
     base_free(s.write);
     base_free(s.touch);
     base_free(s.last);
+    base_free(s.live);
 }

@@ -182,7 +182,7 @@ MAYBE_UNUSED static void check_kernels(ir_graph *graph, settings s)
         if (fused)
             fuse(program);
         if (listed)
-            kl_list_loops(program);
+            kl_list_loops(program, 0);
         if (!kl_verify(program, &why))
             fail_with(graph, program, "%s", why.at);
         kl_plan_memory(program, reuse);

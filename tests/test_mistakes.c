@@ -261,7 +261,7 @@ static char *list_of(int which)
 {
     kl_program *program = lowered(graph_of(graphs[which]), true);
     kl_fuse_epilogues(program);
-    kl_list_loops(program);
+    kl_list_loops(program, 0);
     char *text = kernels_text(program);
     kl_program_free(program);
     return text;
