@@ -33,9 +33,18 @@ void cli_end_gracefully(void) { graceful = 1; }
 int cli_signal(void) { return caught; }
 int cli_signal_status(void) { return 128 + caught; }
 
+/* Token files and weights are mapped. */
+static void on_file_cut_short(int number)
+{
+    static const char line[] = "rax: a file that is being read was cut short, or its disk fails: token files and weights have to stay as they are\n";
+    (void)number;
+    _exit(write(STDERR_FILENO, line, sizeof line - 1) < 0 ? 128 + SIGBUS : RAX_FAILURE);
+}
+
 static void catch_signals(void)
 {
     struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
+    signal(SIGBUS, on_file_cut_short);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGPIPE, &action, NULL);

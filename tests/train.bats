@@ -204,6 +204,19 @@ END
     [ ! -e out/metrics.jsonl ]
 }
 
+@test "a token file that is cut short while it is read" {
+    cp "$FIXTURES/odd-widths/tokens.bin" cut.bin
+    "$RAX_BIN" train "$CONFIG" --out_dir=out --train_data=cut.bin --max_iters=1000000 --checkpoint_interval=2 >stdout 2>stderr &
+    await '^iter 4' stdout
+    : >cut.bin
+    status=0
+    wait $! || status=$?
+    grep -v '^\[RAX\]' stderr >lines
+    cat lines
+    [ "$status" -eq 1 ] && [ "$(wc -l <lines)" -eq 1 ] && grep -q 'was cut short' lines
+    "$RAX_BIN" train "$CONFIG" --out_dir=out --init_from=resume --max_iters=5
+}
+
 @test "weight files that cannot be" {
     mkdir weights
     fails 2 "weights/model.safetensors" train "$CONFIG" --out_dir=out --init_from=weights
