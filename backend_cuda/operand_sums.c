@@ -75,12 +75,16 @@ static void note_touch(void *context, const kl_access *access)
     t->clash |= memory == t->sum || (access->write && memory == t->matrix);
 }
 
-static bool can_move(const sums *x, kl_kernel *const *list, int from, int to, const row_sum *s)
+/* behind: by place what has been put there already. */
+static bool can_move(const sums *x, kl_kernel *const *list, kl_kernel *const *behind, int from, int to, const row_sum *s)
 {
     touch t = { x, x->memory[s->output->view.buffer], x->memory[s->load->view.buffer], false };
-    for (int i = MIN(from, to); i <= MAX(from, to); i++)
+    for (int i = MIN(from, to); i <= MAX(from, to); i++) {
         if (i != from)
             kl_visit_all(list[i], note_touch, &t);
+        if (behind[i])
+            kl_visit_all(behind[i], note_touch, &t);
+    }
     return !t.clash;
 }
 
@@ -130,7 +134,7 @@ static void sum_in(const sums *x, kl_kernel ***list, int *n)
         if (at[i]->kind == KL_REPEAT)
             sum_in(x, &at[i]->repeat.body, &at[i]->repeat.n_body);
         for (int j = 0; is_row_sum(at[i], &s) && j < *n && !gone[i]; j++)
-            gone[i] = at[j]->kind == KL_CONTRACTION && (is_operand(&at[j]->contraction, true, &s) || is_operand(&at[j]->contraction, false, &s)) && can_move(x, at, i, j, &s) &&
+            gone[i] = at[j]->kind == KL_CONTRACTION && (is_operand(&at[j]->contraction, true, &s) || is_operand(&at[j]->contraction, false, &s)) && can_move(x, at, behind, i, j, &s) &&
                       give(x, at[i], &s, at[j], &behind[j]);
     }
     for (int i = 0; i < *n; i++) {
