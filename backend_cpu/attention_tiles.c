@@ -417,22 +417,18 @@ void cpu_attention_emit_gradient(LLVMModuleRef module, cpu_isa isa, const cpu_at
 
 /* -- rows -------------------------------------------------------------------------------------------------------------- */
 
-/* Columns from 0 to columns, so many at a time: whole steps, then what is left under a mask; where masks cost nothing all under masks.
- * left: the columns from this one on; NULL: all of a step. */
+/* Columns from 0 to columns, so many at a time: whole steps, then what is left under a mask. left: the columns from this one on; NULL: all
+ * of a step. */
 typedef void visit_columns(piece *p, value column, value left, value *carried, void *context);
 
 static void each_column(piece *p, value columns, int step, int n, value *carried, visit_columns *visit, void *context)
 {
     const emitter *e = &p->e;
-    value from = constant(e, 0);
-    if (e->v.isa < CPU_AVX512) {
-        value whole = LLVMBuildAnd(e->v.builder, columns, constant(e, -step), "");
-        carrying_loop full = begin_carrying(e, from, whole, step, n, carried);
-        visit(p, full.loop.i, NULL, carried, context);
-        end_carrying(e, &full, carried);
-        from = whole;
-    }
-    carrying_loop rest = begin_carrying(e, from, columns, step, n, carried);
+    value whole = LLVMBuildAnd(e->v.builder, columns, constant(e, -step), "");
+    carrying_loop full = begin_carrying(e, constant(e, 0), whole, step, n, carried);
+    visit(p, full.loop.i, NULL, carried, context);
+    end_carrying(e, &full, carried);
+    carrying_loop rest = begin_carrying(e, whole, columns, step, n, carried);
     visit(p, rest.loop.i, isub(e, columns, rest.loop.i), carried, context);
     end_carrying(e, &rest, carried);
 }
