@@ -58,11 +58,14 @@ int cpu_gemm_a_panel(cpu_isa isa, ir_dtype dtype)
     return rows;
 }
 
+/* A vector and a half takes as long as two, but for pairs: of f32 the code generator puts an element of A into all lanes twice, once a width. */
 int cpu_gemm_narrow_of(cpu_isa isa, ir_dtype dtype, int64_t n)
 {
     cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtype);
     int half = tile.lanes / 2, columns = (int)base_round_up(n % tile.columns, half);
-    return isa >= CPU_AVX512 && !cpu_gemm_has_tiles(isa, dtype) && columns % tile.lanes != 0 ? columns : 0;
+    if (isa < CPU_AVX512 || cpu_gemm_has_tiles(isa, dtype) || columns % tile.lanes == 0)
+        return 0;
+    return columns < tile.lanes || cpu_gemm_unit_of(isa, dtype).k_per_unit == 2 ? columns : 0;
 }
 
 static void find(const cpu_code *loaded, const char *name, void *to)

@@ -525,17 +525,19 @@ static void rows_that_collide_are_packed(void **state)
 static void narrow_kernels_end_c(void **state)
 {
     (void)state;
-    static const struct { int64_t n; int f32, f64; } expected[] = {{1, 8, 4}, {8, 8, 0}, {9, 0, 12}, {16, 0, 0}, {17, 24, 4}, {24, 24, 0}, {25, 0, 12}, {32, 0, 0}, {65, 8, 4}, {97, 8, 4}};
+    static const struct { int64_t n; int f32, pairs, f64; } expected[] = {
+        {1, 8, 8, 4}, {8, 8, 8, 0}, {9, 0, 0, 0}, {16, 0, 0, 0}, {17, 0, 24, 4}, {24, 0, 24, 0}, {25, 0, 0, 0}, {32, 0, 0, 0}, {65, 8, 8, 4}, {97, 8, 8, 4}};
     for (size_t i = 0; i < COUNT_OF(expected); i++) {
         assert_int_equal(cpu_gemm_narrow_of(CPU_AVX512, IR_F32, expected[i].n), expected[i].f32);
-        assert_int_equal(cpu_gemm_narrow_of(CPU_AVX512BF16, IR_BF16, expected[i].n), expected[i].f32);
+        assert_int_equal(cpu_gemm_narrow_of(CPU_AVX512BF16, IR_BF16, expected[i].n), expected[i].pairs);
+        assert_int_equal(cpu_gemm_narrow_of(CPU_AVX512, IR_BF16, expected[i].n), expected[i].f32);
         assert_int_equal(cpu_gemm_narrow_of(CPU_AMX, IR_F64, expected[i].n), expected[i].f64);
         assert_int_equal(cpu_gemm_narrow_of(CPU_AMX, IR_BF16, expected[i].n), 0);
         assert_int_equal(cpu_gemm_narrow_of(CPU_AVX2, IR_F32, expected[i].n), 0);
     }
 }
 
-static const int64_t sizes[][3] = {{1, 1, 1}, {1, 33, 7}, {13, 17, 1}, {12, 32, 48}, {37, 65, 129}, {5, 3, 2}, {48, 16, 33}, {25, 96, 64}, {3, 40, 0}, {31, 26, 20}};
+static const int64_t sizes[][3] = {{1, 1, 1}, {1, 33, 7}, {13, 17, 1}, {12, 32, 48}, {37, 65, 129}, {5, 3, 2}, {48, 16, 33}, {25, 96, 64}, {3, 40, 0}, {31, 23, 20}};
 
 /* The layouts, by turns: all nine pairs come up for every ISA and kind. */
 static void layouts_and_sizes(void **state)
@@ -725,8 +727,8 @@ static void loops_over_k_stay_in_registers(void **state)
             static const ir_dtype dtypes[] = {IR_F32, IR_F64, IR_BF16};
             cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtypes[i]);
             int functions = cpu_gemm_has_tiles(isa, dtypes[i]) ? 1 : 2 * (tile.n_heights + 1);
-            if (cpu_gemm_narrow_of(isa, dtypes[i], 1))
-                functions += 2 * (base_divide_up(tile.n_heights, CPU_GEMM_NARROW_STEP) + 1);
+            for (int columns = tile.lanes / 2; columns < tile.columns; columns += tile.lanes)
+                functions += cpu_gemm_narrow_of(isa, dtypes[i], columns) == 0 ? 0 : base_divide_up(tile.n_heights, CPU_GEMM_NARROW_STEP) + 1;
             char *assembly = micro_assembly(isa, dtypes[i]);
             found = find_k_loops(assembly);
             if (found.loops < functions || *found.spilling)
