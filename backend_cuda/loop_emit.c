@@ -10,6 +10,7 @@
  *     sums of the groups, added in order, to workspace
  *
  * In a list the same text serves loops of any extents: bx is the number of the block in its own loop.
+ * The last level goes back along a row that is read again: what was read last is the likeliest to be in the cache, and what is in shared memory was read first.
  * A level computes anew what it needs of the levels before. The sum of exp(x - m), m being the maximum of x along the row, is of m's level: it is made of what m is so far, and
  * rescaled where m grows (Milakov and Gimelshein, Online normalizer calculation for softmax). What it reads again the thread has kept of its row, in registers or in shared memory, where there is room;
  * the rest is read from the cache. */
@@ -32,11 +33,12 @@ static void write_indices(const cuda_loop *l, base_text *text, const char *inden
     }
 }
 
-static void begin_columns(cuda_loop *l, base_text *text, bool unroll)
+/* unroll: registers go by `it`. back: from the end of the row. */
+static void begin_columns(cuda_loop *l, base_text *text, bool unroll, bool back)
 {
     const char *type = l->x->index_type;
-    base_text_add(text, "%s        for (int it = 0; it < ITERATIONS; it++) {\n",
-                  !l->iterations_are_code ? "        RAX_UNROLL_4\n" : unroll || l->unrolled || l->iterations <= 8 ? "        RAX_UNROLL\n" : "");
+    base_text_add(text, "%s        for (int it = %s) {\n", l->iterations_are_code && (unroll || l->unrolled || l->iterations <= 8) ? "        RAX_UNROLL\n" : "        RAX_UNROLL_4\n",
+                  back ? "ITERATIONS - 1; it >= 0; it--" : "0; it < ITERATIONS; it++");
     base_text_add(text, "            const %s column = first_column + ((%s)it * GROUP + lane) * V;\n            if (column < end_column) {\n", type, type);
     write_indices(l, text, "                ", "column", l->loop.n_outer, l->loop.n_axes);
     cuda_forget_place(l->x);
@@ -91,7 +93,7 @@ static void write_reductions(cuda_loop *l, base_text *text, int level)
     }
     if (n == 0)
         return;
-    begin_columns(l, text, false);
+    begin_columns(l, text, false, false);
     for (int i = 0; i < loop->n_exprs; i++) {
         const kl_expr *e = &loop->exprs[i];
         if (e->kind != KL_REDUCE || l->level[i] != level + 1)
@@ -158,7 +160,7 @@ static void write_outputs(cuda_loop *l, base_text *text)
         by_column |= !l->by_row[i];
     }
     if (by_column) {
-        begin_columns(l, text, l->in_registers);
+        begin_columns(l, text, l->in_registers && kl_count_outputs(loop, KL_SUM_OUTER) > 0, l->n_levels > 1 && !l->unrolled);
         for (int i = 0; i < loop->n_outputs; i++) {
             const kl_output *o = &loop->outputs[i];
             if (l->by_row[i])

@@ -61,6 +61,7 @@ static struct {
     const cuda_library *nvrtc;                /* not NULL: what is compiled for the stand-in is compiled for sm_80 and sm_90, too */
     bool only_nvrtc;                          /* and only by it, for the stand-in's own architecture: kernels cannot be launched */
     int attention_kernels, attention_spills;  /* of what it compiled alone: kernels of attention, and those of them that have not registers enough */
+    int keeping_kernels, keeping_alone;       /* kernels that keep rows in half of a multiprocessor's shared memory, and those whose registers leave no room for a second block */
 } standin = { .most_bytes = (size_t)8 << 30, .arch_major = 9, .nvrtc_version = 130 };
 
 static block *block_of(const void *at, size_t bytes, bool pinned)

@@ -95,6 +95,9 @@ static bool compile_and_count(cuda_source s, int architecture)
         spills--;
     __atomic_add_fetch(&standin.attention_kernels, compiled && is_attention && spills, __ATOMIC_RELAXED);
     __atomic_add_fetch(&standin.attention_spills, compiled && is_attention && spills && atoi(spills) > 0, __ATOMIC_RELAXED);
+    const char *threads = strstr(s->text, "enum { THREADS = "), *used = strstr(log, "Used ");
+    __atomic_add_fetch(&standin.keeping_kernels, compiled && threads && used, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&standin.keeping_alone, compiled && threads && used && 2 * atoi(threads + strlen("enum { THREADS = ")) * atoi(used + strlen("Used ")) > 65536, __ATOMIC_RELAXED);
     if (!compiled)
         fprintf(stderr, "stand-in: sm_%d: %s\n", architecture, log);
     free(log);
