@@ -181,7 +181,9 @@ typedef struct { cuda_product_desc desc; cuda_layout a, b, c, d; cuda_algorithm_
 typedef struct { void *a, *b, *c, *d, *bias, *aux, *workspace; } cuda_places;        /* c: where the product adds one */
 bool cuda_ready_product(cuda_device *device, const kl_program *program, const cuda_product *p, cuda_ready *ready);
 void cuda_ready_free(cuda_device *device, cuda_ready *ready);
-bool cuda_product_exists(cuda_device *device, const kl_program *program, const cuda_product *p);
+/* apart: the table says that a loop makes what the epilogue does faster; its algorithm is there all the same. */
+typedef enum { CUDA_NO_PRODUCT, CUDA_BY_HEURISTIC, CUDA_TIMED, CUDA_APART } cuda_standing;
+cuda_standing cuda_product_standing(cuda_device *device, const kl_program *program, const cuda_product *p);
 bool cuda_multiply(cuda_device *device, const cuda_product *p, const cuda_ready *ready, const cuda_places *at);
 
 /* -- requests.c ------------------------------------------------------------------------------------------------------------ */
@@ -230,20 +232,27 @@ bool cuda_fill_with_noise(cuda_device *device, ir_dtype dtype, void *memory, siz
 
 /* -- choices.c ------------------------------------------------------------------------------------------------------------------- */
 
-/* What cuBLASLt is asked; key: all that an answer depends on but card and version, as text of one line. ready: but for the algorithm. */
+/* What cuBLASLt is asked; key: all that an answer depends on but card and version, as text of one line. ready: but for the algorithm. left: where a loop may make
+ * what the epilogue does, the product that is left then, as it was timed, and the bytes that the loop goes through. */
 typedef struct {
     const char *key;
     const cuda_product *product;
     const cuda_ready *ready;
     cuda_preference preference;
     size_t a_bytes, b_bytes, c_bytes, d_bytes, bias_bytes, aux_bytes, workspace_bytes;       /* of the product's, from the first element to the last; that it may take */
+    float left_ms;                                           /* 0: there is nothing to compare with */
+    size_t loop_bytes;
 } cuda_question;
+/* ms: as it was timed in this process, or 0. */
+typedef struct { cuda_algorithm algorithm; cuda_standing standing; float ms; } cuda_choice;
 /* folder: "" for none. tunes: products are timed, and the table is written. */
 cuda_choices *cuda_choices_open(const char *folder, const cuda_machine *machine, int blas_version, bool tunes);
 void cuda_choices_close(cuda_choices *choices);               /* NULL is fine */
 const char *cuda_choices_digest(const cuda_choices *choices); /* "" for an empty table */
-/* exists: false where cuBLASLt has no such product. False and base_error. */
-bool cuda_choose_algorithm(cuda_device *device, const cuda_question *question, cuda_algorithm *answer, bool *exists);
+bool cuda_choices_tune(const cuda_choices *choices);
+bool cuda_choices_are_timed(const cuda_choices *choices);     /* some are, or will be; NULL: none */
+/* False and base_error. */
+bool cuda_choose_algorithm(cuda_device *device, const cuda_question *question, cuda_choice *answer);
 
 /* -- backend.c --------------------------------------------------------------------------------------------------------------- */
 

@@ -2,6 +2,10 @@
  * card and a version of cuBLASLt, so that the same product takes the same one every time. A line a product, what it is before a tab:
  *
  *     64 768 3072 1 ...      <algorithm, 128 hex digits> <workspace bytes> <digest of what is before>
+ *     64 768 3072 1 ...      <algorithm, 128 hex digits> <workspace bytes> apart <digest of what is before>
+ *
+ * "apart": the product without its epilogue, and a loop that makes it, take less time. The loop is not there yet when that is asked; as many bytes as it reads and writes are
+ * filled instead, which takes a card about as long.
  *
  * A product that is not in the table takes the algorithm that the heuristic names first, which card and version decide. With tuning on, every product
  * that is asked for is timed once in the process, on operands of noise.
@@ -15,8 +19,8 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-/* fresh: timed in this process. asked: the heuristic's word, kept in the process alone; or that there is none. */
-typedef struct { char *key; cuda_algorithm algorithm; bool fresh, asked, exists; } choice;
+/* fresh: timed in this process. The heuristic's word, or that there is none, is kept in the process alone. */
+typedef struct { char *key; cuda_choice is; bool fresh; } choice;
 struct cuda_choices {
     char *path;                              /* NULL: there is no folder */
     int n, cap;
@@ -33,7 +37,9 @@ static choice *find(cuda_choices *c, const char *key)
     return NULL;
 }
 
-static choice *set(cuda_choices *c, const char *key, const cuda_algorithm *algorithm, bool fresh)
+static bool is_timed(const choice *c) { return c->is.standing == CUDA_TIMED || c->is.standing == CUDA_APART; }
+
+static void set(cuda_choices *c, const char *key, const cuda_choice *is, bool fresh)
 {
     choice *at = find(c, key);
     if (!at) {
@@ -41,22 +47,21 @@ static choice *set(cuda_choices *c, const char *key, const cuda_algorithm *algor
         at = &c->at[c->n++];
         at->key = base_strdup(key);
     }
-    at->algorithm = *algorithm;
+    at->is = *is;
     at->fresh = fresh;
-    at->asked = false;
-    at->exists = true;
-    return at;
 }
 
 /* -- the file ------------------------------------------------------------------------------------------------------------------ */
+
+static const char apart[] = " apart";
 
 static void print_choice(base_text *text, const choice *c)
 {
     base_text line = {0};
     base_text_add(&line, "%s\t", c->key);
     for (int i = 0; i < 8; i++)
-        base_text_add(&line, "%016" PRIx64, c->algorithm.algorithm.data[i]);
-    base_text_add(&line, " %zu", c->algorithm.workspace_bytes);
+        base_text_add(&line, "%016" PRIx64, c->is.algorithm.algorithm.data[i]);
+    base_text_add(&line, " %zu%s", c->is.algorithm.workspace_bytes, c->is.standing == CUDA_APART ? apart : "");
     base_text_add(text, "%s %016llx\n", line.at, (unsigned long long)XXH3_64bits(line.at, line.len));
     base_text_free(&line);
 }
@@ -64,26 +69,29 @@ static void print_choice(base_text *text, const choice *c)
 /* line ends in a zero byte. */
 static void read_choice(cuda_choices *c, char *line)
 {
-    cuda_algorithm a = {0};
+    cuda_choice is = { .standing = CUDA_TIMED };
+    int used = 0;
     char *digest = strrchr(line, ' '), *tab = strchr(line, '\t'), *rest;
     unsigned long long stated;
     if (!digest || !tab || digest < tab || sscanf(digest, " %16llx", &stated) != 1 || XXH3_64bits(line, (size_t)(digest - line)) != stated)
         return;
+    *digest = '\0';
     rest = tab + 1;
     for (int i = 0; i < 8; i++, rest += 16)
-        if (sscanf(rest, "%16" SCNx64, &a.algorithm.data[i]) != 1)
+        if (sscanf(rest, "%16" SCNx64, &is.algorithm.algorithm.data[i]) != 1)
             return;
-    if (sscanf(rest, " %zu", &a.workspace_bytes) != 1)
+    if (sscanf(rest, " %zu%n", &is.algorithm.workspace_bytes, &used) != 1 || (rest[used] && strcmp(rest + used, apart) != 0))
         return;
+    is.standing = rest[used] ? CUDA_APART : CUDA_TIMED;
     *tab = '\0';
-    set(c, line, &a, false);
+    set(c, line, &is, false);
 }
 
 static base_text table_of(const cuda_choices *c)
 {
     base_text text = {0};
     for (int i = 0; i < c->n; i++)
-        if (!c->at[i].asked)
+        if (is_timed(&c->at[i]))
             print_choice(&text, &c->at[i]);
     return text;
 }
@@ -153,14 +161,16 @@ static bool write_table(const cuda_choices *c)
 
 enum { CANDIDATES = 16, SAMPLES = 3, CALLS = 5 };
 
-/* Operands of noise, and room for all that a product touches, in one block. */
+/* Operands of noise, and room for all that a product touches, or the loop beside what is left of it, in one block. */
 typedef struct { cuda_device *device; const cuda_question *q; char *memory; cuda_places at; cuda_event begin, end; } trial;
+typedef bool trial_call(const trial *t, const cuda_ready *ready);
 
 static bool trial_open(trial *t)
 {
     const cuda_question *q = t->q;
     const cuda_library *l = cuda_device_library(t->device);
-    t->memory = cuda_memory_new(t->device, cuda_rounded(q->a_bytes) + cuda_rounded(q->b_bytes) + cuda_rounded(q->c_bytes) + cuda_rounded(q->d_bytes) + cuda_rounded(q->bias_bytes) + cuda_rounded(q->aux_bytes) + q->workspace_bytes);
+    size_t bytes = cuda_rounded(q->a_bytes) + cuda_rounded(q->b_bytes) + cuda_rounded(q->c_bytes) + cuda_rounded(q->d_bytes) + cuda_rounded(q->bias_bytes) + cuda_rounded(q->aux_bytes) + q->workspace_bytes;
+    t->memory = cuda_memory_new(t->device, MAX(bytes, q->loop_bytes));
     if (!t->memory)
         return false;
     char *a = t->memory, *b = a + cuda_rounded(q->a_bytes), *c = b + cuda_rounded(q->b_bytes), *d = c + cuda_rounded(q->c_bytes), *bias = d + cuda_rounded(q->d_bytes), *aux = bias + cuda_rounded(q->bias_bytes);
@@ -179,9 +189,16 @@ static void trial_close(trial *t)
     cuda_memory_free(t->device, t->memory);
 }
 
-/* The shortest of a few samples of several products; what was left on the device by the one before is warm by then. False where the library does not
+static bool call_product(const trial *t, const cuda_ready *ready) { return cuda_multiply(t->device, t->q->product, ready, &t->at); }
+static bool call_fill(const trial *t, const cuda_ready *ready)
+{
+    (void)ready;
+    return cuda_device_library(t->device)->fill((cuda_pointer)(uintptr_t)t->memory, 0, t->q->loop_bytes, cuda_device_stream(t->device)) == 0;
+}
+
+/* The shortest of a few samples of several calls; what was left on the device by the one before is warm by then. False where the library does not
  * take the algorithm after all. */
-static bool trial_time(const trial *t, const cuda_algorithm *algorithm, float *best)
+static bool trial_time(const trial *t, trial_call *call, const cuda_algorithm *algorithm, float *best)
 {
     cuda_ready ready = *t->q->ready;
     ready.algorithm = algorithm->algorithm;
@@ -192,7 +209,7 @@ static bool trial_time(const trial *t, const cuda_algorithm *algorithm, float *b
         float ms = 0;
         bool timed = l->event_record(t->begin, stream) == 0;
         for (int j = 0; timed && j < CALLS; j++)
-            timed = cuda_multiply(t->device, t->q->product, &ready, &t->at);
+            timed = call(t, &ready);
         if (!timed || l->event_record(t->end, stream) != 0 || l->event_wait(t->end) != 0 || l->event_elapsed(&ms, t->begin, t->end) != 0)
             return false;
         *best = i <= 1 ? ms : MIN(*best, ms);
@@ -200,19 +217,20 @@ static bool trial_time(const trial *t, const cuda_algorithm *algorithm, float *b
     return true;
 }
 
-/* The fastest, and of two that a hundredth parts the one that the heuristic prefers. */
-static bool fastest(cuda_device *device, const cuda_question *q, const cuda_algorithm *found, int n, cuda_algorithm *answer)
+/* The fastest, and of two that a hundredth parts the one that the heuristic prefers; apart where it is slower by more than that than what is left of the product and a loop. */
+static bool fastest(cuda_device *device, const cuda_question *q, const cuda_algorithm *found, int n, cuda_choice *answer)
 {
     trial t = { .device = device, .q = q };
-    float best = 0, ms = 0;
+    float best = 0, ms = 0, loop_ms = 0;
     int at = -1;
     bool opened = trial_open(&t);
     for (int i = 0; opened && i < n; i++)
-        if (found[i].status == 0 && trial_time(&t, &found[i], &ms) && (at < 0 || ms < 0.99f * best))
+        if (found[i].status == 0 && trial_time(&t, call_product, &found[i], &ms) && (at < 0 || ms < 0.99f * best))
             at = i, best = ms;
+    bool compared = at >= 0 && q->left_ms > 0 && trial_time(&t, call_fill, &found[at], &loop_ms);
     trial_close(&t);
     if (at >= 0) {
-        *answer = found[at];
+        *answer = (cuda_choice){ found[at], compared && best > 1.01f * (q->left_ms + loop_ms) ? CUDA_APART : CUDA_TIMED, best };
         base_error_clear();                          /* of those that were not taken */
     }
     return opened && (at >= 0 || base_fail(BASE_FAILURE, "device cuda: no algorithm of cuBLASLt works for %s", q->key));
@@ -220,28 +238,32 @@ static bool fastest(cuda_device *device, const cuda_question *q, const cuda_algo
 
 /* -- choosing ------------------------------------------------------------------------------------------------------------------------- */
 
-bool cuda_choose_algorithm(cuda_device *device, const cuda_question *q, cuda_algorithm *answer, bool *exists)
+bool cuda_choices_tune(const cuda_choices *c) { return c && c->tunes; }
+
+bool cuda_choices_are_timed(const cuda_choices *c)
+{
+    bool timed = cuda_choices_tune(c);
+    for (int i = 0; c && i < c->n && !timed; i++)
+        timed = is_timed(&c->at[i]);
+    return timed;
+}
+
+bool cuda_choose_algorithm(cuda_device *device, const cuda_question *q, cuda_choice *answer)
 {
     cuda_choices *c = cuda_device_choices(device);
     const choice *kept = c ? find(c, q->key) : NULL;
-    bool tunes = c && c->tunes && !(kept && kept->fresh);
+    bool tunes = cuda_choices_tune(c) && !(kept && kept->fresh);
     cuda_algorithm found[CANDIDATES] = {0};
     int n = 0;
-    *exists = true;
     if (kept && !tunes) {
-        *answer = kept->algorithm;
-        *exists = kept->exists;
+        *answer = kept->is;
         return true;
     }
     int error = cuda_device_library(device)->product_algorithms(cuda_device_blas(device), q->ready->desc, q->ready->a, q->ready->b, q->ready->c ? q->ready->c : q->ready->d, q->ready->d, q->preference, tunes ? CANDIDATES : 1, found, &n);
-    *exists = error == 0 && n > 0 && found[0].status == 0;
-    *answer = found[0];
-    if (!tunes && c) {
-        choice *asked = set(c, q->key, answer, false);
-        asked->asked = true;
-        asked->exists = *exists;
-    }
-    if (!tunes || !*exists)
+    *answer = (cuda_choice){ found[0], error == 0 && n > 0 && found[0].status == 0 ? CUDA_BY_HEURISTIC : CUDA_NO_PRODUCT, 0 };
+    if (!tunes && c)
+        set(c, q->key, answer, false);
+    if (!tunes || answer->standing == CUDA_NO_PRODUCT)
         return true;
     if (!c->path)
         return base_fail(BASE_MISTAKE, "tune: there is no folder to keep the table of choices in");

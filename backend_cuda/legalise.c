@@ -18,28 +18,37 @@ static void become_loop(kl_kernel *kernel)
     kernel->loop = loop;
 }
 
-/* The product as it is, by an algorithm that cuBLASLt has. */
-static bool takes(void *device, const kl_program *program, const kl_contraction *c)
-{
-    cuda_product product;
-    return cuda_product_of(program, c, &product) &&
-           (product.m * product.n * product.batch == 0 || cuda_product_exists(device, program, &product));
-}
-
-/* What is done to the product, in as few passes over memory as cuBLASLt can. gelu's epilogues are for cards that gain by them: on sm_80 and sm_89 a loop of its own is
- * faster (llm.c found it so). RAX_PRODUCTS=epilogues or plain says otherwise; plain leaves out sums of operands, too. */
 static bool says(const char *what)
 {
     const char *forced = getenv("RAX_PRODUCTS");
     return forced && !strcmp(forced, what);
 }
 
-static bool wants_gelu(cuda_device *device) { return says("epilogues") || (!says("plain") && cuda_device_machine(device)->major >= 9); }
+/* gelu's epilogues with an auxiliary matrix are for cards that gain by them: on sm_80 and sm_89 a loop of its own is faster (llm.c found it so), but for products of which tuning has found
+ * otherwise. RAX_PRODUCTS=epilogues or plain says otherwise, whatever was timed; plain leaves out sums of operands, too. */
+static bool gains_by_gelu(cuda_device *device) { return cuda_device_machine(device)->major >= 9; }
+static bool may_gelu(cuda_device *device) { return says("epilogues") || (!says("plain") && (gains_by_gelu(device) || cuda_choices_are_timed(cuda_device_choices(device)))); }
 
+/* The product as it is, by an algorithm that cuBLASLt has, unless it was timed and a loop is faster. */
+static bool takes(void *device, const kl_program *program, const kl_contraction *c)
+{
+    cuda_product product;
+    if (!cuda_product_of(program, c, &product))
+        return false;
+    bool gelu = product.epilogue & CUDA_EPILOGUE_AUX;
+    if (gelu && !may_gelu(device))
+        return false;
+    if (product.m * product.n * product.batch == 0)
+        return true;
+    cuda_standing standing = cuda_product_standing(device, program, &product);
+    return says("epilogues") ? standing != CUDA_NO_PRODUCT : standing == CUDA_TIMED || (standing == CUDA_BY_HEURISTIC && (!gelu || gains_by_gelu(device)));
+}
+
+/* What is done to the product, in as few passes over memory as cuBLASLt can. */
 static void legalise_epilogue(cuda_device *device, kl_program *program, kl_kernel *kernel, kl_sequence *into)
 {
     kl_contraction *c = &kernel->contraction;
-    bool gelu = wants_gelu(device);
+    bool gelu = may_gelu(device);
     kl_kernel *behind = NULL;
     if (gelu)
         kl_append(into, cuda_store_operand(program, kernel, takes, device, NULL));
@@ -47,7 +56,7 @@ static void legalise_epilogue(cuda_device *device, kl_program *program, kl_kerne
     kl_append(into, cuda_narrow_bias(program, kernel, takes, device));
     kl_contraction whole = *c;
     kl_kernel *sum = gelu ? cuda_split_sum(program, kernel) : NULL;
-    bool fits = (gelu || !(cuda_epilogue_of(program, c).bits & CUDA_EPILOGUE_AUX)) && takes(device, program, c);
+    bool fits = takes(device, program, c);
     if (!fits && sum)
         *c = whole, sum = NULL;
     kl_kernel *rest = fits ? sum : kl_split_epilogue(program, kernel);

@@ -3,7 +3,8 @@
  * cuBLASLt thinks in columns: d^T = b^T a^T, so that its first operand is b, and its rows are our columns. */
 #include "backend_cuda/backend.h"
 
-enum { BLAS_WORKSPACE = 32 << 20 };
+/* doubtful: what of an epilogue a loop may be faster at. */
+enum { BLAS_WORKSPACE = 32 << 20, SUMS = CUDA_EPILOGUE_SUM_A | CUDA_EPILOGUE_SUM_B, DOUBTFUL = CUDA_EPILOGUE_GELU | CUDA_EPILOGUE_GELU_GRADIENT | SUMS };
 
 /* Bytes that an address is surely a multiple of, up to 256: a choice of algorithm must hold in every iteration of a repeat. */
 static uint32_t alignment(const kl_program *p, cuda_arg arg, ir_dtype dtype)
@@ -66,7 +67,7 @@ static size_t span(int64_t rows, int64_t columns, int64_t leading, int64_t batch
 }
 
 /* The addresses of the vector and of the auxiliary matrix are not known yet: the heuristic looks at how they are aligned. */
-static bool choose(cuda_device *device, const kl_program *program, const cuda_product *p, const cuda_ready *ready, cuda_algorithm *found, bool *exists)
+static bool choose(cuda_device *device, const kl_program *program, const cuda_product *p, const cuda_ready *ready, float left_ms, size_t loop_bytes, cuda_choice *choice)
 {
     const cuda_library *l = cuda_device_library(device);
     uint64_t workspace = BLAS_WORKSPACE;
@@ -93,28 +94,66 @@ static bool choose(cuda_device *device, const kl_program *program, const cuda_pr
                         .c_bytes = p->adds ? span(p->m, p->n, p->c_leading, p->batch, p->c_batch, p->result) : 0,
                         .d_bytes = span(p->m, p->n, p->d_leading, p->batch, p->d_batch, p->result),
                         .bias_bytes = p->epilogue & CUDA_EPILOGUE_ANY_BIAS ? span(1, p->epilogue & CUDA_EPILOGUE_SUM_B ? p->m : p->n, 0, 1, 0, p->result) : 0,
-                        .aux_bytes = p->epilogue & CUDA_EPILOGUE_AUX ? span(p->m, p->n, p->aux_leading, 1, 0, p->result) : 0, .workspace_bytes = BLAS_WORKSPACE };
-    bool chosen = wished && cuda_choose_algorithm(device, &q, found, exists);
+                        .aux_bytes = p->epilogue & CUDA_EPILOGUE_AUX ? span(p->m, p->n, p->aux_leading, 1, 0, p->result) : 0, .workspace_bytes = BLAS_WORKSPACE,
+                        .left_ms = left_ms, .loop_bytes = loop_bytes };
+    bool chosen = wished && cuda_choose_algorithm(device, &q, choice);
     l->preference_free(preference);
     base_text_free(&key);
     return chosen;
+}
+
+/* What is left of a product where a loop makes what is doubtful of its epilogue, as legalise.c and operand_sums.c have it, and the bytes that the loop reads and writes: an operand; or
+ * in bf16 gelu's operand, which the product leaves, and gelu; or else the product in f32, what is made of it, and the auxiliary matrix. */
+static cuda_product left_of(const cuda_product *p, size_t *loop_bytes)
+{
+    cuda_product left = *p;
+    int64_t result = ir_dtype_bytes(p->result), count = p->m * p->n * p->batch;
+    left.epilogue = CUDA_EPILOGUE_NONE;
+    left.bias = left.aux = (cuda_arg){ .buffer = -1 };
+    left.aux_leading = 0;
+    if (p->epilogue & SUMS) {
+        *loop_bytes = (size_t)(p->k * (p->epilogue & CUDA_EPILOGUE_SUM_A ? p->n : p->m) * ir_dtype_bytes(p->operands));
+    } else if (p->epilogue & CUDA_EPILOGUE_GELU && p->epilogue & CUDA_EPILOGUE_AUX && p->result == IR_BF16) {
+        left.d = p->aux, left.d_leading = left.c_leading = p->aux_leading;
+        if (p->epilogue & CUDA_EPILOGUE_BIAS)
+            left.epilogue = CUDA_EPILOGUE_BIAS, left.bias = p->bias;
+        *loop_bytes = (size_t)(2 * count * result);
+    } else {
+        left.result = IR_F32;
+        left.d = (cuda_arg){ .buffer = -1 }, left.d_leading = left.c_leading = p->n, left.d_batch = left.c_batch = p->batch > 1 ? p->m * p->n : 0;
+        *loop_bytes = (size_t)(count * (4 + result + (p->epilogue & CUDA_EPILOGUE_AUX ? result : 0)));
+    }
+    return left;
+}
+
+/* With tuning on, first what it is to be compared with. */
+static bool ask(cuda_device *device, const kl_program *program, const cuda_product *p, cuda_ready *ready, cuda_choice *choice)
+{
+    cuda_choice left = {0};
+    size_t loop_bytes = 0;
+    if (p->epilogue & DOUBTFUL && cuda_choices_tune(cuda_device_choices(device))) {
+        cuda_ready of_left = {0};
+        cuda_product other = left_of(p, &loop_bytes);
+        bool asked = describe(device, &other, &of_left) && choose(device, program, &other, &of_left, 0, 0, &left);
+        cuda_ready_free(device, &of_left);
+        if (!asked)
+            return false;
+    }
+    return describe(device, p, ready) && choose(device, program, p, ready, left.ms, loop_bytes, choice);
 }
 
 /* -- products ---------------------------------------------------------------------------------------------------------------- */
 
 bool cuda_ready_product(cuda_device *device, const kl_program *program, const cuda_product *p, cuda_ready *ready)
 {
-    if (!describe(device, p, ready))
+    cuda_choice choice = {0};
+    if (!ask(device, program, p, ready, &choice))
         return false;
-    cuda_algorithm found = {0};
-    bool exists;
-    if (!choose(device, program, p, ready, &found, &exists))
-        return false;
-    if (!exists)
+    if (choice.standing == CUDA_NO_PRODUCT)
         return base_fail(BASE_FAILURE, "device cuda: cuBLASLt has no algorithm for %lld x %lld x %lld in %s, epilogue %d", (long long)p->m, (long long)p->n, (long long)p->k,
                          ir_dtype_name(p->operands), p->epilogue);
-    ready->algorithm = found.algorithm;
-    ready->workspace_bytes = found.workspace_bytes;
+    ready->algorithm = choice.algorithm.algorithm;
+    ready->workspace_bytes = choice.algorithm.workspace_bytes;
     return true;
 }
 
@@ -134,13 +173,14 @@ void cuda_ready_free(cuda_device *device, cuda_ready *ready)
     *ready = (cuda_ready){0};
 }
 
-bool cuda_product_exists(cuda_device *device, const kl_program *program, const cuda_product *p)
+cuda_standing cuda_product_standing(cuda_device *device, const kl_program *program, const cuda_product *p)
 {
     cuda_ready ready = {0};
-    bool exists = cuda_ready_product(device, program, p, &ready);
+    cuda_choice choice = {0};
+    bool asked = ask(device, program, p, &ready, &choice);
     cuda_ready_free(device, &ready);
     base_error_clear();
-    return exists;
+    return asked ? choice.standing : CUDA_NO_PRODUCT;
 }
 
 bool cuda_multiply(cuda_device *device, const cuda_product *p, const cuda_ready *ready, const cuda_places *at)

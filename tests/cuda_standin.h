@@ -57,6 +57,7 @@ static struct {
     int dead;                                 /* that error, once it has happened */
     int driver;                               /* its version, where not 0 */
     bool fast_second;                         /* of the algorithms of a product the second is faster than the others */
+    int slow_epilogue;                        /* where not 0: products with one of these bits take longest, and shortest are other epilogues than a vector's sum */
     int algorithm;                            /* that the last product took */
     const cuda_library *nvrtc;                /* not NULL: what is compiled for the stand-in is compiled for sm_80 and sm_90, too */
     bool only_nvrtc;                          /* and only by it, for the stand-in's own architecture: kernels cannot be launched */

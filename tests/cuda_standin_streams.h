@@ -99,6 +99,8 @@ static void do_op(const stream_op *op)
         standin.algorithm = op->algorithm;
         if (standin.fast_second && op->algorithm != 4712)
             usleep(2000);
+        if (standin.slow_epilogue)
+            usleep(op->desc.epilogue & standin.slow_epilogue ? 4000 : op->desc.epilogue & ~(CUDA_EPILOGUE_NONE | CUDA_EPILOGUE_BIAS) ? 0 : 2000);
         do_product(op);
         break;
     case DO_GRAPH:

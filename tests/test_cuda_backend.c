@@ -290,6 +290,56 @@ static void test_epilogues(void **state)
     standin.refused_epilogue = 0;
 }
 
+/* What a layer's products end in, in a process of its own. */
+static int epilogues_of(bool bf16, const char *folder, bool tune)
+{
+    int blocks = made.n;
+    standin.epilogues = 0;
+    standin_begin_with(&(ir_backend_settings){ .cache_dir = folder, .tune = tune });
+    check_program(gelu_layer(bf16, true), bf16 ? 0.02 : 2e-5, bf16, NULL);
+    standin_end();
+    forget(blocks);
+    return standin.epilogues & ~CUDA_EPILOGUE_NONE;
+}
+
+static void in_folder(const char *folder, const char *command)
+{
+    assert_int_equal(system(text_of("cd %s && %s", folder, command)), 0);
+}
+
+/* Tuning finds which epilogues take longer than a loop beside the product, on a card that is not for gelu's, too, and every later process goes by it. RAX_PRODUCTS=epilogues does not, nor can
+ * who finds the line damaged. */
+static void test_tuned_epilogues(void **state)
+{
+    enum { FORWARD = CUDA_EPILOGUE_GELU | CUDA_EPILOGUE_AUX | CUDA_EPILOGUE_BIAS, BACKWARD = CUDA_EPILOGUE_GELU_GRADIENT | CUDA_EPILOGUE_AUX, FAST = CUDA_EPILOGUE_NONE };
+    static const int all[] = { FORWARD | BACKWARD | CUDA_EPILOGUE_BIAS_GRADIENT, FORWARD | BACKWARD | CUDA_EPILOGUE_SUM_A };
+    static const struct { bool bf16; int major, slow, used; } cases[] = {
+        { false, 9, FAST, FORWARD | BACKWARD | CUDA_EPILOGUE_BIAS_GRADIENT }, { false, 9, CUDA_EPILOGUE_GELU, 0 }, { false, 9, CUDA_EPILOGUE_GELU_GRADIENT, FORWARD },
+        { true, 9, CUDA_EPILOGUE_GELU, CUDA_EPILOGUE_BIAS | BACKWARD | CUDA_EPILOGUE_SUM_A }, { true, 9, CUDA_EPILOGUE_SUM_A, FORWARD | BACKWARD },
+        { true, 8, FAST, FORWARD | BACKWARD | CUDA_EPILOGUE_SUM_A }, { true, 8, CUDA_EPILOGUE_AUX, CUDA_EPILOGUE_BIAS },
+    };
+    (void)state;
+    if (standin_is_device())
+        skip();
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        char folder[] = "/tmp/rax-epilogues-XXXXXX";
+        bool bf16 = cases[i].bf16;
+        assert_non_null(mkdtemp(folder));
+        standin.arch_major = cases[i].major;
+        standin.slow_epilogue = cases[i].slow;
+        epilogues_of(bf16, folder, true);
+        standin.slow_epilogue = 0;
+        assert_int_equal(epilogues_of(bf16, folder, false), cases[i].used);
+        setenv("RAX_PRODUCTS", "epilogues", true);
+        assert_int_equal(epilogues_of(bf16, folder, false), all[bf16]);
+        unsetenv("RAX_PRODUCTS");
+        in_folder(folder, cases[i].slow == FAST ? "! grep -q apart objects/*.table" : "grep -q ' apart ' objects/*.table && sed -i 's/ apart / /' objects/*.table");
+        assert_int_equal(epilogues_of(bf16, folder, false), cases[i].major == 9 ? all[bf16] : cases[i].used);
+        in_folder("/tmp", text_of("rm -r %s", folder));
+    }
+    standin.arch_major = 9;
+}
+
 /* A row vector and a matrix that are added to a product are cuBLASLt's to add, in f32 and where all is rounded to bf16, in whatever order they are added: no loop is launched but
  * the one that rounds the vector. So, too, where a loop makes the sum on its way to something else (launches -1: what is launched is that, and products end in a vector). Not where the matrix is the other way round. */
 static void test_sums(void **state)
@@ -531,7 +581,7 @@ static void test_late_reading(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_scalars), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_operand_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_online_sums), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
+        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_scalars), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_tuned_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_operand_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_online_sums), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
         GRAPH_TEST(test_late_reading),
     };
     return cmocka_run_group_tests_name("the CUDA backend", tests, NULL, NULL);
