@@ -139,7 +139,7 @@ static void cache_warns_of_much_damage_briefly(void **state)
     base_cache *cache = base_cache_open(in_scratch("much-damage"), 0);
     catch_stderr();
     for (int i = 0; i < 5; i++) {
-        base_key key = key_of("wxyz!" + i, 1);
+        base_key key = key_of(&"wxyz!"[i], 1);
         entry_path(cache, key, path);
         write_file(path, "nothing", 7);
         assert_false(base_cache_get(cache, key, &bytes));
