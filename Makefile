@@ -5,11 +5,13 @@
 # LLVM 15 to 22, 19 before the others, unless LLVM_CONFIG names one. An llvm-config without a number may be of any release. C11, gcc or clang.
 LLVM_VERSIONS := 19 22 21 20 18 17 16 15
 LLVM_CONFIG ?= $(firstword $(foreach v,$(LLVM_VERSIONS),$(shell command -v llvm-config-$(v))) $(shell command -v llvm-config))
-LLVM_FOUND  := $(shell $(LLVM_CONFIG) --version 2>/dev/null)
+# Asked where there is none yet: a command that says nothing, not an empty name, of which the shell complains.
+LLVM_ASKED  := $(or $(LLVM_CONFIG),false)
+LLVM_FOUND  := $(shell $(LLVM_ASKED) --version 2>/dev/null)
 # LLVM, OpenBLAS and libcurl are opened when they are first needed, not linked: a start that needs none of them should not pay for
 # them. LLVM is linked all the same where there is no shared library, or none of the architectures that llvm_library.c knows.
-LLVM_FOLDER := $(shell $(LLVM_CONFIG) --libdir 2>/dev/null)
-LLVM_SONAME := $(if $(filter x86_64-% aarch64-%,$(shell $(CC) -dumpmachine)),$(shell objdump -p $$($(LLVM_CONFIG) --link-shared --libfiles) 2>/dev/null | awk '$$1 == "SONAME" { print $$2 }'))
+LLVM_FOLDER := $(shell $(LLVM_ASKED) --libdir 2>/dev/null)
+LLVM_SONAME := $(if $(filter x86_64-% aarch64-%,$(shell $(CC) -dumpmachine 2>/dev/null)),$(shell objdump -p $$($(LLVM_ASKED) --link-shared --libfiles 2>/dev/null) 2>/dev/null | awk '$$1 == "SONAME" { print $$2 }'))
 BUILD    ?= build
 PACKAGES := libcjson libpcre2-8 libxxhash libcrypto
 OPENED   := openblas libcurl
@@ -18,8 +20,8 @@ SANITIZE ?=
 # Nothing is compiled for the machine that builds: no -march here. What needs the host's vectors is generated at run time.
 # -ffp-contract=off: a*b+c rounds twice or once by what the source says, whatever the compiler.
 RAX_CFLAGS := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wno-missing-field-initializers -fno-math-errno -ffp-contract=off -pthread -I. -Iinclude \
-              -MMD -MP $(SANITIZE) $(shell pkg-config --cflags $(PACKAGES) $(OPENED) 2>/dev/null) $(shell $(LLVM_CONFIG) --cflags 2>/dev/null | tr ' ' '\n' | grep '^-I')
-RAX_LIBS   := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) $(if $(LLVM_SONAME),,$(shell $(LLVM_CONFIG) --ldflags --libs 2>/dev/null | tr '\n' ' ')) -lm -ldl -pthread
+              -MMD -MP $(SANITIZE) $(shell pkg-config --cflags $(PACKAGES) $(OPENED) 2>/dev/null) $(shell $(LLVM_ASKED) --cflags 2>/dev/null | tr ' ' '\n' | grep '^-I')
+RAX_LIBS   := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) $(if $(LLVM_SONAME),,$(shell $(LLVM_ASKED) --ldflags --libs 2>/dev/null | tr '\n' ' ')) -lm -ldl -pthread
 
 Q := $(if $(V),,@)
 
