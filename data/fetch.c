@@ -210,6 +210,9 @@ static bool run_python(const char *what, const char *log_path, char *const argv[
         return true;
     char line[1024];
     quote_log(log_path, line, sizeof line);
+    /* POSIX leaves it to the system whether a program that is not there fails the call or is a child that ends in 127. */
+    if (!line[0] && WIFEXITED(status) && WEXITSTATUS(status) == 127)
+        return rax_fail(RAX_FAILURE, "%s: python3: %s", what, strerror(ENOENT));
     return rax_fail(RAX_FAILURE, "%s: %s%s", what, line[0] ? line : "python3 failed",
                     strstr(line, "No module named pip") ? " (make deps installs it, as python3-pip)" : "");
 }
