@@ -462,13 +462,15 @@ static void store_columns(piece *p, value column, value left, value *carried, vo
         mask[j] = mask_of(p, &e->v, left, j * lanes);
     counted_loop rows = begin_loop(e, constant(e, 0), s->rows, 1);
     value factor = LLVMBuildLoad2(e->v.builder, e->sum, advance(e, s->factors, imul(e, rows.i, s->factor_stride)), "");
-    value row = row_of(p, from, rows.i), at = advance(e, to, imul(e, rows.i, s->row_stride)), x[VECTORS];
+    value row = row_of(p, from, rows.i), at = advance(e, to, imul(e, rows.i, s->row_stride)), x[VECTORS], factors = cpu_vsplat(&e->v, factor);
     for (int j = 0; j < VECTORS; j++)
-        x[j] = mul(p, load_sums(p, row, j), cpu_vsplat(&e->v, factor));
+        x[j] = mul(p, load_sums(p, row, j), factors);
     if (both)
         cpu_vstore(&wide, cpu_vbf16_from_two(&e->v, x[0], x[1]), at, all);
-    for (int j = 0; j < VECTORS && !both; j++)
-        cpu_vstore(&e->v, stored == IR_BF16 ? cpu_vbf16_from_f32(&e->v, x[j]) : x[j], advance(e, at, constant(e, j * lanes * bytes)), mask[j]);
+    for (int j = 0; j < VECTORS && !both; j++) {
+        value y = stored == IR_BF16 ? cpu_vbf16_from_f32(&e->v, x[j]) : x[j];
+        cpu_vstore(&e->v, y, advance(e, at, constant(e, j * lanes * bytes)), mask[j]);
+    }
     end_loop(e, &rows);
 }
 
@@ -532,10 +534,9 @@ static void dot_columns(piece *p, value column, value left, value *carried, void
     cpu_vector_env v = e->v;
     v.lanes *= p->pairs ? 2 : 1;
     value mask = mask_of(p, &v, left, 0);
-    if (p->pairs)
-        carried[0] = cpu_vdot_pairs(&v, cpu_vload(&v, e->i16, a, mask), cpu_vload(&v, e->i16, b, mask), carried[0]);
-    else
-        carried[0] = cpu_vfma(&v, load_elements(p, a, mask), load_elements(p, b, mask), carried[0]);
+    value x = p->pairs ? cpu_vload(&v, e->i16, a, mask) : load_elements(p, a, mask);
+    value y = p->pairs ? cpu_vload(&v, e->i16, b, mask) : load_elements(p, b, mask);
+    carried[0] = p->pairs ? cpu_vdot_pairs(&v, x, y, carried[0]) : cpu_vfma(&v, x, y, carried[0]);
 }
 
 void cpu_attention_emit_dots(LLVMModuleRef module, cpu_isa isa, const cpu_attention_class *class, const char *name)
@@ -552,7 +553,8 @@ void cpu_attention_emit_dots(LLVMModuleRef module, cpu_isa isa, const cpu_attent
     two_rows at = {advance(e, a, imul(e, rows.i, a_stride)), advance(e, b, imul(e, rows.i, b_stride))};
     value sum = zero(&p);
     each_column(&p, columns, e->v.lanes * (p.pairs ? 2 : 1), 1, &sum, dot_columns, &at);
-    LLVMBuildStore(e->v.builder, cpu_vsum(&e->v, sum), advance(e, to, imul_constant(e, rows.i, p.sum_bytes)));
+    value dot = cpu_vsum(&e->v, sum);
+    LLVMBuildStore(e->v.builder, dot, advance(e, to, imul_constant(e, rows.i, p.sum_bytes)));
     end_loop(e, &rows);
     end_function(&p.e);
 }
