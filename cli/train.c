@@ -94,9 +94,10 @@ static bool train(const gpt_config *config, const data_corpus *corpus, loaders *
     if (trainer && gpt_trainer_warning(trainer))
         fprintf(stderr, "rax: warning: %s\n", gpt_trainer_warning(trainer));
     cli_end_gracefully();
-    bool trained = trainer && gpt_trainer_run(trainer, cli_signal) &&
-                   (!corpus->tokenizer || cli_signal() != 0 || print_samples(config, trainer, corpus));
-    trained = trained && show_profile(trainer, wanted);
+    bool trained = trainer && gpt_trainer_run(trainer, cli_signal);
+    if (trained && cli_signal() != 0)
+        fprintf(stderr, "rax: stopped by a signal: %s has a checkpoint, and --init_from=resume goes on from it\n", config->out_dir);
+    trained = trained && (!corpus->tokenizer || cli_signal() != 0 || print_samples(config, trainer, corpus)) && show_profile(trainer, wanted);
     gpt_trainer_free(trainer);
     return trained;
 }

@@ -168,9 +168,13 @@ bool gpt_sample(gpt_sampler *s, const gpt_sample_options *options, uint32_t numb
     memcpy(s->ids, prompt, sizeof *s->ids * (size_t)count);
     s->from = s->to = 0;
 
-    for (int n = count; n < count + options->max_new_tokens; n++) {
+    /* A token is given out when the step after it has run: what is said while that is compiled does not stand in the middle of the text. */
+    int n = count, end = count + options->max_new_tokens;
+    for (; n < end; n++) {
         if (!catch_up(s, n))
             return false;
+        if (n > count && !token(context, s->ids[n - 1]))
+            return true;
         double uniform = gpt_uniform(options->seed, GPT_SITE_SAMPLING, number, (uint32_t)(n - count));
         const float *logits = rax_read(s->logits);
         if (!logits)
@@ -178,9 +182,11 @@ bool gpt_sample(gpt_sampler *s, const gpt_sample_options *options, uint32_t numb
         int32_t id = draw(logits, s->scratch, n_ids, options, uniform);
         if (id < 0)
             return rax_fail(RAX_FAILURE, "the model's logits are not all finite: its weights are of no use");
-        if (id == options->end_of_text || !token(context, id))
-            break;
+        if (id == options->end_of_text)
+            return true;
         s->ids[n] = id;
     }
+    if (n > count)
+        token(context, s->ids[n - 1]);
     return true;
 }

@@ -35,6 +35,13 @@ fails() {
     [ "$(wc -c <a)" -eq $((7 + 90 + 1)) ]
 }
 
+@test "what is said of compiling stands before a text, not in it" {
+    "$RAX_BIN" sample out --start="the fox" --max_new_tokens=20 --seed=1 >both 2>&1
+    [ "$(grep -c '^\[RAX\]' both)" -eq 2 ]
+    [ "$(grep -c '\[RAX\]' both)" -eq 2 ]
+    [ "$(grep -v '^\[RAX\]' both | head -c 7)" = "the fox" ]
+}
+
 @test "seed and spelling" {
     "$RAX_BIN" sample out --start="li" --max_new_tokens=60 --temperature=0.8 --top_k=20 --seed=1 >a 2>err
     "$RAX_BIN" sample out --start="li" --max-new-tokens=60 --temperature=0.8 --top-k=20 --seed=1 >b 2>err

@@ -170,6 +170,7 @@ END
         status=0
         wait $pid || status=$?
         [ $status -eq "${signal#*:}" ]
+        [ "$(grep -v '^\[RAX\]' stderr)" = "rax: stopped by a signal: out has a checkpoint, and --init_from=resume goes on from it" ]
         # the rows are those of the updates in the checkpoint
         [ "$(readlink out/latest)" = "$(printf ckpt-%06d "$(wc -l <out/metrics.jsonl)")" ]
     done
