@@ -63,7 +63,7 @@ static kl_loop summed(base_arena *arena, const kl_contraction *c, bool is_b, kl_
 }
 
 /* memory: of the buffers that there were to begin with. */
-typedef struct { kl_program *program; int n_memories; const int *memory; cuda_taker *takes; void *context; } sums;
+typedef struct { kl_program *program; int n_memories, *memory; cuda_taker *takes; void *context; } sums;
 
 /* Whether a kernel touches the sum, or writes the matrix. */
 typedef struct { const sums *of; int sum, matrix; bool clash; } touch;
@@ -101,23 +101,22 @@ static kl_kernel *add_behind(kl_program *p, const kl_kernel *sum, const row_sum 
     return kernel;
 }
 
-/* Gives the sum to the product; *behind: what is to stand behind the product, or NULL. False: it stays as it is. */
-static bool give(const sums *x, const kl_kernel *sum, const row_sum *s, kl_kernel *product, kl_kernel **behind)
+/* Gives the sum at `from` to the product at `to`, behind which may stand more then. False: it stays as it is. */
+static bool give(const sums *x, kl_kernel *const *list, kl_kernel **behind, int from, int to, const row_sum *s)
 {
     kl_program *p = x->program;
-    kl_contraction *c = &product->contraction, tried = *c;
-    kl_view to = s->output->view;
-    *behind = NULL;
-    if (s->output->accumulate)
-        to = (kl_view){ .buffer = kl_add_buffer(p, (kl_buffer){ .kind = KL_TEMP, .dtype = IR_F32, .count = s->columns, .donated = -1, .place = sum->place }) };
+    kl_contraction *c = &list[to]->contraction;
     for (int is_b = 1; is_b >= 0; is_b--) {
-        if (!is_operand(c, is_b, s))
+        if (!is_operand(c, is_b, s) || !can_move(x, list, behind, from, to, s))
             continue;
-        tried = *c;
-        *(is_b ? &tried.b : &tried.a) = summed(p->arena, c, is_b, to);
+        kl_contraction tried = *c;
+        kl_view into = s->output->view;
+        if (s->output->accumulate)
+            into = (kl_view){ .buffer = kl_add_buffer(p, (kl_buffer){ .kind = KL_TEMP, .dtype = IR_F32, .count = s->columns, .donated = -1, .place = list[from]->place }) };
+        *(is_b ? &tried.b : &tried.a) = summed(p->arena, c, is_b, into);
         if (!x->takes(x->context, p, &tried))
             continue;
-        *behind = s->output->accumulate ? add_behind(p, sum, s, to.buffer) : NULL;
+        behind[to] = s->output->accumulate ? add_behind(p, list[from], s, into.buffer) : NULL;
         *c = tried;
         return true;
     }
@@ -134,8 +133,7 @@ static void sum_in(const sums *x, kl_kernel ***list, int *n)
         if (at[i]->kind == KL_REPEAT)
             sum_in(x, &at[i]->repeat.body, &at[i]->repeat.n_body);
         for (int j = 0; is_row_sum(at[i], &s) && j < *n && !gone[i]; j++)
-            gone[i] = at[j]->kind == KL_CONTRACTION && (is_operand(&at[j]->contraction, true, &s) || is_operand(&at[j]->contraction, false, &s)) && can_move(x, at, behind, i, j, &s) &&
-                      give(x, at[i], &s, at[j], &behind[j]);
+            gone[i] = at[j]->kind == KL_CONTRACTION && give(x, at, behind, i, j, &s);
     }
     for (int i = 0; i < *n; i++) {
         kl_append(&into, gone[i] ? NULL : at[i]);
@@ -149,5 +147,5 @@ void cuda_sum_operands(kl_program *program, cuda_taker *takes, void *context)
 {
     sums x = { program, program->n_buffers, kl_memories(program), takes, context };
     sum_in(&x, &program->kernels, &program->n_kernels);
-    base_free((void *)(uintptr_t)x.memory);
+    base_free(x.memory);
 }

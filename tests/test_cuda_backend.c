@@ -189,6 +189,28 @@ static void test_attention(void **state)
     standin.arch_major = 9, standin.arch_minor = 0;
 }
 
+/* A graph through the passes and the backend, for what its kernels' texts hold. */
+static ir_executable *compiled(const char *text)
+{
+    ir_graph *graph = graph_of(text);
+    ir_pass_options passes = { .keep_composite = cuda_backend.keep_composite };
+    ir_compile_report report = {0};
+    ir_run_passes(graph, &passes);
+    ir_pass_reports_free(&passes);
+    ir_executable *e = cuda_backend.compile(graph, &(ir_compile_options){ .name = graph->name }, &report);
+    assert_non_null(e);
+    base_text_free(&report.lines);
+    return e;
+}
+
+static int kernels_with(const ir_executable *e, const char *text)
+{
+    int n = 0;
+    for (int i = 0; i < cuda_last_compiler(e)->n_requests; i++)
+        n += strstr(cuda_last_compiler(e)->requests[i].text, text) != NULL;
+    return n;
+}
+
 /* Gradients that are summed up over rows and read by products in bf16 are stored in bf16: where all of them are. */
 static void test_narrow_gradients(void **state)
 {
@@ -196,8 +218,7 @@ static void test_narrow_gradients(void **state)
     (void)state;
     standin_begin(NULL);
     for (int all = 0; all < 2; all++) {
-        ir_compile_report report = {0};
-        int blocks = made.n, found = 0;
+        int blocks = made.n;
         char *text = text_of("graph t(%%0: bf16%s, %%1: bf16%s, %%2: bf16%s, %%3: bf16%s, %%4: f32[1,2,20], %%5: bf16[16,24]) {\n %%7: (bf16%s, f32[1,2,20]) = attention %%0, %%1, %%2 %s\n"
                              " %%8: bf16%s = result %%7 {index=0}\n %%9: f32[1,2,20] = result %%7 {index=1}\n %%10: (f32%s, f32%s, f32%s) = attention_vjp %%0, %%1, %%2, %%8, %%9, %%3, %%4 %s\n"
                              " %%11: f32%s = result %%10 {index=0}\n %%12: f32%s = result %%10 {index=1}\n %%13: f32%s = result %%10 {index=2}\n"
@@ -207,17 +228,9 @@ static void test_narrow_gradients(void **state)
                              " return %%15, %%16, %%17, %%24, %%25, %s\n}\n",
                              q, q, q, q, q, attributes, q, q, q, q, attributes, q, q, q, q, q, q, all ? "%26" : "%26, %13");
         check_graph_text(text, 0.03, NULL);
-        ir_graph *graph = graph_of(text);
-        ir_pass_options passes = { .keep_composite = cuda_backend.keep_composite };
-        ir_run_passes(graph, &passes);
-        ir_pass_reports_free(&passes);
-        ir_executable *e = cuda_backend.compile(graph, &(ir_compile_options){ .name = "t" }, &report);
-        assert_non_null(e);
-        for (int i = 0; i < cuda_last_compiler(e)->n_requests; i++)
-            found += strstr(cuda_last_compiler(e)->requests[i].text, "A_GRAD_BF16 1") != NULL;
-        assert_int_equal(found > 0, all);
+        ir_executable *e = compiled(text);
+        assert_int_equal(kernels_with(e, "A_GRAD_BF16 1") > 0, all);
         cuda_backend.free(e);
-        base_text_free(&report.lines);
         forget(blocks);
     }
     standin_end();
@@ -410,7 +423,7 @@ static void check_legalised(const char *text)
     forget(blocks);
 }
 
-/* Rows that a product contracts over are summed by it, as they are the rows of one operand or the other, and whether the sum stands before it or behind it; of two sums one. Not where something
+/* Rows that a product contracts over are summed by it, as they are the rows of one operand or the other, and whether the sum stands before it or behind it; of two sums one, also where each is added to another. Not where something
  * between makes the product of the sum, or of batches, or where cuBLASLt has no algorithm for it: a loop sums then. */
 static void test_operand_sums(void **state)
 {
@@ -429,6 +442,10 @@ static void test_operand_sums(void **state)
           " graph g(%0: f32[16,40], %1: f32[40], %2: f32[24,16], %3: f32[24,40]) { %4: f32[16,24] = transpose %2 {axes=[1,0]} %5: f32[16,40] = matmul %4, %3 %6: f32[16,40] = add %0, %5"
           " %7: f32[40] = reduce_sum %3 {axes=[0]} %8: f32[40] = add %1, %7 return %6, %8 } %5: f32[16,40] = result %4 {index=0} %6: f32[40] = result %4 {index=1}"
           " return %5 -> %2, %6 -> %3 }", 0, CUDA_EPILOGUE_SUM_A, 3 },
+        { "graph f(%0: f32[3,24,16], %1: f32[3,24,40], %2: f32[16,40], %3: f32[40], %4: f32[16]) { %5: (f32[16,40], f32[40], f32[16]) = scan %2, %3, %4, %0, %1 {count=3, carry=3, xs=2, reverse=false}"
+          " graph g(%0: f32[16,40], %1: f32[40], %2: f32[16], %3: f32[24,16], %4: f32[24,40]) { %5: f32[16,24] = transpose %3 {axes=[1,0]} %6: f32[16,40] = matmul %5, %4 %7: f32[16,40] = add %0, %6"
+          " %8: f32[40] = reduce_sum %4 {axes=[0]} %9: f32[40] = add %1, %8 %10: f32[16] = reduce_sum %3 {axes=[0]} %11: f32[16] = add %2, %10 return %7, %9, %11 }"
+          " %6: f32[16,40] = result %5 {index=0} %7: f32[40] = result %5 {index=1} %8: f32[16] = result %5 {index=2} return %6 -> %2, %7 -> %3, %8 -> %4 }", 0, CUDA_EPILOGUE_SUM_A, 9 },
     };
     (void)state;
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
@@ -454,24 +471,13 @@ static void test_kept_rows(void **state)
     standin_begin(NULL);
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         char text[400];
-        ir_compile_report report = {0};
-        int blocks = made.n, found = 0, together = 0;
+        int blocks = made.n;
         snprintf(text, sizeof text, "graph f(%%0: f32[3,%d]) { %%1: f32[3,%d] = softmax %%0 {axis=1} %%2: f32[3,%d] = log %%1 %%3: f32[3] = reduce_sum %%1 {axes=[1]} return %%2, %%3 }",
                  cases[i].columns, cases[i].columns, cases[i].columns);
         check_graph_text(text, 1e-5, NULL);
-        ir_graph *graph = graph_of(text);
-        ir_pass_options passes = { .keep_composite = cuda_backend.keep_composite };
-        ir_run_passes(graph, &passes);
-        ir_pass_reports_free(&passes);
-        ir_executable *e = cuda_backend.compile(graph, &(ir_compile_options){ .name = "f" }, &report);
-        assert_non_null(e);
-        for (int j = 0; j < cuda_last_compiler(e)->n_requests; j++) {
-            found += strstr(cuda_last_compiler(e)->requests[j].text, cases[i].kept) != NULL;
-            together += strstr(cuda_last_compiler(e)->requests[j].text, "rax_rescale_f32") != NULL;
-        }
-        assert_true(found > 0 && (together > 0) == (cases[i].columns > 5000));
+        ir_executable *e = compiled(text);
+        assert_true(kernels_with(e, cases[i].kept) > 0 && (kernels_with(e, "rax_rescale_f32") > 0) == (cases[i].columns > 5000));
         cuda_backend.free(e);
-        base_text_free(&report.lines);
         forget(blocks);
     }
     standin_end();
@@ -489,25 +495,16 @@ static void test_online_sums(void **state)
     for (size_t i = 0; i < COUNT_OF(cases); i++)
         for (size_t j = 0; j < COUNT_OF(values); j++) {
             const char *t = cases[i].type, *ints = cases[i].ints, *bools = cases[i].bools;
-            int blocks = made.n, together = 0;
-            ir_compile_report report = {0};
+            int blocks = made.n;
             const char *text = text_of("graph f(%%0: %s, %%1: %s) { %%2: %s = iota {axis=1} %%3: %s = constant {value=0.05} %%4: %s = mul %%2, %%3 %%5: %s = add %%0, %%1 %%7: %s = add %%4, %%5"
                                        " %%6: %s = iota {axis=1} %%8: %s = constant {value=%d} %%9: %s = lt %%8, %%6 %%10: %s = constant {value=-inf} %%11: %s = constant {value=nan}"
                                        " %%12: %s = constant {value=inf} %%13: %s = lt %%6, %%6 %%14: %s = %s %%15: %s = softmax %%14 {axis=1} return %%15 }",
                                        t, t, t, t, t, t, t, ints, ints, cases[i].columns / 3, bools, t, t, t, bools, t, values[j], t);
             check_graph_text(text, 1e-5, NULL);
-            ir_graph *graph = graph_of(text);
-            ir_pass_options passes = { .keep_composite = cuda_backend.keep_composite };
-            ir_run_passes(graph, &passes);
-            ir_pass_reports_free(&passes);
-            ir_executable *e = cuda_backend.compile(graph, &(ir_compile_options){ .name = "f" }, &report);
-            assert_non_null(e);
-            for (int k = 0; k < cuda_last_compiler(e)->n_requests; k++)
-                together += strstr(cuda_last_compiler(e)->requests[k].text, "rax_rescale_") != NULL;
-            if (!together)
+            ir_executable *e = compiled(text);
+            if (!kernels_with(e, "rax_rescale_"))
                 fail_msg("%s, %s: expected a sum beside the maximum", t, values[j]);
             cuda_backend.free(e);
-            base_text_free(&report.lines);
             forget(blocks);
         }
     standin_end();
