@@ -101,10 +101,10 @@ static void emit_tile(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int hei
         LLVMSetAlignment(bv[j], (unsigned)unit_bytes);
     }
     for (int i = 0; i < height; i++) {
-        if (i > 0)
-            row = advance(&e, row, dense ? constant(&e, unit_bytes) : a_row);
         if (i > 0 && i % APART == 0 && !dense && vectors == 1)
             row = apart(&e, advance(&e, pa, imul_constant(&e, a_row, i)));
+        else if (i > 0)
+            row = advance(&e, row, dense ? constant(&e, unit_bytes) : a_row);
         value av = broadcast(&e, element, pairs ? 2 : unit_bytes, row);      /* pairs read in place may lie at any bf16 */
         for (int j = 0; j < vectors; j++) {
             value s = sum[i * vectors + j], x = lanes[j] == e.v.lanes ? av : cpu_vlanes(&e.v, av, av, 0, lanes[j]);

@@ -138,16 +138,6 @@ static void need(cpu_loop_code *code, int expr, int level)
         need(code, args[i], level);
 }
 
-static void mark_used(const kl_loop *loop, int expr, bool *used)
-{
-    int args[MAX_OPERANDS], n = operands(&loop->exprs[expr], args);
-    if (used[expr])
-        return;
-    used[expr] = true;
-    for (int i = 0; i < n; i++)
-        mark_used(loop, args[i], used);
-}
-
 /* Whether the elements of a unit are numbered one after another, so that their words are made in runs. */
 static bool comes_in_runs(const cpu_loop_code *code, int expr)
 {
@@ -181,7 +171,7 @@ static void plan_levels(cpu_compiler *c, cpu_plan *plan, cpu_loop_code *code)
     code->kept = ARENA_NEW(c->arena, bool, loop->n_exprs);
     code->run_arg = ARENA_NEW(c->arena, int, loop->n_exprs);
     for (int i = 0; i < loop->n_outputs; i++)
-        mark_used(loop, loop->outputs[i].expr, used);
+        kl_need_expr(loop, loop->outputs[i].expr, used);
     for (int i = 0; i < loop->n_exprs; i++) {
         int args[MAX_OPERANDS], n = operands(&loop->exprs[i], args);
         code->first[i] = -1;

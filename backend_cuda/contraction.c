@@ -125,6 +125,6 @@ bool cuda_plan_contraction(cuda_compiler *compiler, const kl_kernel *kernel, cud
     }
     plan->how = base_arena_text(compiler->arena, "cublaslt%s%s%s%s%s%s%s", first.tf32 ? ", tf32" : "", first.adds ? ", sum" : "", e.bits & CUDA_EPILOGUE_BIAS ? ", bias" : "", e.bits & CUDA_EPILOGUE_GELU ? ", gelu" : "",
                                 e.bits & CUDA_EPILOGUE_GELU_GRADIENT ? ", gelu gradient" : "", e.bits & CUDA_EPILOGUE_BIAS_GRADIENT ? ", bias gradient" : "",
-                                e.bits & (CUDA_EPILOGUE_SUM_A | CUDA_EPILOGUE_SUM_B) ? ", operand's sum" : "");
+                                e.bits & CUDA_EPILOGUE_SUMS ? ", operand's sum" : "");
     return true;
 }

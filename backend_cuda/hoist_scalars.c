@@ -51,13 +51,6 @@ static bool *find_hoisted(base_arena *arena, const kl_loop *loop, const scalar *
     return hoisted;
 }
 
-static void need(const kl_loop *loop, int i, bool *needed)
-{
-    needed[i] = true;
-    for (int a = 0; a < loop->exprs[i].n_args; a++)
-        need(loop, loop->exprs[i].args[a], needed);
-}
-
 /* Whether a loop of the list computes them of the same places. Its form is the first one's. */
 static bool agree(const kl_loop *first, const kl_loop *other, const bool *needed)
 {
@@ -102,9 +95,8 @@ static double points_of(const kl_loop *loop)
 /* What is to run before the kernel, or NULL. */
 static kl_kernel *hoist(kl_program *p, kl_kernel *kernel)
 {
-    bool is_list = kernel->kind == KL_LIST;
-    kl_loop *loops = is_list ? kernel->list.loops : &kernel->loop;
-    int n_loops = is_list ? kernel->list.n : kernel->kind == KL_LOOP, n = 0;
+    kl_loop *loops;
+    int n_loops = kl_loops_of(kernel, &loops), n = 0;
     double points = 0;
     for (int i = 0; i < n_loops; i++)
         points += points_of(&loops[i]);
@@ -116,7 +108,7 @@ static kl_kernel *hoist(kl_program *p, kl_kernel *kernel)
     int *place = ARENA_NEW(p->arena, int, loops->n_exprs + 1);
     for (int i = 0; i < loops->n_exprs; i++)
         if (hoisted[i])
-            need(loops, i, needed);
+            kl_need_expr(loops, i, needed);
     for (int i = 1; i < n_loops && all; i++)
         all = agree(loops, &loops[i], needed);
     if (!all)

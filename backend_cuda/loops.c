@@ -22,19 +22,6 @@ static bool is_by_row(const kl_loop *loop, const kl_output *o, bool listed)
 
 /* -- levels ----------------------------------------------------------------------------------------------------------------- */
 
-static void need(const kl_loop *loop, int i, bool *used)
-{
-    const kl_expr *e = &loop->exprs[i];
-    if (used[i])
-        return;
-    used[i] = true;
-    for (int a = 0; a < e->n_args; a++)
-        need(loop, e->args[a], used);
-    bool has_view = e->kind == KL_LOAD || e->kind == KL_INDEX || e->kind == KL_RANDOM;
-    for (int d = 0; has_view && d < e->view.n_dynamic; d++)
-        need(loop, e->view.dynamic[d].expr, used);
-}
-
 /* m, where expression i is the sum of exp(x - m) along a row whose maximum is m; or -1. */
 static int most_of(const kl_loop *loop, int i)
 {
@@ -56,11 +43,7 @@ static void plan_levels(base_arena *arena, cuda_loop *l, bool together)
     l->level = ARENA_NEW(arena, int, loop->n_exprs);
     l->most = ARENA_NEW(arena, int, loop->n_exprs);
     l->n_levels = 0;
-    for (int i = 0; i < loop->n_outputs; i++) {
-        need(loop, loop->outputs[i].expr, used);
-        for (int d = 0; d < loop->outputs[i].view.n_dynamic; d++)
-            need(loop, loop->outputs[i].view.dynamic[d].expr, used);
-    }
+    kl_need_outputs(loop, used);
     for (int i = 0; i < loop->n_exprs; i++) {
         const kl_expr *e = &loop->exprs[i];
         bool has_view = e->kind == KL_LOAD || e->kind == KL_INDEX || e->kind == KL_RANDOM;

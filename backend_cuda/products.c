@@ -4,7 +4,7 @@
 #include "backend_cuda/backend.h"
 
 /* doubtful: what of an epilogue a loop may be faster at. */
-enum { BLAS_WORKSPACE = 32 << 20, SUMS = CUDA_EPILOGUE_SUM_A | CUDA_EPILOGUE_SUM_B, DOUBTFUL = CUDA_EPILOGUE_GELU | CUDA_EPILOGUE_GELU_GRADIENT | SUMS };
+enum { BLAS_WORKSPACE = 32 << 20, DOUBTFUL = CUDA_EPILOGUE_GELU | CUDA_EPILOGUE_GELU_GRADIENT | CUDA_EPILOGUE_SUMS };
 
 /* Bytes that an address is surely a multiple of, up to 256: a choice of algorithm must hold in every iteration of a repeat. */
 static uint32_t alignment(const kl_program *p, cuda_arg arg, ir_dtype dtype)
@@ -111,7 +111,7 @@ static cuda_product left_of(const cuda_product *p, size_t *loop_bytes)
     left.epilogue = CUDA_EPILOGUE_NONE;
     left.bias = left.aux = (cuda_arg){ .buffer = -1 };
     left.aux_leading = 0;
-    if (p->epilogue & SUMS) {
+    if (p->epilogue & CUDA_EPILOGUE_SUMS) {
         *loop_bytes = (size_t)(p->k * (p->epilogue & CUDA_EPILOGUE_SUM_A ? p->n : p->m) * ir_dtype_bytes(p->operands));
     } else if (p->epilogue & CUDA_EPILOGUE_GELU && p->epilogue & CUDA_EPILOGUE_AUX && p->result == IR_BF16) {
         left.d = p->aux, left.d_leading = left.c_leading = p->aux_leading;

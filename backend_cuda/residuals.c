@@ -111,18 +111,16 @@ static kl_kernel *split_sum(kl_program *p, const kl_uses *u, const kl_kernel *pr
 
 static void split_in(kl_program *p, const kl_uses *u, kl_kernel ***list, int *n)
 {
-    kl_kernel **made = ARENA_NEW(p->arena, kl_kernel *, 2 * *n + 1);
-    int count = 0;
+    kl_sequence into = { .arena = p->arena };
     for (int i = 0; i < *n; i++) {
         kl_kernel *kernel = (*list)[i], *sum = i > 0 ? split_sum(p, u, (*list)[i - 1], kernel) : NULL;
         if (kernel->kind == KL_REPEAT)
             split_in(p, u, &kernel->repeat.body, &kernel->repeat.n_body);
-        if (sum)
-            made[count++] = sum;
-        made[count++] = kernel;
+        kl_append(&into, sum);
+        kl_append(&into, kernel);
     }
-    *list = made;
-    *n = count;
+    *list = into.at;
+    *n = into.n;
 }
 
 void cuda_split_residuals(kl_program *program)

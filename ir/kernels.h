@@ -269,12 +269,16 @@ ir_profile *kl_profile_new(const kl_program *program, base_arena *arena);
 
 int64_t kl_rows(const kl_loop *loop);                        /* indices of the outer axes */
 int64_t kl_inner(const kl_loop *loop);                       /* and of the others */
+int kl_loops_of(kl_kernel *kernel, kl_loop **loops);         /* the loops of a loop or of a list, which have one form; none of another kernel */
 bool kl_has_expr(const kl_loop *loop, kl_expr_kind kind);
 int kl_count_outputs(const kl_loop *loop, kl_output_kind kind);
 /* Whether the output is a row value that is stored, or counts in a sum, once a row, and not at each of a row's elements. */
 bool kl_is_once_a_row(const kl_loop *loop, const kl_output *output);
 /* With expressions and outputs of its own, and room for more expressions. What they point to is shared. */
 kl_loop kl_copy_loop(base_arena *arena, const kl_loop *loop, int more_exprs);
+/* Marks an expression and all that it is computed from; what the outputs, and their places, are computed from. */
+void kl_need_expr(const kl_loop *loop, int which, bool *needed);
+void kl_need_outputs(const kl_loop *loop, bool *needed);
 /* Of the loop's first so many expressions, and of its outputs, whoever reads expression `from` reads `to`. */
 void kl_redirect_expr(base_arena *arena, kl_loop *loop, int readers, int from, int to);
 /* Numbers the expressions anew: those that no output needs go, and operands come before users, wherever they stood. */

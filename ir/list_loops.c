@@ -80,13 +80,6 @@ static uint64_t hash_of(const kl_loop *loop)
     return hash ^ hash >> 29;
 }
 
-/* The loops of a loop or of a list, which have one form; none of another kernel. */
-static int loops_of(kl_kernel *kernel, kl_loop **loops)
-{
-    *loops = kernel->kind == KL_LIST ? kernel->list.loops : &kernel->loop;
-    return kernel->kind == KL_LIST ? kernel->list.n : kernel->kind == KL_LOOP;
-}
-
 /* By position of a loop, or a list: the next one of its form, or -1; is_first: none comes before. */
 typedef struct { int *next; bool *is_first; } forms;
 
@@ -100,10 +93,10 @@ static forms find_forms(kl_kernel *const *kernels, int n)
     for (int i = 0; i < n; i++) {
         f.next[i] = -1;
         kl_loop *loops, *others;
-        if (loops_of(kernels[i], &loops) == 0)
+        if (kl_loops_of(kernels[i], &loops) == 0)
             continue;
         int at = (int)(hash_of(loops) & (uint64_t)(size - 1)), first;
-        while ((first = table[at] - 1) >= 0 && loops_of(kernels[first], &others) > 0 && !kl_same_form(others, loops))
+        while ((first = table[at] - 1) >= 0 && kl_loops_of(kernels[first], &others) > 0 && !kl_same_form(others, loops))
             at = (at + 1) & (size - 1);
         if (first < 0) {
             table[at] = i + 1;
@@ -177,7 +170,7 @@ static bool has_room(const survey *s, kl_kernel *from, const kl_kernel *to)
 {
     kl_loop *loops;
     int64_t bytes = 0;
-    for (int k = loops_of(from, &loops) - 1; k >= 0; k--)
+    for (int k = kl_loops_of(from, &loops) - 1; k >= 0; k--)
         for (int i = 0; i < loops[k].n_outputs; i++) {
             const kl_buffer *b = &s->program->buffers[kl_root_buffer(s->program, loops[k].outputs[i].view.buffer)];
             int64_t of = is_little(s, &loops[k].outputs[i].view) ? 0 : b->count * ir_dtype_bytes(b->dtype);
@@ -188,7 +181,7 @@ static bool has_room(const survey *s, kl_kernel *from, const kl_kernel *to)
     for (int id = to->id; bytes && id < from->id; id++)
         if (s->live[id] + bytes > s->peak)
             return false;
-    for (int id = to->id; id < from->id; id++)
+    for (int id = to->id; bytes && id < from->id; id++)
         s->live[id] += bytes;
     return true;
 }
@@ -198,7 +191,7 @@ static int last_use(const survey *s, kl_kernel *kernel)
 {
     kl_loop *loops;
     int last = INT32_MAX;
-    for (int k = loops_of(kernel, &loops) - 1; k >= 0; k--)
+    for (int k = kl_loops_of(kernel, &loops) - 1; k >= 0; k--)
         for (int i = 0; i < loops[k].n_exprs; i++)
             if (loops[k].exprs[i].kind == KL_LOAD && !is_little(s, &loops[k].exprs[i].view))
                 last = MIN(last, s->last[s->memory[loops[k].exprs[i].view.buffer]]);
@@ -242,12 +235,12 @@ static kl_kernel *list_of(kl_program *program, kl_kernel *const *kernels, const 
     kl_loop *loops;
     int n = 0;
     for (int i = first; i >= 0; i = f->next[i])
-        n += lands[i] == target ? loops_of(kernels[i], &loops) : 0;
+        n += lands[i] == target ? kl_loops_of(kernels[i], &loops) : 0;
     *list = *kernels[first];
     list->kind = KL_LIST;
     list->list = (kl_list){ 0, ARENA_NEW(program->arena, kl_loop, n) };
     for (int i = first; i >= 0; i = f->next[i])
-        for (int k = 0, count = lands[i] == target ? loops_of(kernels[i], &loops) : 0; k < count; k++)
+        for (int k = 0, count = lands[i] == target ? kl_loops_of(kernels[i], &loops) : 0; k < count; k++)
             list->list.loops[list->list.n++] = loops[k];
     return list;
 }
@@ -261,7 +254,7 @@ static void gather(kl_program *program, kl_kernel **kernels, int *n, const forms
         int target = lands[i];
         bool met = made[target];                               /* by the first of them */
         kl_loop *loops;
-        if (loops_of(kernels[i], &loops) == 0 || met)
+        if (kl_loops_of(kernels[i], &loops) == 0 || met)
             continue;
         made[target] = kernels[i];
         for (int j = f->next[i]; j >= 0 && made[target] == kernels[i]; j = f->next[j])
@@ -270,7 +263,7 @@ static void gather(kl_program *program, kl_kernel **kernels, int *n, const forms
     }
     for (int i = 0; i < *n; i++) {
         kl_loop *loops;
-        kl_kernel *kernel = loops_of(kernels[i], &loops) > 0 ? made[i] : kernels[i];
+        kl_kernel *kernel = kl_loops_of(kernels[i], &loops) > 0 ? made[i] : kernels[i];
         if (kernel)
             kernels[kept++] = kernel;
     }
@@ -303,7 +296,8 @@ static void list_in(survey *s, kl_kernel **kernels, int *n, bool up)
 /* By kernel, the bytes of temporaries that live. */
 static void find_room(survey *s)
 {
-    const kl_program *p = s->program;
+    kl_program *p = s->program;
+    kl_renumber(p);
     kl_life *lives = base_alloc(sizeof *lives * (size_t)MAX(p->n_buffers, 1));
     s->live = base_alloc(sizeof *s->live * (size_t)(p->n_ids + 1));
     kl_lives(p, lives);
@@ -323,8 +317,8 @@ void kl_list_loops(kl_program *program, int64_t early)
 {
     int n = program->n_buffers;
     survey s = { .program = program, .memory = kl_memories(program), .write = numbers(n), .touch = numbers(n), .last = numbers(n), .early = early };
-    kl_renumber(program);
-    find_room(&s);
+    if (early > 0)
+        find_room(&s);
     list_in(&s, program->kernels, &program->n_kernels, true);
     list_in(&s, program->kernels, &program->n_kernels, false);
     kl_renumber(program);

@@ -49,6 +49,12 @@ kl_loop kl_copy_loop(base_arena *arena, const kl_loop *loop, int more_exprs)
     return copy;
 }
 
+int kl_loops_of(kl_kernel *kernel, kl_loop **loops)
+{
+    *loops = kernel->kind == KL_LIST ? kernel->list.loops : &kernel->loop;
+    return kernel->kind == KL_LIST ? kernel->list.n : kernel->kind == KL_LOOP;
+}
+
 /* -- expressions anew ----------------------------------------------------------------------------------------------------- */
 
 /* at: what is there so far; name: by old number the new one, or -1. */
@@ -76,27 +82,32 @@ static int tidy_expr(tidying *t, int which)
     return t->name[which] = t->n++;
 }
 
-static void need_expr(const kl_loop *loop, int which, bool *needed)
+void kl_need_expr(const kl_loop *loop, int which, bool *needed)
 {
     const kl_expr *e = &loop->exprs[which];
     if (needed[which])
         return;
     needed[which] = true;
     for (int i = 0; i < e->n_args; i++)
-        need_expr(loop, e->args[i], needed);
+        kl_need_expr(loop, e->args[i], needed);
     for (int i = 0; i < e->view.n_dynamic; i++)
-        need_expr(loop, e->view.dynamic[i].expr, needed);
+        kl_need_expr(loop, e->view.dynamic[i].expr, needed);
+}
+
+void kl_need_outputs(const kl_loop *loop, bool *needed)
+{
+    for (int i = 0; i < loop->n_outputs; i++) {
+        kl_need_expr(loop, loop->outputs[i].expr, needed);
+        for (int j = 0; j < loop->outputs[i].view.n_dynamic; j++)
+            kl_need_expr(loop, loop->outputs[i].view.dynamic[j].expr, needed);
+    }
 }
 
 void kl_tidy_exprs(base_arena *arena, kl_loop *loop)
 {
     tidying t = { arena, loop, ARENA_NEW(arena, kl_expr, loop->n_exprs), 0, base_alloc(sizeof(int) * (size_t)(loop->n_exprs + 1)) };
     bool *needed = base_alloc(sizeof *needed * (size_t)(loop->n_exprs + 1));
-    for (int i = 0; i < loop->n_outputs; i++) {
-        need_expr(loop, loop->outputs[i].expr, needed);
-        for (int j = 0; j < loop->outputs[i].view.n_dynamic; j++)
-            need_expr(loop, loop->outputs[i].view.dynamic[j].expr, needed);
-    }
+    kl_need_outputs(loop, needed);
     for (int i = 0; i < loop->n_exprs; i++)
         t.name[i] = -1;
     for (int i = 0; i < loop->n_exprs; i++)
