@@ -21,6 +21,8 @@
 #ifndef IR_H
 #define IR_H
 
+#include <stdio.h>
+
 #include "base/base.h"
 
 /* -- types.c ---------------------------------------------------------------------------------------------------------- */
@@ -274,6 +276,7 @@ typedef struct { const char *name; double ms; int nodes_before, nodes_after; cha
 typedef struct {
     bool verify;                                      /* between passes */
     const char *dump_dir;                             /* NULL, or where NN-pass.rax go */
+    FILE *out;                                        /* NULL, or where all of them are printed */
     bool (*keep_composite)(const ir_node *node);      /* composites for which the backend has a kernel; NULL: none */
     int n_reports;                                    /* filled in: a report a pass */
     ir_pass_report *reports;                          /* freed by ir_pass_reports_free */

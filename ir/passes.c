@@ -1,7 +1,7 @@
 /* The passes from the trace to the graph that is cut into kernels, and their runner.
  *
  * The runner calls a pass on the graph and then on each body within it, times it, counts nodes, keeps the pass's note, writes
- * NN-pass.rax where that is wanted, and has the verifier look, after the dump, so that what is wrong can be read. */
+ * NN-pass.rax, or prints it, where that is wanted, and has the verifier look, after the dump, so that what is wrong can be read. */
 #include "ir/ir.h"
 
 #include <errno.h>
@@ -30,21 +30,33 @@ static double now_ms(void)
 }
 
 /* False, with the thread's error, where the file cannot be written: the program goes on without it. */
-static bool dump(const ir_graph *graph, const char *dir, int number, const char *name)
+static bool write_stage(const char *text, const char *dir, const char *stage)
 {
     base_text path = {0};
     if (mkdir(dir, 0777) != 0 && errno != EEXIST)
         return base_fail(BASE_FAILURE, "%s: %s", dir, strerror(errno));
-    base_text_add(&path, "%s/%02d-%s.rax", dir, number, name);
-    char *text = ir_to_text(graph);
+    base_text_add(&path, "%s/%s.rax", dir, stage);
     FILE *file = fopen(path.at, "w");
     bool good = file && fputs(text, file) >= 0;
     good = (!file || fclose(file) == 0) && good;
     if (!good)
         base_fail(BASE_FAILURE, "%s: %s", path.at, strerror(errno));
-    base_free(text);
     base_text_free(&path);
     return good;
+}
+
+/* The graph as it is after `name`, wherever it is wanted. After a file that could not be written no other is tried. */
+static void show_stage(const ir_graph *graph, const ir_pass_options *options, int number, const char *name, bool *dumps)
+{
+    char stage[64];
+    if (!*dumps && !options->out)
+        return;
+    snprintf(stage, sizeof stage, "%02d-%s", number, name);
+    char *text = ir_to_text(graph);
+    if (options->out)
+        fprintf(options->out, "; -- %s\n%s\n", stage, text);
+    *dumps = *dumps && write_stage(text, options->dump_dir, stage);
+    base_free(text);
 }
 
 static void run(ir_graph *graph, const char *name, ir_pass_function *pass, bool (*keep_composite)(const ir_node *), base_text *notes)
@@ -73,7 +85,8 @@ void ir_run_passes(ir_graph *graph, ir_pass_options *options)
 {
     options->n_reports = (int)COUNT_OF(passes);
     options->reports = base_alloc(sizeof *options->reports * COUNT_OF(passes));
-    bool dumps = options->dump_dir && dump(graph, options->dump_dir, 0, "trace");
+    bool dumps = options->dump_dir != NULL;
+    show_stage(graph, options, 0, "trace", &dumps);
     if (options->verify)
         verify(graph, "the trace");
     int n_nodes = ir_count_nodes(graph);
@@ -87,7 +100,7 @@ void ir_run_passes(ir_graph *graph, ir_pass_options *options)
         report->ms = now_ms() - start;
         report->nodes_after = n_nodes = ir_count_nodes(graph);
         report->note = base_text_take(&notes);
-        dumps = dumps && dump(graph, options->dump_dir, i + 1, passes[i].name);
+        show_stage(graph, options, i + 1, passes[i].name, &dumps);
         if (options->verify)
             verify(graph, passes[i].name);
     }
