@@ -139,9 +139,7 @@ bool cpu_plan_contraction(cpu_compiler *c, const kl_kernel *kernel, cpu_plan *pl
                  form_of(p->m, p->n, to->stride[p->n_batch], to->stride[p->n_batch + 1], &form_c);
     CHECK(taken && cpu_blas_takes_epilogue(p), "kernel %d: expected a product that OpenBLAS can take", kernel->id);
     double flops = 2.0 * (double)p->m * (double)p->n * (double)p->k;
-    int64_t batch = 1, tile_m, tile_n;
-    for (int i = 0; i < p->n_batch; i++)
-        batch *= p->batch[i];
+    int64_t batch = kl_matrices(p), tile_m, tile_n;
     cut(p->m, p->n, MIN(flops / least_flops, MAX_TILES / (double)MIN(MAX(batch, 1), MAX_TILES)), &tile_m, &tile_n);
     int64_t tiles_m = up(p->m, MAX(tile_m, 1)), tiles_n = up(p->n, MAX(tile_n, 1));
 

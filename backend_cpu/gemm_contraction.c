@@ -264,9 +264,7 @@ bool cpu_gemm_takes_epilogue(const kl_contraction *p)
 {
     ir_dtype sum = p->dtype == IR_F64 ? IR_F64 : IR_F32;
     int sums = count_sums(&p->c), row = p->n_batch, column = row + 1;
-    int64_t elements = p->m * p->n;
-    for (int i = 0; i < p->n_batch; i++)
-        elements *= p->batch[i];
+    int64_t elements = kl_matrices(p) * p->m * p->n;
     for (int i = 0; i < p->c.n_outputs; i++) {
         const kl_output *o = &p->c.outputs[i];
         const kl_expr *e = &p->c.exprs[o->expr];
@@ -487,11 +485,11 @@ bool cpu_gemm_plan_contraction(cpu_compiler *c, const kl_kernel *kernel, cpu_pla
     p->gemm.b = place_operand(c, plan, &b, &p->b);
     plan_epilogue(c, plan, &s->c, p);
 
-    cpu_gemm_shape shape = { .isa = isa, .dtype = s->dtype, .a = a.layout, .b = b.layout, .column_sums = count_sums(&s->c), .batch = 1,
+    cpu_gemm_shape shape = { .isa = isa, .dtype = s->dtype, .a = a.layout, .b = b.layout, .column_sums = count_sums(&s->c), .batch = kl_matrices(s),
                              .m = s->m, .n = s->n, .k = s->k };
     p->gemm.batch_axes = s->n_batch;
     for (int i = 0; i < s->n_batch; i++)
-        shape.batch *= p->gemm.batch[i] = s->batch[i];
+        p->gemm.batch[i] = s->batch[i];
     if (shape.batch * s->m * s->n == 0)
         return true;
     p->gemm.plan = cpu_gemm_make_plan(&shape, c->machine, &cpu_gemm_default_tuning);

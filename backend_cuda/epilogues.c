@@ -144,18 +144,10 @@ static int gelu_operand(const kl_contraction *c, int expr, double (*f)(double), 
     return -1;
 }
 
-static int64_t n_matrices(const kl_contraction *c)
-{
-    int64_t n = 1;
-    for (int i = 0; i < c->n_batch; i++)
-        n *= c->batch[i];
-    return n;
-}
-
 /* Of a matrix beside the result: one matrix, and what cuBLASLt asks of its rows. */
 static bool can_be_aux(const kl_program *p, const kl_contraction *c, const kl_view *view, ir_dtype dtype)
 {
-    return n_matrices(c) == 1 && is_dense(c, view) && p->buffers[view->buffer].kind != KL_MOVING && c->m > 1 && view->stride[c->n_batch] % LEADING_MULTIPLE == 0 &&
+    return kl_matrices(c) == 1 && is_dense(c, view) && p->buffers[view->buffer].kind != KL_MOVING && c->m > 1 && view->stride[c->n_batch] % LEADING_MULTIPLE == 0 &&
            view->offset * ir_dtype_bytes(dtype) % AUX_BYTES == 0;
 }
 
@@ -239,7 +231,7 @@ static void find_operand_sum(const kl_contraction *c, cuda_epilogue *e)
     bool of_a = c->a.n_outputs > 1, of_b = c->b.n_outputs > 1;
     if (!of_a && !of_b)
         return;
-    e->fits &= of_a != of_b && e->bits == CUDA_EPILOGUE_NONE && e->result == IR_F32 && c->dtype != IR_F64 && n_matrices(c) == 1;
+    e->fits &= of_a != of_b && e->bits == CUDA_EPILOGUE_NONE && e->result == IR_F32 && c->dtype != IR_F64 && kl_matrices(c) == 1;
     e->bits = of_b ? CUDA_EPILOGUE_SUM_A : CUDA_EPILOGUE_SUM_B;
     e->bias = of_b ? &c->b.outputs[1].view : &c->a.outputs[1].view;
 }

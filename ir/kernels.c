@@ -104,6 +104,14 @@ bool kl_is_row_major(const kl_loop *loop, const kl_view *view, int64_t count)
     return stride == count;
 }
 
+int64_t kl_matrices(const kl_contraction *c)
+{
+    int64_t n = 1;
+    for (int i = 0; i < c->n_batch; i++)
+        n *= c->batch[i];
+    return n;
+}
+
 bool kl_share_memory(const kl_program *program, int a, int b)
 {
     const kl_buffer *x = &program->buffers[a], *y = &program->buffers[b];

@@ -251,6 +251,7 @@ int kl_last_id(const kl_kernel *kernel);
 bool kl_same_view(const kl_view *a, const kl_view *b);
 /* Whether the view runs through count elements in the order of the loop's indices. */
 bool kl_is_row_major(const kl_loop *loop, const kl_view *view, int64_t count);
+int64_t kl_matrices(const kl_contraction *c);                /* products in the batch */
 /* Whether buffers, neither of them moving, are one memory: one buffer, or a parameter and the result that has its place. */
 bool kl_share_memory(const kl_program *program, int a, int b);
 /* The buffer under a chain of KL_MOVING. */

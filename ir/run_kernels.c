@@ -291,10 +291,8 @@ static void run_loop(const kl_machine *machine, const kl_loop *loop, const char 
 
 static void run_contraction(const kl_machine *machine, const kl_contraction *c)
 {
-    int64_t batch = 1;
+    int64_t batch = kl_matrices(c);
     ir_dtype sum = c->dtype == IR_F64 ? IR_F64 : IR_F32;
-    for (int i = 0; i < c->n_batch; i++)
-        batch *= c->batch[i];
     ir_type type[] = { ir_type_of(c->dtype, 3, (int64_t[]){ batch, c->m, c->k }), ir_type_of(c->dtype, 3, (int64_t[]){ batch, c->k, c->n }),
                        ir_type_of(sum, 3, (int64_t[]){ batch, c->m, c->n }) };
     ir_array array[3];
