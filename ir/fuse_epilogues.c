@@ -297,31 +297,13 @@ static bool can_move_up(const list_index *index, kl_kernel **list, int product, 
     return !m.clash && !is_cut_off(index, m.loop, product, loop);
 }
 
-typedef struct { const kl_program *program; int *n; } counter;
-
-static void count_reader(void *context, const kl_access *access)
-{
-    counter *c = context;
-    if (!access->write || access->accumulate)
-        c->n[kl_root_buffer(c->program, access->view->buffer)]++;
-}
-
-/* By buffer: how often it is read in the whole program, through itself or what moves along it. */
-static int *count_readers(kl_program *program)
-{
-    counter c = { program, ARENA_NEW(program->arena, int, program->n_buffers) };
-    for (int i = 0; i < program->n_kernels; i++)
-        kl_visit_all(program->kernels[i], count_reader, &c);
-    return c.n;
-}
-
 static void drop_output(kl_loop *loop, int which)
 {
     memmove(&loop->outputs[which], &loop->outputs[which + 1], sizeof(kl_output) * (size_t)(loop->n_outputs - which - 1));
     loop->n_outputs--;
 }
 
-typedef struct { kl_program *program; int *memory, *readers; } fusion;
+typedef struct { kl_program *program; int *memory; kl_uses uses; } fusion;
 
 /* Lets the product at `at` take one loop more, whose place in the list is NULL from then on. */
 static bool fuse_into(const fusion *f, list_index *index, kl_kernel **list, int at)
@@ -339,12 +321,12 @@ static bool fuse_into(const fusion *f, list_index *index, kl_kernel **list, int 
             if (i < at || !list[i] || !can_move_up(index, list, at, i, buffer) || !joined(program->arena, c, which, &list[i]->loop, &fused))
                 continue;
             for (int j = 0; j < list[i]->loop.n_exprs; j++)
-                f->readers[buffer] -= list[i]->loop.exprs[j].kind == KL_LOAD && list[i]->loop.exprs[j].view.buffer == buffer;
+                f->uses.reads[buffer] -= list[i]->loop.exprs[j].kind == KL_LOAD && list[i]->loop.exprs[j].view.buffer == buffer;
             c->c = fused;
             list[at]->name = base_arena_text(program->arena, "%s+%s", list[at]->name, list[i]->name);
             list[i] = NULL;
             index->at[i] = at;
-            if (f->readers[buffer] == 0)
+            if (f->uses.reads[buffer] == 0)                /* who adds to it later does so for a reader */
                 drop_output(&c->c, which);
             return true;
         }
@@ -373,7 +355,7 @@ static void fuse_list(const fusion *f, kl_kernel **list, int *n)
 
 void kl_fuse_epilogues(kl_program *program)
 {
-    fusion f = { program, kl_memories(program), count_readers(program) };
+    fusion f = { program, kl_memories(program), kl_count_uses(program) };
     fuse_list(&f, program->kernels, &program->n_kernels);
     base_free(f.memory);
     kl_renumber(program);
