@@ -106,6 +106,18 @@ static void test_programs(void **state)
     standin_end();
 }
 
+/* Rows that many positions add to, in order, so that the sums are the interpreter's to the bit; positions in several tiles, and a few; an axis before the rows. Indices go past the last row. */
+static void test_scatters(void **state)
+{
+    (void)state;
+    standin_begin(NULL);
+    check_graph_text("graph t(%0: f32[5,40], %1: i32[2500], %2: f32[2500,40], %3: i32[7], %4: f32[7,40], %5: f32[3,4,300], %6: i32[1030], %7: f32[3,1030,300], %8: i32[4,3], %9: i32[1025,3],"
+                     " %10: i32[1025]) {\n %11: f32[5,40] = scatter_add %0, %1, %2 {axis=0}\n %12: f32[5,40] = scatter_add %0, %3, %4 {axis=0}\n"
+                     " %13: f32[3,4,300] = scatter_add %5, %6, %7 {axis=1}\n %14: i32[4,3] = scatter_add %8, %10, %9 {axis=0}\n return %11, %12, %13, %14\n}\n", 0, NULL);
+    check_graph_text("graph t(%0: bf16[5,40], %1: i32[2500], %2: bf16[2500,40]) {\n %3: bf16[5,40] = scatter_add %0, %1, %2 {axis=0}\n return %3\n}\n", 0, NULL);
+    standin_end();
+}
+
 /* All elementwise ops that take a dtype in one graph, over values that are odd. */
 static void check_ops(ir_dtype dtype, int64_t n)
 {
@@ -578,7 +590,7 @@ static void test_late_reading(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_scalars), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_tuned_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_operand_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_online_sums), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
+        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_scatters), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_scalars), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_tuned_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_operand_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_online_sums), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
         GRAPH_TEST(test_late_reading),
     };
     return cmocka_run_group_tests_name("the CUDA backend", tests, NULL, NULL);
