@@ -1,4 +1,4 @@
-/* Which nodes one loop computes together, and which values get memory.
+/* Which nodes one loop computes together.
  *
  * Every node that a loop can compute begins as a cluster of its own and is merged with those of its operands, in order,
  * where that is legal:
@@ -12,96 +12,12 @@
  * Layer norm, its gradients and the residual around it become one cluster so. Clusters that read the same large value are
  * merged too: it is read once.
  *
- * Then values that cross from one kernel to another are stored, unless computing them again is as cheap: elementwise from
- * one stored value of that size, as gelu's derivative from gelu's operand. Row values and what is broadcast count for nothing.
- *
  * Needs simplified graphs without dead nodes; changes nothing in the graph. */
 #include "ir/lower.h"
 
 #include <string.h>
 
-enum { MOST_NODES = 160, MOST_READS = 32, MOST_RECOMPUTED = 40 };
-
-/* -- roles ------------------------------------------------------------------------------------------------------------ */
-
-node_role kl_role_of(const ir_node *node)
-{
-    switch (ir_op_table[node->op].class) {
-    case IR_LEAF:
-        return ROLE_LEAF;
-    case IR_ELEMENTWISE:
-    case IR_REDUCTION:
-    case IR_RANDOM:
-        return ROLE_LOOP;
-    case IR_CONTRACTION:
-    case IR_COMPOSITE:
-        return ROLE_ANCHOR;
-    case IR_MOVEMENT:
-        if (node->op == OP_reshape || node->op == OP_transpose || node->op == OP_broadcast || node->op == OP_slice)
-            return ROLE_VIEW;
-        return node->op == OP_dynamic_slice ? ROLE_LOOP : ROLE_ANCHOR;
-    case IR_INDEXING:
-        return node->op == OP_gather ? ROLE_LOOP : ROLE_ANCHOR;
-    case IR_CONTROL:
-        return node->op == OP_stop_gradient || node->op == OP_custom_gradient ? ROLE_VIEW : ROLE_ANCHOR;
-    }
-    CHECK(false, "%s: expected a class, got %d", OP_NAME(node->op), ir_op_table[node->op].class);
-    return ROLE_ANCHOR;
-}
-
-/* Parameter, literal, anchors and their results. */
-static bool has_memory_of_its_own(const ir_node *node)
-{
-    return node->op == OP_parameter || node->op == OP_literal || kl_role_of(node) == ROLE_ANCHOR;
-}
-
-ir_node *kl_view_base(const lower_state *state, const ir_node *node)
-{
-    while (kl_role_of(node) == ROLE_VIEW && !INFO(state, node)->stored)
-        node = node->args[0];
-    return (ir_node *)node;
-}
-
-bool kl_is_reduce(const ir_node *node) { return ir_op_table[node->op].class == IR_REDUCTION; }
-
-reduce_kind kl_kind_of_reduce(const ir_node *node)
-{
-    const ir_type *type = &node->args[0]->type;
-    bool gone[IR_MAX_RANK] = {0};
-    if (node->op == OP_argmax)
-        gone[node->attr.axis] = true;
-    else
-        for (int i = 0; i < node->attr.n_axes; i++)
-            gone[node->attr.axes[i]] = true;
-    /* Axes of one element stand anywhere. Count the changes between kept and gone along the others. */
-    int changes = 0, previous = -1, first = -1;
-    for (int i = 0; i < type->rank; i++) {
-        if (type->dim[i] == 1)
-            continue;
-        if (previous >= 0 && gone[i] != previous)
-            changes++;
-        if (first < 0)
-            first = gone[i];
-        previous = gone[i];
-    }
-    if (changes == 0 && first != 0)                      /* nothing is kept, or there is one element only */
-        return node->op == OP_reduce_sum ? REDUCE_EVERYTHING : REDUCE_TRAILING;
-    if (changes == 0 || (changes == 1 && first == 0))
-        return REDUCE_TRAILING;
-    if (changes == 1 && node->op == OP_reduce_sum)
-        return REDUCE_LEADING;
-    return REDUCE_MIDDLE;
-}
-
-bool kl_is_outer_sum(const ir_node *node)
-{
-    if (!kl_is_reduce(node))
-        return false;
-    reduce_kind kind = kl_kind_of_reduce(node);
-    return kind == REDUCE_LEADING || kind == REDUCE_EVERYTHING;
-}
-
-static bool is_free(const ir_node *node) { return node->op == OP_constant || node->op == OP_iota; }
+enum { MOST_NODES = 160, MOST_READS = 32 };
 
 /* -- edges ------------------------------------------------------------------------------------------------------------ */
 
@@ -426,7 +342,7 @@ static bool reads_too_much(clustering *c, const node_cluster *a, const node_clus
             for (int j = 0; j < node->n_args; j++) {
                 const ir_node *from = edges_of(c, node)[j].from;
                 int unit = unit_of(c->state, from);
-                if (unit == a->id || unit == b->id || is_free(from) || c->seen[from->mark] == c->search)
+                if (unit == a->id || unit == b->id || kl_is_free(from) || c->seen[from->mark] == c->search)
                     continue;
                 c->seen[from->mark] = c->search;
                 n++;
@@ -472,7 +388,7 @@ static bool merge(clustering *c, node_cluster *into, node_cluster *from)
     return true;
 }
 
-static void form_clusters(lower_state *state)
+static clustering new_clustering(lower_state *state)
 {
     clustering c = { .state = state };
     find_edges(&c);
@@ -488,7 +404,12 @@ static void form_clusters(lower_state *state)
     c.reader = ARENA_NEW(state->arena, int, state->n_infos);
     for (int i = 0; i < state->n_infos; i++)
         c.reader[i] = -1;
+    return c;
+}
 
+void kl_cluster(lower_state *state)
+{
+    clustering c = new_clustering(state);
     for (ir_node *node = state->graph->first; node; node = node->next) {
         if (kl_role_of(node) != ROLE_LOOP)
             continue;
@@ -503,7 +424,7 @@ static void form_clusters(lower_state *state)
         for (int i = 0; i < node->n_args; i++) {
             edge e = edges_of(&c, node)[i];
             int64_t count = ir_type_count(&e.from->type);
-            if (!has_memory_of_its_own(e.from) || e.repeat != 1 || count == 1 || count != ir_type_count(full_type(node)))
+            if (!kl_has_memory_of_its_own(e.from) || e.repeat != 1 || count == 1 || count != ir_type_count(full_type(node)))
                 continue;
             int other = c.reader[e.from->mark], mine = INFO(state, node)->cluster;
             if (other >= 0)                       /* the reader may have been merged since: ask through one of its nodes */
@@ -513,100 +434,4 @@ static void form_clusters(lower_state *state)
             c.reader[e.from->mark] = (int)node->mark;
         }
     }
-}
-
-/* -- what is stored ---------------------------------------------------------------------------------------------------- */
-
-typedef struct { lower_state *state; int64_t count; int n_ops, n_full; int n_leaves; ir_node *leaves[16]; bool possible; } closure;
-
-/* Collects what computing node again would read, down to stored values. */
-static void collect(closure *c, ir_node *node)
-{
-    node = kl_view_base(c->state, node);
-    if (!c->possible || is_free(node))
-        return;
-    node_info *info = INFO(c->state, node);
-    bool again = kl_role_of(node) == ROLE_LOOP && !info->stored && !info->never_inline && !kl_is_reduce(node) && node->op != OP_gather &&
-                 node->op != OP_dynamic_slice;
-    if (again) {
-        if (++c->n_ops > MOST_RECOMPUTED) {
-            c->possible = false;
-            return;
-        }
-        for (int i = 0; i < node->n_args; i++)
-            collect(c, node->args[i]);
-        return;
-    }
-    for (int i = 0; i < c->n_leaves; i++)
-        if (c->leaves[i] == node)
-            return;
-    if (c->n_leaves == (int)COUNT_OF(c->leaves)) {
-        c->possible = false;
-        return;
-    }
-    c->leaves[c->n_leaves++] = node;
-    if (ir_type_count(&node->type) * 8 > c->count)
-        c->n_full++;
-}
-
-static void store(lower_state *state, const ir_node *node)
-{
-    if (!is_free(node))
-        INFO(state, node)->stored = true;
-}
-
-/* A kernel outside node's cluster reads it. */
-static void cross(lower_state *state, ir_node *node)
-{
-    node_info *info = INFO(state, node);
-    if (info->stored || is_free(node))
-        return;
-    if (kl_is_reduce(node) || node->op == OP_gather || node->op == OP_dynamic_slice || info->never_inline) {
-        info->stored = true;
-        return;
-    }
-    closure c = { .state = state, .count = ir_type_count(&node->type), .possible = true };
-    for (int i = 0; i < node->n_args; i++)
-        collect(&c, node->args[i]);
-    /* What is read again must not be more than what storing would make it read. */
-    if (!c.possible || c.n_full > 1) {
-        info->stored = true;
-        return;
-    }
-    for (int i = 0; i < c.n_leaves; i++)
-        store(state, c.leaves[i]);
-}
-
-static void choose_stored(lower_state *state)
-{
-    const ir_graph *graph = state->graph;
-    for (int i = 0; i < state->n_infos; i++) {
-        ir_node *node = state->infos[i].node;
-        if (has_memory_of_its_own(node) || (kl_role_of(node) == ROLE_LOOP && kl_is_outer_sum(node)))
-            state->infos[i].stored = true;
-        if (kl_role_of(node) == ROLE_ANCHOR)
-            for (int j = 0; j < node->n_args; j++)
-                store(state, kl_view_base(state, node->args[j]));
-        if (node->op == OP_gather || node->op == OP_dynamic_slice)
-            store(state, kl_view_base(state, node->args[0]));
-    }
-    for (int i = 0; i < graph->n_results; i++)
-        store(state, kl_view_base(state, graph->results[i]));
-
-    for (int i = 0; i < state->n_infos; i++) {
-        ir_node *node = state->infos[i].node;
-        if (kl_role_of(node) != ROLE_LOOP && !(kl_role_of(node) == ROLE_VIEW && state->infos[i].stored))
-            continue;
-        for (int j = 0; j < node->n_args; j++) {
-            ir_node *from = kl_view_base(state, node->args[j]);
-            if (kl_role_of(from) == ROLE_LOOP && INFO(state, from)->cluster != state->infos[i].cluster)
-                cross(state, from);
-        }
-    }
-}
-
-void kl_cluster(lower_state *state)
-{
-    form_clusters(state);
-    choose_stored(state);
 }

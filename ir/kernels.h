@@ -4,7 +4,9 @@
  * In: a graph of primitive ops (and composites that the backend keeps). Out: kernels in order, the buffers they read and
  * write, and where each buffer lies.
  *
- *   cluster.c          which nodes are computed together, and which are stored at all
+ *   roles.c            what a node is to the lowering
+ *   cluster.c          which nodes are computed together
+ *   choose_stored.c    which values get memory at all
  *   place.c            where a stored value lies: buffer, offset, strides; concatenations and transposes as views
  *   lower.c            the lowering as a whole, in rounds
  *   lower_loops.c, lower_eval.c             clusters to loops; a loop's expressions

@@ -1,7 +1,7 @@
 /* From a graph to a kernel list.
  *
- * cluster.c has said which nodes are computed together and which are stored, place.c where those lie. What is left is to write
- * each cluster as a loop and each anchor (matmul, attention, scatter, scan, concatenation...) as its kernels, and to put
+ * cluster.c has said which nodes are computed together, choose_stored.c which are stored, place.c where those lie. What is left is
+ * to write each cluster as a loop and each anchor (matmul, attention, scatter, scan, concatenation...) as its kernels, and to put
  * them in an order.
  *
  * That is done in rounds: where a value turns out to be read in a way that only memory allows, it is stored, and the whole graph is
@@ -155,6 +155,7 @@ void kl_lower_graph(kl_program *program, const ir_graph *graph, const node_place
             }
         }
         kl_cluster(state);
+        kl_choose_stored(state);
         kl_place(state, program);
         for (ir_node *node = graph->first; node; node = node->next) {
             node_info *info = INFO(state, node);

@@ -1,4 +1,5 @@
-/* Shared by the files that turn a graph into a kernel list: cluster.c, place.c, affine.c, lower*.c. Not for others. */
+/* Shared by the files that turn a graph into a kernel list: roles.c, cluster.c,
+ * choose_stored.c, place.c, affine.c, lower*.c. Not for others. */
 #ifndef IR_LOWER_H
 #define IR_LOWER_H
 
@@ -74,6 +75,8 @@ typedef struct lower_state {
 
 #define INFO(state, n) (&(state)->infos[(n)->mark])
 
+/* -- roles.c ---------------------------------------------------------------------------------------------------------- */
+
 /* What a node is to the lowering. */
 typedef enum {
     ROLE_LEAF,        /* parameter, literal: has memory; constant, iota: an expression without memory */
@@ -82,6 +85,8 @@ typedef enum {
     ROLE_ANCHOR       /* a kernel, or several, of its own */
 } node_role;
 node_role kl_role_of(const ir_node *node);
+bool kl_has_memory_of_its_own(const ir_node *node);          /* parameter, literal, anchors and their results */
+bool kl_is_free(const ir_node *node);                         /* constant, iota */
 ir_node *kl_view_base(const lower_state *state, const ir_node *node);   /* what is under a chain of views that are not stored */
 
 typedef enum { REDUCE_TRAILING, REDUCE_LEADING, REDUCE_EVERYTHING, REDUCE_MIDDLE } reduce_kind;
@@ -89,10 +94,10 @@ reduce_kind kl_kind_of_reduce(const ir_node *node);
 bool kl_is_reduce(const ir_node *node);
 bool kl_is_outer_sum(const ir_node *node);                    /* its value exists only after its kernel */
 
-/* -- cluster.c -------------------------------------------------------------------------------------------------------- */
+/* -- cluster.c, choose_stored.c --------------------------------------------------------------------------------------- */
 
-/* Fills clusters, and stored of every node that needs memory. */
-void kl_cluster(lower_state *state);
+void kl_cluster(lower_state *state);                          /* fills clusters */
+void kl_choose_stored(lower_state *state);                    /* and then stored, of every node that needs memory */
 
 /* -- place.c ---------------------------------------------------------------------------------------------------------- */
 
