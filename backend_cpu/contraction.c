@@ -107,8 +107,6 @@ static void run_f64(const int64_t *args, char *const *buffers, int64_t task, cha
 
 /* -- planning ------------------------------------------------------------------------------------------------------------------ */
 
-static int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /* Tiles about as wide as they are high, so that little is packed twice. */
 static void cut(int64_t m, int64_t n, double wanted, int64_t *tile_m, int64_t *tile_n)
 {
@@ -121,8 +119,8 @@ static void cut(int64_t m, int64_t n, double wanted, int64_t *tile_m, int64_t *t
             break;
         *(rows ? &parts_m : &parts_n) += 1;
     }
-    *tile_m = parts_m == 1 ? m : up(up(m, parts_m), ROW_UNIT) * ROW_UNIT;
-    *tile_n = parts_n == 1 ? n : up(up(n, parts_n), COLUMN_UNIT) * COLUMN_UNIT;
+    *tile_m = parts_m == 1 ? m : base_round_up(base_divide_up(m, parts_m), ROW_UNIT);
+    *tile_n = parts_n == 1 ? n : base_round_up(base_divide_up(n, parts_n), COLUMN_UNIT);
 }
 
 bool cpu_plan_contraction(cpu_compiler *c, const kl_kernel *kernel, cpu_plan *plan)
@@ -141,7 +139,7 @@ bool cpu_plan_contraction(cpu_compiler *c, const kl_kernel *kernel, cpu_plan *pl
     double flops = 2.0 * (double)p->m * (double)p->n * (double)p->k;
     int64_t batch = kl_matrices(p), tile_m, tile_n;
     cut(p->m, p->n, MIN(flops / least_flops, MAX_TILES / (double)MIN(MAX(batch, 1), MAX_TILES)), &tile_m, &tile_n);
-    int64_t tiles_m = up(p->m, MAX(tile_m, 1)), tiles_n = up(p->n, MAX(tile_n, 1));
+    int64_t tiles_m = base_divide_up(p->m, MAX(tile_m, 1)), tiles_n = base_divide_up(p->n, MAX(tile_n, 1));
 
     cpu_arg_view(c, plan, a, p->dtype);
     cpu_arg_view(c, plan, b, p->dtype);

@@ -394,25 +394,6 @@ static value load(cpu_emitter *e, env *v, int expr)
     return y;
 }
 
-/* offset + sum of index * stride as an i64, all of it at once. */
-static value linear(cpu_emitter *e, env *v, int expr, cpu_depth depth)
-{
-    const cpu_expressions *x = e->plan;
-    const cpu_view_plan *plan = &x->views[expr];
-    value sum = cpu_emit_arg(e, plan->at), more = NULL;
-    if (depth == CPU_DEPTH_TASK)
-        return sum;
-    if (!e->unit_at[expr]) {
-        more = unit_offset(e, expr, &x->loop.exprs[expr].view);
-        e->unit_at[expr] = more ? LLVMBuildAdd(e->unit.builder, sum, more, "") : sum;
-    }
-    offset o = body_offset(e, v, expr, &x->loop.exprs[expr].view, depth == CPU_DEPTH_BODY);
-    sum = o.scalar ? LLVMBuildAdd(v->builder, e->unit_at[expr], o.scalar, "") : e->unit_at[expr];
-    if (plan->lanes == CPU_LANES_SIDE_BY_SIDE)
-        o.lanes = cpu_lane_numbers(v, i64_of(e));
-    return o.lanes ? LLVMBuildAdd(v->builder, cpu_vsplat(v, sum), o.lanes, "") : sum;
-}
-
 value cpu_emit_unit_element(cpu_emitter *e, int expr)
 {
     if (!e->unit_at[expr]) {
@@ -420,6 +401,22 @@ value cpu_emit_unit_element(cpu_emitter *e, int expr)
         e->unit_at[expr] = more ? LLVMBuildAdd(e->unit.builder, sum, more, "") : sum;
     }
     return e->unit_at[expr];
+}
+
+/* offset + sum of index * stride as an i64, all of it at once. */
+static value linear(cpu_emitter *e, env *v, int expr, cpu_depth depth)
+{
+    const cpu_expressions *x = e->plan;
+    const cpu_view_plan *plan = &x->views[expr];
+    if (depth == CPU_DEPTH_TASK)
+        return cpu_emit_arg(e, plan->at);
+    value sum = cpu_emit_unit_element(e, expr);
+    offset o = body_offset(e, v, expr, &x->loop.exprs[expr].view, depth == CPU_DEPTH_BODY);
+    if (o.scalar)
+        sum = LLVMBuildAdd(v->builder, sum, o.scalar, "");
+    if (plan->lanes == CPU_LANES_SIDE_BY_SIDE)
+        o.lanes = cpu_lane_numbers(v, i64_of(e));
+    return o.lanes ? LLVMBuildAdd(v->builder, cpu_vsplat(v, sum), o.lanes, "") : sum;
 }
 
 static value random_word(cpu_emitter *e, env *v, int expr)

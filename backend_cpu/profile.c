@@ -153,19 +153,19 @@ void cpu_profile_read(const cpu_profile *p, ir_kernel_profile *kernels)
     base_free(busy);
 }
 
-void cpu_profile_totals(cpu_profile *p, ir_profile *profile)
+void cpu_profile_totals(cpu_profile *p, ir_profile *into)
 {
     int n = 0;
-    profile->threads = p->threads;
-    profile->runs = p->runs > 1 ? p->runs - 1 : p->runs;
-    profile->wall_ns = (double)p->wall_ns;
-    profile->n_events = 0;
+    into->threads = p->threads;
+    into->runs = p->runs > 1 ? p->runs - 1 : p->runs;
+    into->wall_ns = (double)p->wall_ns;
+    into->n_events = 0;
     for (int i = 0; i < p->threads; i++)
         n += p->of[i].n_events;
     base_free(p->events);
     p->events = base_alloc(sizeof(ir_event) * (size_t)MAX(n, 1));
     for (int i = 0; i < p->threads; i++)
         for (int j = 0; j < p->of[i].n_events; j++)
-            p->events[profile->n_events++] = p->of[i].events[j];
-    profile->events = p->events;
+            p->events[into->n_events++] = p->of[i].events[j];
+    into->events = p->events;
 }

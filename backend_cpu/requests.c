@@ -220,7 +220,7 @@ bool cpu_store_fetch(cpu_store *s, cpu_compiler *c, const char *dump_dir, bool v
 {
     costed *wanted = ARENA_NEW(c->arena, costed, c->n_requests);
     module_plan *modules = ARENA_NEW(c->arena, module_plan, MAX_MODULES);
-    int n = 0, n_modules = 0;
+    int n = 0;
     bool ok = true;
     c->store = s;
     for (int i = 0; i < c->n_requests; i++)
@@ -230,7 +230,7 @@ bool cpu_store_fetch(cpu_store *s, cpu_compiler *c, const char *dump_dir, bool v
     fetched->new_functions = n;
     if (n) {
         qsort(wanted, (size_t)n, sizeof *wanted, dearest_first);
-        n_modules = divide_modules(c, wanted, n, modules);
+        int n_modules = divide_modules(c, wanted, n, modules);
         for (int i = 0; i < n_modules && !dump_dir; i++)
             modules[i].cached = base_cache_get(s->cache, modules[i].key, &modules[i].object);
         for (int i = 0; i < n_modules; i++)

@@ -184,8 +184,7 @@ static int64_t rows_of_chunk(const ir_node *x, const ir_node *weight)
     int64_t most = MAX(ir_logits_bytes / MAX(row_bytes, 1), 1);
     if (n <= most)
         return n;
-    int64_t chunks = (n + most - 1) / most, rows = (n + chunks - 1) / chunks;
-    int64_t rounded = (rows + ROW_MULTIPLE - 1) / ROW_MULTIPLE * ROW_MULTIPLE;
+    int64_t rows = base_divide_up(n, base_divide_up(n, most)), rounded = base_round_up(rows, ROW_MULTIPLE);
     return rounded <= most ? rounded : rows;
 }
 

@@ -238,7 +238,7 @@ char *ir_to_text(const ir_graph *graph);                                        
 /* NULL on a mistake in the text: "FILE:LINE: ..." in base_error. Never reads beyond len bytes; refuses what does not verify. */
 ir_graph *ir_parse(const char *file, const char *text, size_t len);
 /* In quotes, with backslashes before what ends it, and control characters by number. */
-void ir_print_quoted(base_text *text, const char *quoted);
+void ir_print_quoted(base_text *out, const char *text);
 
 /* -- verify.c --------------------------------------------------------------------------------------------------------- */
 

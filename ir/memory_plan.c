@@ -123,8 +123,7 @@ typedef struct {
 
 static int64_t bytes_of(const kl_program *program, const kl_buffer *buffer)
 {
-    int64_t bytes = buffer->count * ir_dtype_bytes(buffer->dtype), unit = MAX(program->memory.alignment, ALIGNMENT);
-    return (bytes + unit - 1) / unit * unit;
+    return base_round_up(buffer->count * ir_dtype_bytes(buffer->dtype), MAX(program->memory.alignment, ALIGNMENT));
 }
 
 static bool is_placed(const planner *p, int buffer) { return p->program->buffers[buffer].kind == KL_TEMP && p->lives[buffer].last >= 0; }

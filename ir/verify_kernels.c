@@ -489,7 +489,7 @@ static bool attention_fits(verifier *v, const kl_attention *a)
         note_written(v, &a->lse);
         return true;
     }
-    if ((a->backward && !plain_view(v, &a->dout, false, 4, rows, a->dtype, "dout")) ||
+    if (!plain_view(v, &a->dout, false, 4, rows, a->dtype, "dout") ||
         (a->dlse.buffer >= 0 && !plain_view(v, &a->dlse, false, 3, rows, wide, "dlse")) ||
         !plain_view(v, &a->dq, true, 4, rows, a->grad_dtype, "dq") || !plain_view(v, &a->dk, true, 4, keys, a->grad_dtype, "dk") ||
         !plain_view(v, &a->dv, true, 4, keys, a->grad_dtype, "dv"))
