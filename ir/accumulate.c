@@ -8,9 +8,7 @@
  *
  * Needs t to be a temporary that one kernel of the same list makes and no other reads, and acc to be left alone from there to
  * the addition. Keeps the rounding: in f32, f64 and i32 a sum is rounded before it is added either way; bf16 is left as it is. */
-#include "ir/lower.h"
-
-#include <string.h>
+#include "ir/kernels.h"
 
 /* acc[i] = acc[i] + t[i] for all i, and nothing else. */
 static bool is_addition(const kl_program *program, const kl_kernel *kernel, int *acc, int *t)
@@ -35,15 +33,14 @@ static bool is_addition(const kl_program *program, const kl_kernel *kernel, int 
     return false;
 }
 
-/* How often t is read and written anywhere, and which kernel of the list writes it, by a sum. */
-typedef struct { const kl_program *program; int t, acc, reads, writes; bool touches_acc; } uses;
+/* Whether a kernel writes t, and whether it touches acc. */
+typedef struct { const kl_program *program; int t, acc; bool writes, touches_acc; } uses;
 
 static void count_use(void *context, const kl_access *access)
 {
     uses *u = context;
     int root = kl_root_buffer(u->program, access->view->buffer);
-    if (root == u->t)
-        ++*(access->write ? &u->writes : &u->reads);
+    u->writes |= root == u->t && access->write;
     u->touches_acc |= kl_share_memory(u->program, root, u->acc);
 }
 
@@ -58,30 +55,30 @@ static kl_output *sum_into(kl_kernel *kernel, int t)
 }
 
 /* list[at] adds t to acc: the kernel before it that makes t, if it may add to acc instead. */
-static kl_output *maker(const kl_program *program, const int *n_uses, const kernel_list *list, int at, int acc, int t)
+static kl_output *maker(const kl_uses *all, kl_kernel *const *list, int at, int acc, int t)
 {
-    if (n_uses[t] != 2)
+    const kl_program *program = all->program;
+    if (all->reads[t] != 1 || all->writes[t] != 1)
         return NULL;
     for (int i = at - 1; i >= 0; i--) {
         uses u = { .program = program, .t = t, .acc = kl_root_buffer(program, acc) };
-        kl_visit_all(list->at[i], count_use, &u);
+        kl_visit_all(list[i], count_use, &u);
         if (u.touches_acc)
             return NULL;
         if (u.writes)
-            return sum_into(list->at[i], t);
+            return sum_into(list[i], t);
     }
     return NULL;
 }
 
-static void accumulate_in(kl_program *program, const int *n_uses, kl_kernel **kernels, int *n)
+static void accumulate_in(const kl_uses *all, kl_kernel **kernels, int *n)
 {
     int kept = 0;
     for (int i = 0; i < *n; i++) {
-        kernel_list before = { kernels, kept };
         int acc, t;
-        kl_output *sum = is_addition(program, kernels[i], &acc, &t) ? maker(program, n_uses, &before, kept, acc, t) : NULL;
+        kl_output *sum = is_addition(all->program, kernels[i], &acc, &t) ? maker(all, kernels, kept, acc, t) : NULL;
         if (kernels[i]->kind == KL_REPEAT)
-            accumulate_in(program, n_uses, kernels[i]->repeat.body, &kernels[i]->repeat.n_body);
+            accumulate_in(all, kernels[i]->repeat.body, &kernels[i]->repeat.n_body);
         if (sum) {
             sum->view.buffer = acc;
             sum->accumulate = true;
@@ -92,19 +89,8 @@ static void accumulate_in(kl_program *program, const int *n_uses, kl_kernel **ke
     *n = kept;
 }
 
-typedef struct { const kl_program *program; int *n_uses; } totals;
-
-static void count_total(void *context, const kl_access *access)
-{
-    const totals *t = context;
-    t->n_uses[kl_root_buffer(t->program, access->view->buffer)]++;
-}
-
 void kl_accumulate(kl_program *program)
 {
-    totals t = { program, base_alloc(sizeof(int) * (size_t)program->n_buffers) };
-    for (int i = 0; i < program->n_kernels; i++)
-        kl_visit_all(program->kernels[i], count_total, &t);
-    accumulate_in(program, t.n_uses, program->kernels, &program->n_kernels);
-    base_free(t.n_uses);
+    kl_uses all = kl_count_uses(program);
+    accumulate_in(&all, program->kernels, &program->n_kernels);
 }

@@ -8,13 +8,12 @@
  * So are the weights of a model in bf16, over micro-batches and over the chunks of its loss. A kernel may go if what it reads does not
  * move with the repeat and is written by no kernel that stays, and if what it writes are temporaries that no other kernel of the
  * body writes and none before it reads. */
-#include "ir/lower.h"
+#include "ir/kernels.h"
 
 typedef struct {
     kl_program *program;
     int repeat;
     int *writes, *earlier;       /* by buffer: kernels of the body that write it; that touch it, of those before this one that stay */
-    const kl_kernel *kernel;
     bool moves;
 } survey;
 
@@ -39,13 +38,6 @@ static void note_earlier(void *context, const kl_access *access)
     s->earlier[kl_memory_of(s->program, access->view->buffer)] = 1;
 }
 
-static void visit_body(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), survey *s)
-{
-    kl_visit(kernel, visit, s);
-    for (int i = 0; kernel->kind == KL_REPEAT && i < kernel->repeat.n_body; i++)
-        visit_body(kernel->repeat.body[i], visit, s);
-}
-
 static void may_move(void *context, const kl_access *access)
 {
     survey *s = context;
@@ -63,29 +55,23 @@ static void forget_write(void *context, const kl_access *access)
         s->writes[kl_memory_of(s->program, access->view->buffer)]--;
 }
 
-static void add(kl_program *program, kernel_list *list, kl_kernel *kernel)
-{
-    list->at = base_arena_grown(program->arena, list->at, list->n, &list->cap, sizeof *list->at);
-    list->at[list->n++] = kernel;
-}
-
-static void hoist_from(kl_program *program, kl_repeat *repeat, kernel_list *before)
+static void hoist_from(kl_program *program, kl_repeat *repeat, kl_sequence *before)
 {
     survey s = { .program = program, .repeat = repeat->id };
     int stay = 0;
     s.writes = base_alloc(sizeof *s.writes * (size_t)program->n_buffers);
     s.earlier = base_alloc(sizeof *s.earlier * (size_t)program->n_buffers);
     for (int i = 0; i < repeat->n_body; i++)
-        visit_body(repeat->body[i], count_write, &s);
+        kl_visit_all(repeat->body[i], count_write, &s);
     for (int i = 0; i < repeat->n_body; i++) {
         kl_kernel *kernel = repeat->body[i];
         s.moves = kernel->kind != KL_REPEAT;
         kl_visit(kernel, may_move, &s);
         if (s.moves) {
             kl_visit(kernel, forget_write, &s);
-            add(program, before, kernel);
+            kl_append(before, kernel);
         } else {
-            visit_body(kernel, note_earlier, &s);
+            kl_visit_all(kernel, note_earlier, &s);
             repeat->body[stay++] = kernel;
         }
     }
@@ -97,7 +83,7 @@ static void hoist_from(kl_program *program, kl_repeat *repeat, kernel_list *befo
 /* Inner repeats first: what leaves them may leave the outer one too. */
 static void hoist_in(kl_program *program, kl_kernel ***kernels, int *n)
 {
-    kernel_list list = {0};
+    kl_sequence list = { .arena = program->arena };
     for (int i = 0; i < *n; i++) {
         kl_kernel *kernel = (*kernels)[i];
         if (kernel->kind == KL_REPEAT) {
@@ -106,7 +92,7 @@ static void hoist_in(kl_program *program, kl_kernel ***kernels, int *n)
             if (kernel->repeat.n_body == 0)
                 continue;
         }
-        add(program, &list, kernel);
+        kl_append(&list, kernel);
     }
     *kernels = list.at;
     *n = list.n;

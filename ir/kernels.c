@@ -1,5 +1,5 @@
-/* What all that handle a kernel list have in common: buffers, walking over kernels and their views, what a kernel costs. */
-#include "ir/lower.h"
+/* What all that handle a kernel list have in common: buffers, walking over kernels and their views, lists in the making. */
+#include "ir/kernels.h"
 
 #include <string.h>
 
@@ -43,13 +43,20 @@ int *kl_memories(const kl_program *program)
     return memory;
 }
 
+bool kl_share_memory(const kl_program *program, int a, int b)
+{
+    const kl_buffer *x = &program->buffers[a], *y = &program->buffers[b];
+    return a == b || (x->kind == KL_RESULT && y->kind == KL_PARAM && x->donated == y->index) ||
+           (x->kind == KL_PARAM && y->kind == KL_RESULT && y->donated == x->index);
+}
+
 void kl_program_free(kl_program *program)
 {
     if (program)
         base_arena_free(program->arena);
 }
 
-/* -- ids ---------------------------------------------------------------------------------------------------------------- */
+/* -- kernels ------------------------------------------------------------------------------------------------------------ */
 
 static int renumber(kl_kernel **kernels, int n, int next)
 {
@@ -63,25 +70,27 @@ static int renumber(kl_kernel **kernels, int n, int next)
 
 void kl_renumber(kl_program *program) { program->n_ids = renumber(program->kernels, program->n_kernels, 0); }
 
-static void count_use(void *context, const kl_access *access)
-{
-    kl_uses *u = context;
-    ++(access->write ? u->writes : u->reads)[kl_root_buffer(u->program, access->view->buffer)];
-}
-
-kl_uses kl_count_uses(kl_program *program)
-{
-    kl_uses u = { program, ARENA_NEW(program->arena, int, program->n_buffers), ARENA_NEW(program->arena, int, program->n_buffers) };
-    for (int i = 0; i < program->n_kernels; i++)
-        kl_visit_all(program->kernels[i], count_use, &u);
-    return u;
-}
-
 int kl_last_id(const kl_kernel *kernel)
 {
     while (kernel->kind == KL_REPEAT && kernel->repeat.n_body > 0)
         kernel = kernel->repeat.body[kernel->repeat.n_body - 1];
     return kernel->id;
+}
+
+void kl_append(kl_sequence *into, kl_kernel *kernel)
+{
+    if (!kernel)
+        return;
+    into->at = base_arena_grown(into->arena, into->at, into->n, &into->cap, sizeof *into->at);
+    into->at[into->n++] = kernel;
+}
+
+int64_t kl_matrices(const kl_contraction *c)
+{
+    int64_t n = 1;
+    for (int i = 0; i < c->n_batch; i++)
+        n *= c->batch[i];
+    return n;
 }
 
 /* -- views -------------------------------------------------------------------------------------------------------------- */
@@ -102,21 +111,6 @@ bool kl_is_row_major(const kl_loop *loop, const kl_view *view, int64_t count)
         stride *= loop->extent[i];
     }
     return stride == count;
-}
-
-int64_t kl_matrices(const kl_contraction *c)
-{
-    int64_t n = 1;
-    for (int i = 0; i < c->n_batch; i++)
-        n *= c->batch[i];
-    return n;
-}
-
-bool kl_share_memory(const kl_program *program, int a, int b)
-{
-    const kl_buffer *x = &program->buffers[a], *y = &program->buffers[b];
-    return a == b || (x->kind == KL_RESULT && y->kind == KL_PARAM && x->donated == y->index) ||
-           (x->kind == KL_PARAM && y->kind == KL_RESULT && y->donated == x->index);
 }
 
 static void visit_loop(kl_loop *loop, void (*visit)(void *context, const kl_access *access), void *context)
@@ -175,6 +169,20 @@ void kl_visit_all(kl_kernel *kernel, void (*visit)(void *context, const kl_acces
     if (kernel->kind == KL_REPEAT)
         for (int i = 0; i < kernel->repeat.n_body; i++)
             kl_visit_all(kernel->repeat.body[i], visit, context);
+}
+
+static void count_use(void *context, const kl_access *access)
+{
+    kl_uses *u = context;
+    ++(access->write ? u->writes : u->reads)[kl_root_buffer(u->program, access->view->buffer)];
+}
+
+kl_uses kl_count_uses(kl_program *program)
+{
+    kl_uses u = { program, ARENA_NEW(program->arena, int, program->n_buffers), ARENA_NEW(program->arena, int, program->n_buffers) };
+    for (int i = 0; i < program->n_kernels; i++)
+        kl_visit_all(program->kernels[i], count_use, &u);
+    return u;
 }
 
 /* -- tidying ------------------------------------------------------------------------------------------------------------ */

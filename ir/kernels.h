@@ -37,8 +37,8 @@
 
 #include "ir/backend.h"
 
-/* A kernel's index space may have more axes than a tensor: reshapes split axes. */
-enum { KL_MAX_AXES = 12, KL_MAX_ARGS = 3 };
+/* A kernel's index space may have more axes than a tensor: reshapes split axes. A view's dynamic terms: a start an axis, and some indices besides. */
+enum { KL_MAX_AXES = 12, KL_MAX_DYNAMIC = 12, KL_MAX_ARGS = 3 };
 
 /* -- buffers ---------------------------------------------------------------------------------------------------------- */
 
@@ -240,6 +240,9 @@ void kl_program_free(kl_program *program);
 int kl_add_buffer(kl_program *program, kl_buffer buffer);
 void kl_renumber(kl_program *program);                       /* kernel ids */
 void kl_tidy(kl_program *program);                           /* drops buffers that no kernel touches, and numbers all anew */
+/* A list in the making. */
+typedef struct { base_arena *arena; kl_kernel **at; int n, cap; } kl_sequence;
+void kl_append(kl_sequence *into, kl_kernel *kernel);        /* nothing where kernel is NULL */
 /* Calls visit for every view that the kernel reads or writes (not for those of a repeat's body). */
 typedef struct { kl_view *view; bool write, accumulate; ir_dtype dtype; kl_loop *loop; } kl_access;
 void kl_visit(kl_kernel *kernel, void (*visit)(void *context, const kl_access *access), void *context);
@@ -324,10 +327,8 @@ bool kl_same_form(const kl_loop *a, const kl_loop *b);
 kl_kernel *kl_split_operand(kl_program *program, kl_kernel *kernel, bool is_b, ir_dtype dtype);
 kl_kernel *kl_split_epilogue(kl_program *program, kl_kernel *kernel);
 /* Calls rewrite for every contraction, bodies of repeats included; it appends what stands in the contraction's place, itself
- * most of the time. Kernels of other kinds stay. kl_append: nothing where kernel is NULL. */
-typedef struct { base_arena *arena; kl_kernel **at; int n, cap; } kl_sequence;
+ * most of the time. Kernels of other kinds stay. */
 typedef void kl_rewrite(void *context, kl_program *program, kl_kernel *product, kl_sequence *into);
-void kl_append(kl_sequence *into, kl_kernel *kernel);
 void kl_rewrite_products(kl_program *program, kl_rewrite *rewrite, void *context);
 
 /* -- memory_plan.c ---------------------------------------------------------------------------------------------------- */

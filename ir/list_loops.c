@@ -17,7 +17,7 @@
  * for longer: they are small, or needed after it anyway, as a gradient is by the update after its norm.
  *
  * Needs axes merged, so that tensors of any shape have one form. Near-linear: loops find their form by a hash. */
-#include "ir/lower.h"
+#include "ir/kernels.h"
 
 #include <string.h>
 

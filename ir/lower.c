@@ -17,11 +17,11 @@
 lower_unit *kl_new_unit(lowering *l, int64_t key)
 {
     l->units = base_arena_grown(l->scratch, l->units, l->n_units, &l->cap_units, sizeof(lower_unit));
-    l->units[l->n_units] = (lower_unit){ .key = key };
+    l->units[l->n_units] = (lower_unit){ .kernels.arena = l->program->arena, .key = key };
     return &l->units[l->n_units++];
 }
 
-kl_kernel *kl_new_kernel(lowering *l, kernel_list *list, kl_kind kind, const ir_node *node, const char *name)
+kl_kernel *kl_new_kernel(lowering *l, kl_sequence *list, kl_kind kind, const ir_node *node, const char *name)
 {
     kl_kernel *kernel = ARENA_NEW(l->program->arena, kl_kernel, 1);
     kernel->kind = kind;
@@ -31,8 +31,7 @@ kl_kernel *kl_new_kernel(lowering *l, kernel_list *list, kl_kind kind, const ir_
         if (kernel->place.file)
             kernel->place.file = base_arena_text(l->program->arena, "%s", node->place.file);
     }
-    list->at = base_arena_grown(l->program->arena, list->at, list->n, &list->cap, sizeof(*list->at));
-    list->at[list->n++] = kernel;
+    kl_append(list, kernel);
     return kernel;
 }
 
@@ -71,7 +70,7 @@ static void lower_node(lowering *l, ir_node *node)
     if (node->op == OP_result || node->op == OP_parameter || node->op == OP_literal)
         return;
     size_t at = (size_t)(kl_new_unit(l, node->mark) - l->units);
-    kernel_list list = {0};
+    kl_sequence list = { .arena = l->program->arena };
     if (kl_role_of(node) == ROLE_ANCHOR)
         kl_lower_anchor(l, &list, node);
     else if (info->stored)
@@ -120,7 +119,7 @@ static void copy_parameter(lowering *l, ir_node *node)
 }
 
 void kl_lower_graph(kl_program *program, const ir_graph *graph, const node_place *params, base_arena *scratch,
-                        void (*finish)(lowering *l, void *context), void *context, kernel_list *out)
+                        void (*finish)(lowering *l, void *context), void *context, kl_sequence *out)
 {
     lowering l = { .program = program, .scratch = scratch };
     lower_state *state = l.state = new_state(graph, scratch);
@@ -182,7 +181,7 @@ static void end_program(lowering *l, void *context)
     kl_program *program = l->program;
     node_place *via = ARENA_NEW(l->scratch, node_place, graph->n_results);
     lower_unit *u = kl_new_unit(l, UNIT_LAST);
-    kernel_list list = {0};
+    kl_sequence list = { .arena = program->arena };
     size_t at = (size_t)(u - l->units);
     (void)context;
     for (int pass = 0; pass < 2; pass++) {
@@ -236,7 +235,7 @@ kl_program *kl_lower(const ir_graph *graph)
                                                                .index = i, .name = name });
         ir_row_major(&node->type, params[i].stride);
     }
-    kernel_list list = {0};
+    kl_sequence list = { .arena = arena };
     kl_lower_graph(program, graph, params, scratch, end_program, NULL, &list);
     program->kernels = list.at;
     program->n_kernels = list.n;

@@ -7,8 +7,6 @@
 
 /* -- affine.c --------------------------------------------------------------------------------------------------------- */
 
-enum { KL_MAX_DYNAMIC = 12 };            /* a view's dynamic terms: a start an axis, and some indices besides */
-
 /* An index as a function of a kernel's axes: offset + sum of axis index * coef, plus dynamic terms. Never negative. */
 typedef struct {
     int64_t offset, coef[KL_MAX_AXES];
@@ -111,10 +109,8 @@ bool kl_place_through_reshape(const ir_type *from, const ir_type *to, const node
 
 /* -- lower.c ---------------------------------------------------------------------------------------------------------- */
 
-typedef struct { kl_kernel **at; int n, cap; } kernel_list;
-
 /* A step of the lowering: kernels that stay together, in order. Units are ordered by what they read, then by key. */
-typedef struct { kernel_list kernels; int64_t key; } lower_unit;
+typedef struct { kl_sequence kernels; int64_t key; } lower_unit;
 enum { UNIT_FIRST = -1, UNIT_LAST = INT32_MAX };          /* the last may overwrite what the others read */
 
 /* What a loop in the making grows in; one is made at a time, and the next takes the room over. */
@@ -139,7 +135,7 @@ typedef struct {
 } lowering;
 
 lower_unit *kl_new_unit(lowering *l, int64_t key);
-kl_kernel *kl_new_kernel(lowering *l, kernel_list *list, kl_kind kind, const ir_node *node, const char *name);
+kl_kernel *kl_new_kernel(lowering *l, kl_sequence *list, kl_kind kind, const ir_node *node, const char *name);
 node_place kl_new_place(lowering *l, const ir_node *node);                 /* row-major, in a buffer of its own */
 /* In the next round node has memory of its own, row-major where dense; what has that already and is still asked for is computed apart
  * from all others. */
@@ -147,7 +143,7 @@ void kl_must_store(lowering *l, const ir_node *node, bool dense);
 void kl_force(lowering *l, bool *flag);
 /* Adds the kernels of a graph, whose parameters have these places, to out. finish adds the units that take its results to where they belong. */
 void kl_lower_graph(kl_program *program, const ir_graph *graph, const node_place *params, base_arena *scratch,
-                    void (*finish)(lowering *l, void *context), void *context, kernel_list *out);
+                    void (*finish)(lowering *l, void *context), void *context, kl_sequence *out);
 
 /* -- lower_eval.c ----------------------------------------------------------------------------------------------------- */
 
@@ -180,19 +176,19 @@ bool kl_view_at(kl_program *program, const node_place *place, const ir_type *typ
 
 void kl_lower_cluster(lowering *l, const node_cluster *cluster);
 /* A loop that writes node, computed in place where it is not stored or is `root`, to `place` of node's type. */
-void kl_copy_to(lowering *l, kernel_list *list, ir_node *node, const node_place *place, bool root, const char *name);
-void kl_fill(lowering *l, kernel_list *list, ir_node *node, const node_place *place, double value);
-void kl_lower_update_slice(lowering *l, kernel_list *list, ir_node *node);
+void kl_copy_to(lowering *l, kl_sequence *list, ir_node *node, const node_place *place, bool root, const char *name);
+void kl_fill(lowering *l, kl_sequence *list, ir_node *node, const node_place *place, double value);
+void kl_lower_update_slice(lowering *l, kl_sequence *list, ir_node *node);
 
 /* -- lower_anchors.c, lower_scan.c, lower_order.c --------------------------------------------------------------------- */
 
-void kl_lower_anchor(lowering *l, kernel_list *list, ir_node *node);
+void kl_lower_anchor(lowering *l, kl_sequence *list, ir_node *node);
 /* An operand as it lies, through any views. Where that is no place it is stored in the next round. */
 bool kl_operand_place(lowering *l, ir_node *node, node_place *place);
 /* The place of a tuple's result; a result that nobody reads gets memory all the same. */
 kl_view kl_result_view(lowering *l, ir_node *tuple, int index);
-void kl_lower_scan(lowering *l, kernel_list *list, ir_node *node);
-void kl_order_units(lowering *l, kernel_list *out);
+void kl_lower_scan(lowering *l, kl_sequence *list, ir_node *node);
+void kl_order_units(lowering *l, kl_sequence *out);
 
 /* Units, the one of the least key on top. at: room for as many as are in it at a time. */
 typedef struct { const int64_t *key; int *at, n; } unit_heap;

@@ -50,7 +50,7 @@ static kl_loop plain_operand(lowering *l, int n_batch, const int64_t *batch, int
     return loop;
 }
 
-static void lower_matmul(lowering *l, kernel_list *list, ir_node *node)
+static void lower_matmul(lowering *l, kl_sequence *list, ir_node *node)
 {
     ir_node *lhs = node->args[0], *rhs = node->args[1];
     int rank = node->type.rank, n_batch = rank - 2;
@@ -100,7 +100,7 @@ kl_view kl_result_view(lowering *l, ir_node *tuple, int index)
     return view_of_place(&place, type->rank);
 }
 
-static void lower_attention(lowering *l, kernel_list *list, ir_node *node)
+static void lower_attention(lowering *l, kl_sequence *list, ir_node *node)
 {
     bool backward = node->op == OP_attention_vjp, ok = true;
     int n_views = backward ? 7 : 3;
@@ -139,7 +139,7 @@ static void lower_attention(lowering *l, kernel_list *list, ir_node *node)
     }
 }
 
-static void lower_scatter(lowering *l, kernel_list *list, ir_node *node)
+static void lower_scatter(lowering *l, kl_sequence *list, ir_node *node)
 {
     ir_node *indices = node->args[1], *updates = node->args[2];
     const node_place *place = &INFO(l->state, node)->place;
@@ -163,7 +163,7 @@ static void lower_scatter(lowering *l, kernel_list *list, ir_node *node)
     kl_new_kernel(l, list, KL_SCATTER, node, "scatter_add")->scatter = s;
 }
 
-static void lower_concatenate(lowering *l, kernel_list *list, ir_node *node)
+static void lower_concatenate(lowering *l, kl_sequence *list, ir_node *node)
 {
     node_place part = INFO(l->state, node)->place;
     part.dense = false;
@@ -176,7 +176,7 @@ static void lower_concatenate(lowering *l, kernel_list *list, ir_node *node)
     }
 }
 
-static void lower_pad(lowering *l, kernel_list *list, ir_node *node)
+static void lower_pad(lowering *l, kl_sequence *list, ir_node *node)
 {
     node_place place = INFO(l->state, node)->place;
     kl_fill(l, list, node, &place, node->attr.value);
@@ -186,7 +186,7 @@ static void lower_pad(lowering *l, kernel_list *list, ir_node *node)
     kl_copy_to(l, list, node->args[0], &place, false, "pad");
 }
 
-void kl_lower_anchor(lowering *l, kernel_list *list, ir_node *node)
+void kl_lower_anchor(lowering *l, kl_sequence *list, ir_node *node)
 {
     if (node->op == OP_matmul)
         lower_matmul(l, list, node);

@@ -129,7 +129,7 @@ static index_space space_of_type(const ir_type *type)
 }
 
 /* Room for a loop over no elements: whatever has elements is what sums and maxima of nothing are. */
-void kl_fill(lowering *l, kernel_list *list, ir_node *node, const node_place *place, double value)
+void kl_fill(lowering *l, kl_sequence *list, ir_node *node, const node_place *place, double value)
 {
     loop_builder b = { .l = l, .cluster = -1, .space = space_of_type(&node->type) };
     index_form where[IR_MAX_RANK];
@@ -144,7 +144,7 @@ void kl_fill(lowering *l, kernel_list *list, ir_node *node, const node_place *pl
 }
 
 /* A loop that writes node, computed in place where it is not stored or is `root`, to `place` of node's type. */
-void kl_copy_to(lowering *l, kernel_list *list, ir_node *node, const node_place *place, bool root, const char *name)
+void kl_copy_to(lowering *l, kl_sequence *list, ir_node *node, const node_place *place, bool root, const char *name)
 {
     if (ir_type_count(&node->type) == 0)
         return;
@@ -262,7 +262,7 @@ void kl_lower_cluster(lowering *l, const node_cluster *cluster)
 
 /* -- update_slice ------------------------------------------------------------------------------------------------------ */
 
-void kl_lower_update_slice(lowering *l, kernel_list *list, ir_node *node)
+void kl_lower_update_slice(lowering *l, kl_sequence *list, ir_node *node)
 {
     ir_node *base = node->args[0], *update = node->args[1];
     const node_place *place = &INFO(l->state, node)->place;

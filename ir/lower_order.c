@@ -16,14 +16,6 @@ static void touch(void *context, const kl_access *access)
     t->at[which][t->n[which]++] = buffer;
 }
 
-static void touch_all(kl_kernel *kernel, touched *t)
-{
-    kl_visit(kernel, touch, t);
-    if (kernel->kind == KL_REPEAT)
-        for (int i = 0; i < kernel->repeat.n_body; i++)
-            touch_all(kernel->repeat.body[i], t);
-}
-
 /* -- queue -------------------------------------------------------------------------------------------------------------- */
 
 typedef struct { int *at, n, cap; } int_list;
@@ -55,12 +47,10 @@ int kl_heap_pop(unit_heap *heap)
     return top;
 }
 
-static void emit(lowering *l, const lower_unit *u, kernel_list *out)
+static void emit(const lower_unit *u, kl_sequence *out)
 {
-    for (int i = 0; i < u->kernels.n; i++) {
-        out->at = base_arena_grown(l->program->arena, out->at, out->n, &out->cap, sizeof(*out->at));
-        out->at[out->n++] = u->kernels.at[i];
-    }
+    for (int i = 0; i < u->kernels.n; i++)
+        kl_append(out, u->kernels.at[i]);
 }
 
 /* -- order -------------------------------------------------------------------------------------------------------------- */
@@ -75,7 +65,7 @@ static void find_users(lowering *l, int_list *users, int *waits_for)
     for (int i = 0; i < n; i++) {
         touches[i] = (touched){ .program = l->program, .arena = arena };
         for (int j = 0; j < l->units[i].kernels.n; j++)
-            touch_all(l->units[i].kernels.at[j], &touches[i]);
+            kl_visit_all(l->units[i].kernels.at[j], touch, &touches[i]);
         for (int j = 0; j < touches[i].n[1] && l->units[i].key != UNIT_LAST; j++)
             append(arena, &writers[touches[i].at[1][j]], i);
     }
@@ -92,7 +82,7 @@ static void find_users(lowering *l, int_list *users, int *waits_for)
         }
 }
 
-void kl_order_units(lowering *l, kernel_list *out)
+void kl_order_units(lowering *l, kl_sequence *out)
 {
     int n = l->n_units, done = 0;
     int_list *users = ARENA_NEW(l->scratch, int_list, n);
@@ -107,14 +97,14 @@ void kl_order_units(lowering *l, kernel_list *out)
             kl_heap_push(&ready, i);
     for (; ready.n > 0; done++) {
         int next = kl_heap_pop(&ready);
-        emit(l, &l->units[next], out);
+        emit(&l->units[next], out);
         for (int i = 0; i < users[next].n; i++)
             if (--waits_for[users[next].at[i]] == 0 && l->units[users[next].at[i]].key != UNIT_LAST)
                 kl_heap_push(&ready, users[next].at[i]);
     }
     for (int i = 0; i < n; i++)
         if (l->units[i].key == UNIT_LAST) {
-            emit(l, &l->units[i], out);
+            emit(&l->units[i], out);
             done++;
         }
     CHECK(done == n, "graph %s: expected the kernels to have an order", l->state->graph->name);

@@ -47,7 +47,7 @@ static void end_iteration(lowering *l, void *context)
     }
 }
 
-void kl_lower_scan(lowering *l, kernel_list *list, ir_node *node)
+void kl_lower_scan(lowering *l, kl_sequence *list, ir_node *node)
 {
     const ir_graph *body = node->attr.body;
     int n_carry = node->attr.n_carry, n_xs = node->attr.n_xs, n_ys = node->n_tuple - n_carry;
@@ -98,7 +98,7 @@ void kl_lower_scan(lowering *l, kernel_list *list, ir_node *node)
                                                               .repeat = id, .offset = whole.offset, .step = whole.stride[0] });
         *(y ? &ends.ys[i - n_xs] : &params[which]) = slice;
     }
-    kernel_list inside = {0};
+    kl_sequence inside = { .arena = l->program->arena };
     if (node->attr.count > 0)
         kl_lower_graph(l->program, body, params, l->scratch, end_iteration, &ends, &inside);
     if (!inside.n)

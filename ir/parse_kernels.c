@@ -3,7 +3,7 @@
  *
  * Functions are named for what they read. They return false once the error is set, and so does all that called them. */
 #include "ir/lexer.h"
-#include "ir/lower.h"
+#include "ir/kernels.h"
 
 #include <limits.h>
 #include <string.h>
@@ -447,11 +447,11 @@ static bool scatter(parser *p, kl_scatter *s)
            named_natural(p, "rows", &s->rows) && named_natural(p, "post", &s->post) && named_views(p, views, COUNT_OF(views));
 }
 
-static bool kernels(parser *p, kernel_list *list);
+static bool kernels(parser *p, kl_sequence *list);
 
 static bool repeat(parser *p, kl_repeat *repeat)
 {
-    kernel_list body = {0};
+    kl_sequence body = { .arena = p->program->arena };
     if (!name_of(p, "r", INT_MAX - 1, &repeat->id) || !named_natural(p, "count", &repeat->count))
         return false;
     repeat->reverse = ir_lex_accept(&p->lexer, "reverse");
@@ -469,7 +469,7 @@ static bool repeat(parser *p, kl_repeat *repeat)
     return ir_lex_expect(&p->lexer, "}");
 }
 
-static bool kernel(parser *p, kernel_list *list)
+static bool kernel(parser *p, kl_sequence *list)
 {
     ir_lexer *lexer = &p->lexer;
     kl_kernel *k = ARENA_NEW(p->program->arena, kl_kernel, 1);
@@ -484,8 +484,7 @@ static bool kernel(parser *p, kernel_list *list)
         return ir_lex_wrong(lexer, "expected k%d", k->id);
     if (!ir_lex_quoted(lexer, p->program->arena, &k->name))
         return false;
-    list->at = base_arena_grown(p->program->arena, list->at, list->n, &list->cap, sizeof *list->at);
-    list->at[list->n++] = k;
+    kl_append(list, k);
     if (ir_lex_is_word(text, len, "loop")) {
         k->kind = KL_LOOP;
         return loop(p, &k->loop);
@@ -514,7 +513,7 @@ static bool kernel(parser *p, kernel_list *list)
     return ir_lex_wrong(lexer, "expected loop, list, contraction, attention, scatter or repeat, got '%.*s'", (int)MIN(len, 40), text);
 }
 
-static bool kernels(parser *p, kernel_list *list)
+static bool kernels(parser *p, kl_sequence *list)
 {
     while (ir_lex_at_text(&p->lexer, "k"))
         if (!kernel(p, list))
@@ -528,7 +527,7 @@ static bool program(parser *p)
 {
     ir_lexer *lexer = &p->lexer;
     kl_program *program = p->program;
-    kernel_list list = {0};
+    kl_sequence list = { .arena = program->arena };
     base_text why = {0};
     if (!ir_lex_expect(lexer, "kernels") || !ir_lex_quoted(lexer, program->arena, &program->name) ||
         !named_natural(p, "arena", &program->memory.arena_bytes) || !named_natural(p, "workspace", &program->memory.workspace_bytes) ||

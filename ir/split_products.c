@@ -98,14 +98,6 @@ kl_kernel *kl_split_epilogue(kl_program *program, kl_kernel *kernel)
     return rest;
 }
 
-void kl_append(kl_sequence *into, kl_kernel *kernel)
-{
-    if (!kernel)
-        return;
-    into->at = base_arena_grown(into->arena, into->at, into->n, &into->cap, sizeof *into->at);
-    into->at[into->n++] = kernel;
-}
-
 static void rewrite_list(kl_program *program, kl_kernel ***kernels, int *n, kl_rewrite *rewrite, void *context)
 {
     kl_sequence into = { .arena = program->arena };
