@@ -1,4 +1,4 @@
-/* Attention: the launches of device/attention.cu. Forward is one; the gradient is three: a number a row, then dq by rows, then dk and dv by keys. No
+/* Attention: the launches of device/attention.cu. Forward is one; the gradient is two: dq and a number a row, by rows, then dk and dv by keys. No
  * two blocks write to one place, so that nothing depends on their order. Sizes and strides are in the text. */
 #include "backend_cuda/expressions.h"
 
@@ -10,7 +10,7 @@ bool cuda_attention_takes(ir_dtype dtype, int64_t head_dim) { return (dtype == I
 
 /* How a kernel is shared out: 16 rows a tile, so many tiles a warp; so many keys (or queries) at a time, in one place or two in shared memory. */
 typedef enum { FORWARD, BY_ROWS, BY_KEYS } part;
-typedef struct { part part; bool mma, async; int warps, tiles, columns, stages, padded; size_t bytes; } shape;
+typedef struct { part part; bool mma, async, held; int warps, tiles, columns, stages, padded; size_t bytes; } shape;
 
 static int rows_of(const shape *s) { return 16 * s->tiles * s->warps; }
 
@@ -30,6 +30,7 @@ static shape shape_of(const cuda_machine *m, const kl_attention *a, part part)
     int padded = (int)(a->head_dim + 15) / 16 * 16;
     shape s = { .part = part, .mma = bf16 && m->major >= 8, .async = m->major >= 8, .warps = bf16 ? 4 : 2, .tiles = 1, .columns = !bf16 ? 16 : padded <= 64 ? 64 : 32, .padded = padded };
     s.stages = s.async ? 2 : 1;
+    s.held = s.mma && padded <= 64 && (part == BY_ROWS || (part == FORWARD && a->dropout == 0));
     s.bytes = bytes_of(a, &s);
     if (s.bytes > m->shared_bytes) {
         s.stages = 1;
@@ -37,7 +38,7 @@ static shape shape_of(const cuda_machine *m, const kl_attention *a, part part)
     }
     static const int most_padded[] = { [FORWARD] = 128, [BY_ROWS] = 96, [BY_KEYS] = 64 };
     shape wide = s;
-    if (padded <= most_padded[part] && !(part == BY_KEYS && a->dropout > 0))
+    if (padded <= most_padded[part])
         wide.tiles = 2, wide.columns = part == FORWARD && a->dropout == 0 ? s.columns : 32;
     else
         wide.warps = 8;
@@ -78,7 +79,8 @@ static void define(cuda_writer *w, const kl_attention *a, const shape *s)
         { "DOUT", &a->dout, a->backward, a->dtype }, { "DLSE", &a->dlse, a->backward && a->dlse.buffer >= 0, IR_F32 },
         { "DQ", &a->dq, a->backward, a->grad_dtype }, { "DK", &a->dk, a->backward, a->grad_dtype }, { "DV", &a->dv, a->backward, a->grad_dtype } };
     base_text_add(text, "#define A_BF16 %d\n#define A_GRAD_BF16 %d\n#define A_MMA %d\n#define A_ASYNC %d\n", a->dtype == IR_BF16, a->backward && a->grad_dtype == IR_BF16, s->mma, s->async);
-    base_text_add(text, "#define A_D %lld\n#define A_DP %d\n#define A_WARPS %d\n#define A_MT %d\n#define A_BN %d\n#define A_STAGES %d\n", (long long)a->head_dim, s->padded, s->warps, s->tiles, s->columns, s->stages);
+    base_text_add(text, "#define A_D %lld\n#define A_DP %d\n#define A_WARPS %d\n#define A_MT %d\n#define A_BN %d\n#define A_STAGES %d\n#define A_HELD %d\n", (long long)a->head_dim, s->padded, s->warps, s->tiles, s->columns,
+                  s->stages, s->held);
     base_text_add(text, "#define A_ROWS %lld\n#define A_KEYS %lld\n#define A_HEADS %lld\n#define A_CAUSAL %d\n#define A_SCALE %.9ef\n#define A_SCALE_LOG2 %.9ef\n", (long long)a->rows,
                   (long long)a->keys, (long long)a->heads, a->causal, a->scale, a->scale * M_LOG2E);
     base_text_add(text, "#define A_DROPS %d\n#define A_THRESHOLD %.0fu\n#define A_KEEP %.9ef\n#define A_DELTA_LANES %d\n", a->dropout > 0, floor(a->dropout * 0x1p32), 1 / (1 - a->dropout),
@@ -104,10 +106,17 @@ static void write_dropout(cuda_writer *w, const kl_attention *a)
     }
 }
 
+/* Which head and which of its tiles a block has. Where rows see only the keys before them tiles differ in how long they take: the long ones are begun first, so that at the end none is
+ * waited for long. But heads come in groups, whose keys and values (or queries and their outputs' gradients), which all of a head's blocks go through, lie in the L2 together. */
 static void begin(cuda_writer *w, const kl_attention *a, const shape *s, int64_t tiles)
 {
+    enum { GROUP_BYTES = 16 << 20 };
+    int64_t heads = a->batch * a->heads, head_bytes = 2 * (s->part == BY_KEYS ? a->rows : a->keys) * a->head_dim * ir_dtype_bytes(a->dtype);
+    int64_t most = MAX(GROUP_BYTES / MAX(head_bytes, 1), 1), group = base_divide_up(heads, base_divide_up(heads, most));
     define(w, a, s);
-    base_text_add(&w->body, "    RAX_DYNAMIC_SHARED(memory);\n    const int head = blockIdx.x / %lldu, tile = blockIdx.x %% %lldu, b = head / A_HEADS, h = head %% A_HEADS;\n", (long long)tiles, (long long)tiles);
+    base_text_add(&w->body, "    RAX_DYNAMIC_SHARED(memory);\n    enum { HEADS = %lld, GROUP = %lld, TILES = %lld };\n", (long long)heads, (long long)group, (long long)tiles);
+    base_text_add(&w->body, "    const int before = blockIdx.x / (GROUP * TILES) * GROUP, block = blockIdx.x %% (GROUP * TILES), here = HEADS %% GROUP && before + GROUP > HEADS ? HEADS - before : GROUP;\n");
+    base_text_add(&w->body, "    const int head = before + block %% here, tile = %sblock / here, b = head / A_HEADS, h = head %% A_HEADS;\n", s->part == BY_KEYS ? "" : "TILES - 1 - ");
 }
 
 static void plan_forward(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan)
@@ -124,23 +133,6 @@ static void plan_forward(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *p
     cuda_launch_add(&w, plan, kernel, "attention", a->batch * a->heads * tiles, 32 * s.warps, s.bytes);
 }
 
-static void plan_delta(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan, int64_t delta)
-{
-    enum { WARPS = 8 };
-    const kl_attention *a = kernel->attention;
-    shape s = shape_of(c->machine, a, BY_ROWS);
-    int lanes = delta_lanes(c->program, a);
-    int64_t rows = 32 * WARPS / lanes, tiles = base_divide_up(a->rows, rows);
-    cuda_writer w = { .compiler = c };
-    define(&w, a, &s);
-    base_text_add(&w.body, "    const int head = blockIdx.x / %lldu, tile = blockIdx.x %% %lldu, b = head / A_HEADS, h = head %% A_HEADS;\n", (long long)tiles, (long long)tiles);
-    const char *out = head_of(&w, &a->out, a->dtype, false), *dout = head_of(&w, &a->dout, a->dtype, false);
-    const char *dlse = a->dlse.buffer >= 0 ? head_of(&w, &a->dlse, IR_F32, false) : "0";
-    int to = cuda_param_bytes(&w, c->program->n_buffers, delta, "float");
-    base_text_add(&w.body, "    rax_attention_delta(%s, %s, %s, p%d + head * (rax_i64)A_ROWS, tile * %lld + threadIdx.x / %d);\n", out, dout, dlse, to, (long long)rows, lanes);
-    cuda_launch_add(&w, plan, kernel, "attention", a->batch * a->heads * tiles, 32 * WARPS, 0);
-}
-
 static void plan_gradient(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan, int64_t delta, part part)
 {
     const kl_attention *a = kernel->attention;
@@ -152,13 +144,13 @@ static void plan_gradient(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *
     write_dropout(&w, a);
     const char *q = head_of(&w, &a->q, a->dtype, false), *k = head_of(&w, &a->k, a->dtype, false), *v = head_of(&w, &a->v, a->dtype, false);
     const char *dout = head_of(&w, &a->dout, a->dtype, false), *lse = head_of(&w, &a->lse, IR_F32, false);
-    int from = cuda_param_bytes(&w, c->program->n_buffers, delta, "const float");
-    base_text_add(&w.body, "    rax_attention_%s(%s, %s, %s, %s, %s, p%d + head * (rax_i64)A_ROWS", by_keys ? "keys" : "rows", q, k, v, dout, lse, from);
+    int numbers = cuda_param_bytes(&w, c->program->n_buffers, delta, by_keys ? "const float" : "float");
     if (by_keys) {
         const char *dk = head_of(&w, &a->dk, a->grad_dtype, true), *dv = head_of(&w, &a->dv, a->grad_dtype, true);
-        base_text_add(&w.body, ", %s, %s, drop, tile, memory);\n", dk, dv);
+        base_text_add(&w.body, "    rax_attention_keys(%s, %s, %s, %s, %s, p%d + head * (rax_i64)A_ROWS, %s, %s, drop, tile, memory);\n", q, k, v, dout, lse, numbers, dk, dv);
     } else {
-        base_text_add(&w.body, ", %s, drop, tile, memory);\n", head_of(&w, &a->dq, a->grad_dtype, true));
+        const char *out = head_of(&w, &a->out, a->dtype, false), *dlse = a->dlse.buffer >= 0 ? head_of(&w, &a->dlse, IR_F32, false) : "0", *dq = head_of(&w, &a->dq, a->grad_dtype, true);
+        base_text_add(&w.body, "    rax_attention_rows(%s, %s, %s, %s, %s, %s, %s, p%d + head * (rax_i64)A_ROWS, %s, drop, tile, memory);\n", q, k, v, out, dout, lse, dlse, numbers, dq);
     }
     cuda_launch_add(&w, plan, kernel, "attention", a->batch * a->heads * tiles, 32 * s.warps, s.bytes);
 }
@@ -176,7 +168,6 @@ bool cuda_plan_attention(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *p
         return true;
     }
     int64_t delta = cuda_workspace(plan, 4 * a->batch * a->heads * a->rows);
-    plan_delta(c, kernel, plan, delta);
     plan_gradient(c, kernel, plan, delta, BY_ROWS);
     plan_gradient(c, kernel, plan, delta, BY_KEYS);
     return true;

@@ -40,6 +40,7 @@ void rax_mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1);
 void rax_matrices(uint32_t *to, const uint16_t *row);
 void rax_matrices_transposed(uint32_t *to, const uint16_t *row);
 void rax_copy_16(void *to, const void *from, int is_there);
+void rax_copy_4(void *to, const void *from, int is_there);
 void rax_copies_wait(void);
 
 static inline uint32_t rax_bits_of_f32(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
@@ -159,10 +160,10 @@ void rax_warp_wait(void)
 
 static int rax_n_copies[RAX_MOST_THREADS];                      /* of asynchronous copies under way */
 
-static void rax_aligned(const void *at, const char *what)
+static void rax_aligned(const void *at, int bytes, const char *what)
 {
-    if ((uintptr_t)at % 16) {
-        fprintf(stderr, "cuda emulator: %s is not aligned to 16 bytes\n", what);
+    if ((uintptr_t)at % (unsigned)bytes) {
+        fprintf(stderr, "cuda emulator: %s is not aligned to %d bytes\n", what, bytes);
         abort();
     }
 }
@@ -260,7 +261,7 @@ static const uint16_t *rax_matrix_rows[RAX_MOST_THREADS];
 static void __attribute__((noinline)) rax_ldmatrix(uint32_t *to, const uint16_t *row, int transposed)
 {
     int self = rax_current, first = self & ~31, g = (self & 31) >> 2, t = self & 3;
-    rax_aligned(row, "a row of a matrix");
+    rax_aligned(row, 16, "a row of a matrix");
     rax_matrix_rows[self] = row;
     rax_warp_wait();
     for (int i = 0; i < 4; i++) {
@@ -274,24 +275,27 @@ void rax_matrices_transposed(uint32_t *to, const uint16_t *row) { rax_ldmatrix(t
 
 /* cp.async: until its thread has waited there is NaN in the copy's place, and what is copied is what lies there then. */
 enum { RAX_MOST_COPIES = 256 };
-static struct { void *to; const void *from; } rax_copies[RAX_MOST_THREADS][RAX_MOST_COPIES];
-void rax_copy_16(void *to, const void *from, int is_there)
+static struct { void *to; const void *from; int bytes; } rax_copies[RAX_MOST_THREADS][RAX_MOST_COPIES];
+static void rax_copy(void *to, const void *from, int bytes, int is_there)
 {
-    rax_aligned(to, "the target of a copy");
-    rax_aligned(from, "the source of a copy");
+    rax_aligned(to, bytes, "the target of a copy");
+    rax_aligned(from, bytes, "the source of a copy");
     if (rax_n_copies[rax_current] == RAX_MOST_COPIES) {
         fprintf(stderr, "cuda emulator: more than %d copies of a thread under way\n", RAX_MOST_COPIES);
         abort();
     }
-    memset(to, 0xff, 16);
+    memset(to, 0xff, (size_t)bytes);
     rax_copies[rax_current][rax_n_copies[rax_current]].to = to;
+    rax_copies[rax_current][rax_n_copies[rax_current]].bytes = bytes;
     rax_copies[rax_current][rax_n_copies[rax_current]++].from = is_there ? from : NULL;
 }
+void rax_copy_16(void *to, const void *from, int is_there) { rax_copy(to, from, 16, is_there); }
+void rax_copy_4(void *to, const void *from, int is_there) { rax_copy(to, from, 4, is_there); }
 void rax_copies_wait(void)
 {
     static const char zeros[16];
     for (int i = 0; i < rax_n_copies[rax_current]; i++)
-        memcpy(rax_copies[rax_current][i].to, rax_copies[rax_current][i].from ? rax_copies[rax_current][i].from : zeros, 16);
+        memcpy(rax_copies[rax_current][i].to, rax_copies[rax_current][i].from ? rax_copies[rax_current][i].from : zeros, (size_t)rax_copies[rax_current][i].bytes);
     rax_n_copies[rax_current] = 0;
 }
 #endif

@@ -57,7 +57,7 @@ static void test_compiles(void **state)
     for (int major = 8; major <= 9; major++)
         for (int bf16 = 0; bf16 < 2; bf16++)
             compile_step(bf16, major, bf16 ? 2 : 1);
-    assert_int_equal(standin.attention_kernels, 2 * 2 * 4);
+    assert_int_equal(standin.attention_kernels, 2 * 2 * 3);
     assert_true(standin.keeping_kernels >= 4);
     assert_int_equal(standin.keeping_alone, 0);
 }
