@@ -8,266 +8,17 @@
  * Two idioms recur. Adding 1.5 * 2^23 to a small f32 rounds it to an integer and leaves that integer in the low bits of the
  * sum, which NaN and infinity survive where a conversion to integer would be undefined. And select(x < a, a, x) clamps and
  * keeps NaN, for the comparison is false; it is one instruction on x86. */
-#include "backend_cpu/vector_math.h"
+#include "backend_cpu/vector_words.h"
 
 #include <math.h>
-#include <string.h>
-
-typedef LLVMValueRef value;
-typedef const cpu_vector_env env;
-
-/* -- types, constants, access ---------------------------------------------------------------------------------------- */
-
-static LLVMTypeRef element_of(LLVMTypeRef type)
-{
-    return LLVMGetTypeKind(type) == LLVMVectorTypeKind ? LLVMGetElementType(type) : type;
-}
-
-static int lanes_of(value x)
-{
-    LLVMTypeRef type = LLVMTypeOf(x);
-    return LLVMGetTypeKind(type) == LLVMVectorTypeKind ? (int)LLVMGetVectorSize(type) : 1;
-}
-
-/* The type of as many lanes as x has. */
-static LLVMTypeRef lanes_like(value x, LLVMTypeRef element)
-{
-    LLVMTypeRef type = LLVMTypeOf(x);
-    return LLVMGetTypeKind(type) == LLVMVectorTypeKind ? LLVMVectorType(element, LLVMGetVectorSize(type)) : element;
-}
-
-static LLVMTypeRef f32_like(env *e, value x) { return lanes_like(x, LLVMFloatTypeInContext(e->context)); }
-static LLVMTypeRef f64_like(env *e, value x) { return lanes_like(x, LLVMDoubleTypeInContext(e->context)); }
-static LLVMTypeRef i16_like(env *e, value x) { return lanes_like(x, LLVMInt16TypeInContext(e->context)); }
-static LLVMTypeRef i32_like(env *e, value x) { return lanes_like(x, LLVMInt32TypeInContext(e->context)); }
-static LLVMTypeRef i64_like(env *e, value x) { return lanes_like(x, LLVMInt64TypeInContext(e->context)); }
-
-static bool is_f64(value x) { return LLVMGetTypeKind(element_of(LLVMTypeOf(x))) == LLVMDoubleTypeKind; }
-
-static value const_of(LLVMTypeRef type, value scalar)
-{
-    if (LLVMGetTypeKind(type) != LLVMVectorTypeKind)
-        return scalar;
-    unsigned n = LLVMGetVectorSize(type);
-    value all[64];
-    CHECK(n <= COUNT_OF(all), "expected a vector of at most %zu lanes, got %u", COUNT_OF(all), n);
-    for (unsigned i = 0; i < n; i++)
-        all[i] = scalar;
-    return LLVMConstVector(all, n);
-}
-
-static value real(LLVMTypeRef type, double x) { return const_of(type, LLVMConstReal(element_of(type), x)); }
-static value bits(LLVMTypeRef type, uint64_t x) { return const_of(type, LLVMConstInt(element_of(type), x, 0)); }
-
-LLVMTypeRef cpu_vtype(env *e, LLVMTypeRef element)
-{
-    return e->lanes == 1 ? element : LLVMVectorType(element, (unsigned)e->lanes);
-}
-
-value cpu_vsplat(env *e, value scalar)
-{
-    if (e->lanes == 1)
-        return scalar;
-    LLVMTypeRef type = cpu_vtype(e, LLVMTypeOf(scalar)), i32 = LLVMInt32TypeInContext(e->context);
-    value first = LLVMBuildInsertElement(e->builder, LLVMGetPoison(type), scalar, LLVMConstInt(i32, 0, 0), "");
-    return LLVMBuildShuffleVector(e->builder, first, LLVMGetPoison(type),
-                                  LLVMConstNull(LLVMVectorType(i32, (unsigned)e->lanes)), "");
-}
-
-value cpu_vconst(env *e, value like, double x)
-{
-    (void)e;
-    LLVMTypeRef type = LLVMTypeOf(like);
-    bool whole = LLVMGetTypeKind(element_of(type)) == LLVMIntegerTypeKind;
-    return whole ? bits(type, (uint64_t)(int64_t)x) : real(type, x);
-}
-
-/* Intrinsics that are overloaded on several types: their names carry all of them. */
-static value call_on(env *e, const char *name, LLVMTypeRef *types, int n_types, value *args, int n)
-{
-    unsigned id = LLVMLookupIntrinsicID(name, strlen(name));
-    CHECK(id, "expected LLVM to know the intrinsic %s", name);
-    value function = LLVMGetIntrinsicDeclaration(e->module, id, types, (size_t)n_types);
-    return LLVMBuildCall2(e->builder, LLVMGlobalGetValueType(function), function, args, (unsigned)n, "");
-}
-
-static value call(env *e, const char *intrinsic, value *args, int n)
-{
-    LLVMTypeRef type = LLVMTypeOf(args[0]);
-    return call_on(e, intrinsic, &type, 1, args, n);
-}
-
-value cpu_vmask(env *e, value count)
-{
-    LLVMTypeRef i32 = LLVMInt32TypeInContext(e->context), i64 = LLVMTypeOf(count);
-    value all = LLVMConstInt(i64, (unsigned)e->lanes, 0);
-    value some = LLVMBuildICmp(e->builder, LLVMIntULT, count, all, "");
-    value on = LLVMBuildTrunc(e->builder, LLVMBuildSelect(e->builder, some, count, all, ""), i32, "");
-    value index[64];
-    CHECK(e->lanes <= (int)COUNT_OF(index), "expected at most %zu lanes, got %d", COUNT_OF(index), e->lanes);
-    for (int i = 0; i < e->lanes; i++)
-        index[i] = LLVMConstInt(i32, (unsigned)i, 0);
-    value lane = e->lanes == 1 ? index[0] : LLVMConstVector(index, (unsigned)e->lanes);
-    return LLVMBuildICmp(e->builder, LLVMIntULT, lane, cpu_vsplat(e, on), "");
-}
-
-/* The alignment an element of this type has in memory. */
-static unsigned bytes_of(LLVMTypeRef element)
-{
-    switch (LLVMGetTypeKind(element)) {
-    case LLVMFloatTypeKind:   return 4;
-    case LLVMDoubleTypeKind:  return 8;
-    case LLVMIntegerTypeKind: return (LLVMGetIntTypeWidth(element) + 7) / 8;
-    default: CHECK(false, "expected an element of f32, f64 or an integer"); return 0;
-    }
-}
-
-/* Masked access takes vectors only: a scalar goes as a vector of one. */
-static value widen(env *e, value x)
-{
-    if (LLVMGetTypeKind(LLVMTypeOf(x)) == LLVMVectorTypeKind)
-        return x;
-    value zero = LLVMConstInt(LLVMInt32TypeInContext(e->context), 0, 0);
-    return LLVMBuildInsertElement(e->builder, LLVMGetPoison(LLVMVectorType(LLVMTypeOf(x), 1)), x, zero, "");
-}
-
-/* llvm.masked.load, .store, .gather or .scatter. Up to LLVM 21 the alignment is an argument after the pointer (a vector of them), which
- * is argument number `pointer` of args; from 22 on an attribute of the pointer. */
-static value masked_access(env *e, const char *name, LLVMTypeRef type, value *args, unsigned pointer, unsigned align)
-{
-    LLVMTypeRef types[] = {type, LLVMTypeOf(args[pointer])}, i32 = LLVMInt32TypeInContext(e->context);
-    value function = LLVMGetIntrinsicDeclaration(e->module, LLVMLookupIntrinsicID(name, strlen(name)), types, 2);
-    LLVMTypeRef function_type = LLVMGlobalGetValueType(function);
-    if (LLVMCountParamTypes(function_type) == 4) {
-        value four[4];
-        for (unsigned i = 0; i < 4; i++)
-            four[i] = i <= pointer ? args[i] : i == pointer + 1 ? LLVMConstInt(i32, align, 0) : args[i - 1];
-        return LLVMBuildCall2(e->builder, function_type, function, four, 4, "");
-    }
-    value call = LLVMBuildCall2(e->builder, function_type, function, args, 3, "");
-    LLVMAttributeRef attribute = LLVMCreateEnumAttribute(e->context, LLVMGetEnumAttributeKindForName("align", 5), align);
-    LLVMAddCallSiteAttribute(call, pointer + 1, attribute);      /* 0 is the result */
-    return call;
-}
-
-value cpu_vload(env *e, LLVMTypeRef element, value pointer, value mask)
-{
-    LLVMTypeRef i32 = LLVMInt32TypeInContext(e->context);
-    if (mask == NULL) {
-        value x = LLVMBuildLoad2(e->builder, cpu_vtype(e, element), pointer, "");
-        LLVMSetAlignment(x, bytes_of(element));
-        return x;
-    }
-    LLVMTypeRef type = LLVMVectorType(element, (unsigned)e->lanes);
-    value args[] = {pointer, widen(e, mask), LLVMConstNull(type)};
-    value x = masked_access(e, "llvm.masked.load", type, args, 0, bytes_of(element));
-    return e->lanes == 1 ? LLVMBuildExtractElement(e->builder, x, LLVMConstInt(i32, 0, 0), "") : x;
-}
-
-void cpu_vstore(env *e, value x, value pointer, value mask)
-{
-    unsigned align = bytes_of(element_of(LLVMTypeOf(x)));
-    if (mask == NULL) {
-        LLVMSetAlignment(LLVMBuildStore(e->builder, x, pointer), align);
-        return;
-    }
-    x = widen(e, x);
-    value args[] = {x, pointer, widen(e, mask)};
-    masked_access(e, "llvm.masked.store", LLVMTypeOf(x), args, 1, align);
-}
-
-static value all_lanes(env *e) { return cpu_vsplat(e, LLVMConstInt(LLVMInt1TypeInContext(e->context), 1, 0)); }
-
-value cpu_vgather(env *e, LLVMTypeRef element, value pointers, value mask)
-{
-    LLVMTypeRef type = cpu_vtype(e, element);
-    value args[] = {pointers, mask ? mask : all_lanes(e), LLVMConstNull(type)};
-    return masked_access(e, "llvm.masked.gather", type, args, 0, bytes_of(element));
-}
-
-void cpu_vscatter(env *e, value x, value pointers, value mask)
-{
-    value args[] = {x, pointers, mask ? mask : all_lanes(e)};
-    masked_access(e, "llvm.masked.scatter", LLVMTypeOf(x), args, 1, bytes_of(element_of(LLVMTypeOf(x))));
-}
-
-value cpu_vlanes(env *e, value x, value y, int first, int n) { return cpu_vinterleaved(e, x, y, n, first, first, n); }
-
-value cpu_vinterleaved(env *e, value x, value y, int run, int a, int b, int n)
-{
-    LLVMTypeRef i32 = LLVMInt32TypeInContext(e->context);
-    value index[64];
-    CHECK(n <= 64, "expected at most 64 lanes, got %d", n);
-    for (int i = 0; i < n; i++)
-        index[i] = LLVMConstInt(i32, (unsigned)((i / run % 2 ? b : a) + i / (2 * run) * run + i % run), 0);
-    return LLVMBuildShuffleVector(e->builder, x, y, LLVMConstVector(index, (unsigned)n), "");
-}
-
-/* A vector of `full` lanes that begins with those of x, and the first n of such a one: for instructions that there are for some numbers of lanes alone. */
-static value filled(env *e, value x, int full)
-{
-    value index[64], wide = widen(e, x);
-    for (int i = 0; i < full; i++)
-        index[i] = LLVMConstInt(LLVMInt32TypeInContext(e->context), (unsigned)(i < lanes_of(x) ? i : 0), 0);
-    return LLVMBuildShuffleVector(e->builder, wide, LLVMGetPoison(LLVMTypeOf(wide)), LLVMConstVector(index, (unsigned)full), "");
-}
-
-static value first_lanes(env *e, value y, int n)
-{
-    if (n == 1)
-        return LLVMBuildExtractElement(e->builder, y, LLVMConstInt(LLVMInt32TypeInContext(e->context), 0, 0), "");
-    return cpu_vlanes(e, y, LLVMGetPoison(LLVMTypeOf(y)), 0, n);
-}
-
-/* An instruction of 16 lanes on x and y (or on x alone, y NULL) of any number of lanes, so that all numbers have its bits. */
-typedef value of_16_lanes(env *e, value x, value y);
-
-static value by_16_lanes(env *e, of_16_lanes *instruction, value x, value y)
-{
-    int n = lanes_of(x);
-    if (n == 16)
-        return instruction(e, x, y);
-    if (n < 16)
-        return first_lanes(e, instruction(e, filled(e, x, 16), y ? filled(e, y, 16) : NULL), n);
-    CHECK(n % 32 == 0, "expected up to 16 lanes or a multiple of 32, got %d", n);
-    value low_x = cpu_vlanes(e, x, x, 0, n / 2), low_y = y ? cpu_vlanes(e, y, y, 0, n / 2) : NULL;
-    value high_x = cpu_vlanes(e, x, x, n / 2, n / 2), high_y = y ? cpu_vlanes(e, y, y, n / 2, n / 2) : NULL;
-    value low = by_16_lanes(e, instruction, low_x, low_y), high = by_16_lanes(e, instruction, high_x, high_y);
-    return cpu_vlanes(e, low, high, 0, n);
-}
-
-value cpu_vsum(env *e, value x)
-{
-    for (int n = lanes_of(x); n > 1; n /= 2) {
-        CHECK(n % 2 == 0, "expected a power of two of lanes, got %d", lanes_of(x));
-        value none = LLVMGetPoison(LLVMTypeOf(x));
-        value low = cpu_vlanes(e, x, none, 0, n / 2), high = cpu_vlanes(e, x, none, n / 2, n / 2);
-        x = LLVMBuildFAdd(e->builder, low, high, "");
-    }
-    if (LLVMGetTypeKind(LLVMTypeOf(x)) != LLVMVectorTypeKind)
-        return x;
-    return LLVMBuildExtractElement(e->builder, x, LLVMConstInt(LLVMInt32TypeInContext(e->context), 0, 0), "");
-}
 
 /* -- arithmetic ------------------------------------------------------------------------------------------------------ */
 
-static value add(env *e, value a, value b) { return LLVMBuildFAdd(e->builder, a, b, ""); }
 static value sub(env *e, value a, value b) { return LLVMBuildFSub(e->builder, a, b, ""); }
-static value mul(env *e, value a, value b) { return LLVMBuildFMul(e->builder, a, b, ""); }
 static value divide(env *e, value a, value b) { return LLVMBuildFDiv(e->builder, a, b, ""); }
-static value iadd(env *e, value a, value b) { return LLVMBuildAdd(e->builder, a, b, ""); }
 static value isub(env *e, value a, value b) { return LLVMBuildSub(e->builder, a, b, ""); }
-static value and(env *e, value a, value b) { return LLVMBuildAnd(e->builder, a, b, ""); }
-static value or(env *e, value a, value b) { return LLVMBuildOr(e->builder, a, b, ""); }
-static value bitcast(env *e, value x, LLVMTypeRef type) { return LLVMBuildBitCast(e->builder, x, type, ""); }
-static value compare(env *e, LLVMRealPredicate how, value a, value b) { return LLVMBuildFCmp(e->builder, how, a, b, ""); }
-static value choose(env *e, value which, value a, value b) { return LLVMBuildSelect(e->builder, which, a, b, ""); }
-static value call1(env *e, const char *name, value x) { return call(e, name, &x, 1); }
-
 static value times(env *e, value x, double factor) { return mul(e, x, real(LLVMTypeOf(x), factor)); }
 static value plus(env *e, value x, double term) { return add(e, x, real(LLVMTypeOf(x), term)); }
-static value shift_left(env *e, value x, int n) { return LLVMBuildShl(e->builder, x, bits(LLVMTypeOf(x), (uint64_t)n), ""); }
-static value shift_right(env *e, value x, int n) { return LLVMBuildLShr(e->builder, x, bits(LLVMTypeOf(x), (uint64_t)n), ""); }
 static value shift_signed(env *e, value x, int n) { return LLVMBuildAShr(e->builder, x, bits(LLVMTypeOf(x), (uint64_t)n), ""); }
 
 static value at_least(env *e, value x, double low)         /* NaN stays */
@@ -282,15 +33,6 @@ static value at_most(env *e, value x, double high)
     return choose(e, compare(e, LLVMRealOGT, x, bound), bound, x);
 }
 
-value cpu_vfma(env *e, value a, value b, value c)
-{
-#if defined(__x86_64__)
-    if (e->isa == CPU_GENERIC)                             /* llvm.fma would call fmaf once a lane */
-        return add(e, mul(e, a, b), c);
-#endif
-    return call(e, "llvm.fma", (value[]){a, b, c}, 3);
-}
-
 /* c[0] + c[1]*x + ... by Horner's rule: the shortest code, and kernels have other lanes to fill its latency. */
 static value polynomial(env *e, value x, const double *c, int n)
 {
@@ -301,75 +43,6 @@ static value polynomial(env *e, value x, const double *c, int n)
     return sum;
 }
 #define POLYNOMIAL(e, x, c) polynomial((e), (x), (c), (int)COUNT_OF(c))
-
-value cpu_vabs(env *e, value x) { return call1(e, "llvm.fabs", x); }
-value cpu_vfloor(env *e, value x) { return call1(e, "llvm.floor", x); }
-value cpu_vtrunc(env *e, value x) { return call1(e, "llvm.trunc", x); }
-value cpu_vcopysign(env *e, value magnitude, value sign)
-{
-    return call(e, "llvm.copysign", (value[]){magnitude, sign}, 2);
-}
-
-/* -- bf16 ------------------------------------------------------------------------------------------------------------ */
-
-/* vcvtneps2bf16 by its intrinsic, which every LLVM from 15 on has, though of different types: 16 lanes of i16 in 15, of
- * bfloat from 16 on. A plain fptrunc to bfloat is not usable: LLVM 15 cannot select it. */
-static value native_bf16(env *e, value x, int n)
-{
-    const char *name = n == 16 ? "llvm.x86.avx512bf16.cvtneps2bf16.512" : "llvm.x86.avx512bf16.cvtneps2bf16.256";
-    value y = call_on(e, name, NULL, 0, &x, 1);
-    return bitcast(e, y, LLVMVectorType(LLVMInt16TypeInContext(e->context), (unsigned)n));
-}
-
-value cpu_vbf16_from_f32(env *e, value x)
-{
-    int n = lanes_of(x);
-    if (e->isa >= CPU_AVX512BF16) {                        /* always by the instruction, so that tails agree on denormals */
-        if (n == 8 || n == 16)
-            return native_bf16(e, x, n);
-        if (n < 16)
-            return first_lanes(e, native_bf16(e, filled(e, x, n < 8 ? 8 : 16), n < 8 ? 8 : 16), n);
-        CHECK(n % 2 == 0, "expected up to 16 lanes of f32 or an even number, got %d", n);
-        value none = LLVMGetPoison(LLVMTypeOf(x)), low = cpu_vlanes(e, x, none, 0, n / 2);
-        return cpu_vbf16_from_two(e, low, cpu_vlanes(e, x, none, n / 2, n / 2));
-    }
-    /* Adding 0x7fff, and 1 more where the half that stays is odd, carries into it exactly when rounding goes up. */
-    LLVMTypeRef i32 = i32_like(e, x);
-    value b = bitcast(e, x, i32);
-    value odd = and(e, shift_right(e, b, 16), bits(i32, 1));
-    value rounded = iadd(e, b, iadd(e, odd, bits(i32, 0x7fff)));
-    value quiet = or(e, b, bits(i32, 0x400000));
-    value y = shift_right(e, choose(e, compare(e, LLVMRealUNO, x, x), quiet, rounded), 16);
-    return LLVMBuildTrunc(e->builder, y, i16_like(e, x), "");
-}
-
-value cpu_vbf16_from_two(env *e, value low, value high)
-{
-    int n = lanes_of(low);
-    if (e->isa >= CPU_AVX512BF16 && n == 16) {
-        value y = call_on(e, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", NULL, 0, (value[]){high, low}, 2);
-        return bitcast(e, y, LLVMVectorType(LLVMInt16TypeInContext(e->context), 32));
-    }
-    value first = cpu_vbf16_from_f32(e, low), second = cpu_vbf16_from_f32(e, high);
-    return cpu_vlanes(e, first, second, 0, 2 * n);
-}
-
-/* The intrinsic takes vectors of i32 up to LLVM 19, of bfloat later. */
-value cpu_vdot_pairs(env *e, value a, value b, value sum)
-{
-    const char *name = lanes_of(sum) == 16 ? "llvm.x86.avx512bf16.dpbf16ps.512" : "llvm.x86.avx512bf16.dpbf16ps.256";
-    value function = LLVMGetIntrinsicDeclaration(e->module, LLVMLookupIntrinsicID(name, strlen(name)), NULL, 0);
-    LLVMTypeRef type = LLVMGlobalGetValueType(function), parameters[3];
-    LLVMGetParamTypes(type, parameters);
-    value args[] = {sum, bitcast(e, a, parameters[1]), bitcast(e, b, parameters[2])};
-    return LLVMBuildCall2(e->builder, type, function, args, 3, "");
-}
-
-value cpu_vf32_from_bf16(env *e, value x)
-{
-    value wide = shift_left(e, LLVMBuildZExt(e->builder, x, i32_like(e, x), ""), 16);
-    return bitcast(e, wide, f32_like(e, x));
-}
 
 /* -- f64: libm, lane by lane ------------------------------------------------------------------------------------------ */
 
@@ -462,9 +135,9 @@ static value exp_by_table(env *e, value x)
     value n = plus(e, shifted, -round_f32 / 16);
     value r = cpu_vfma(e, n, real(f32, -ln2_high), x);
     r = cpu_vfma(e, n, real(f32, -ln2_low), r);
-    value t = by_16_lanes(e, exp2_sixteenths, index, NULL), rest = by_16_lanes(e, exp2_sixteenths_rest, index, NULL);
+    value t = cpu_vby_16_lanes(e, exp2_sixteenths, index, NULL), rest = cpu_vby_16_lanes(e, exp2_sixteenths_rest, index, NULL);
     value r2 = mul(e, r, r), p = cpu_vfma(e, r2, POLYNOMIAL(e, r, exp_q_near), r);
-    return by_16_lanes(e, scalef, add(e, t, cpu_vfma(e, t, p, rest)), n);
+    return cpu_vby_16_lanes(e, scalef, add(e, t, cpu_vfma(e, t, p, rest)), n);
 }
 
 /* For -104 <= x <= 89, and NaN. */
@@ -505,8 +178,8 @@ static value exp2_of(env *e, value x, bool rough)
     if (is_f64(x))
         return libm1(e, "exp2", x);
     if (e->isa >= CPU_AVX512) {
-        value f = by_16_lanes(e, fraction, x, NULL);
-        return by_16_lanes(e, scalef, rough ? POLYNOMIAL(e, f, exp2_above_rough) : POLYNOMIAL(e, f, exp2_above), x);
+        value f = cpu_vby_16_lanes(e, fraction, x, NULL);
+        return cpu_vby_16_lanes(e, scalef, rough ? POLYNOMIAL(e, f, exp2_above_rough) : POLYNOMIAL(e, f, exp2_above), x);
     }
     x = at_least(e, x, -150);                              /* 2^-150 rounds to 0 */
     value shifted = plus(e, x, round_f32), f = sub(e, x, plus(e, shifted, -round_f32));

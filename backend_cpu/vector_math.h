@@ -29,7 +29,7 @@ typedef struct {
 /* C leaves open in which order the arguments of a call are evaluated. Where more than one of them emits code each has a name before the
  * call, so that a kernel is the same code whatever compiler rax was built by. */
 
-/* -- types, constants, access ---------------------------------------------------------------------------------------- */
+/* -- vectors.c: types, constants, access ------------------------------------------------------------------------------- */
 
 LLVMTypeRef cpu_vtype(const cpu_vector_env *env, LLVMTypeRef element);                 /* the element itself for one lane */
 LLVMValueRef cpu_vsplat(const cpu_vector_env *env, LLVMValueRef scalar);
@@ -51,7 +51,7 @@ void cpu_vscatter(const cpu_vector_env *env, LLVMValueRef value, LLVMValueRef po
 /* The sum of the lanes of an f32 or f64 vector, halves added to halves: an order fixed by the number of lanes, a power of two. */
 LLVMValueRef cpu_vsum(const cpu_vector_env *env, LLVMValueRef x);
 
-/* -- arithmetic ------------------------------------------------------------------------------------------------------ */
+/* -- vectors.c: arithmetic --------------------------------------------------------------------------------------------- */
 
 /* a*b + c, rounded once where the ISA has a fused multiply-add, twice on generic x86. */
 LLVMValueRef cpu_vfma(const cpu_vector_env *env, LLVMValueRef a, LLVMValueRef b, LLVMValueRef c);
@@ -70,7 +70,7 @@ LLVMValueRef cpu_vfloor(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vtrunc(const cpu_vector_env *env, LLVMValueRef x);
 LLVMValueRef cpu_vcopysign(const cpu_vector_env *env, LLVMValueRef magnitude, LLVMValueRef sign);
 
-/* -- functions, f32 and f64 ------------------------------------------------------------------------------------------ */
+/* -- vector_math.c: functions, f32 and f64 ----------------------------------------------------------------------------- */
 
 LLVMValueRef cpu_vsqrt(const cpu_vector_env *env, LLVMValueRef x);                     /* rounded correctly */
 LLVMValueRef cpu_vrsqrt(const cpu_vector_env *env, LLVMValueRef x);                    /* 1/sqrt(x), both rounded correctly */
