@@ -11,7 +11,8 @@ LLVM_FOUND  := $(shell $(LLVM_ASKED) --version 2>/dev/null)
 # LLVM, OpenBLAS and libcurl are opened when they are first needed, not linked: a start that needs none of them should not pay for
 # them. LLVM is linked all the same where there is no shared library, or none of the architectures that llvm_library.c knows.
 LLVM_FOLDER := $(shell $(LLVM_ASKED) --libdir 2>/dev/null)
-LLVM_SONAME := $(if $(filter x86_64-% aarch64-%,$(shell $(CC) -dumpmachine 2>/dev/null)),$(shell objdump -p $$($(LLVM_ASKED) --link-shared --libfiles 2>/dev/null) 2>/dev/null | awk '$$1 == "SONAME" { print $$2 }'))
+LLVM_SONAME := $(if $(filter x86_64-% aarch64-%,$(shell $(CC) -dumpmachine 2>/dev/null)),$(shell \
+                   objdump -p $$($(LLVM_ASKED) --link-shared --libfiles 2>/dev/null) 2>/dev/null | awk '$$1 == "SONAME" { print $$2 }'))
 BUILD    ?= build
 PACKAGES := libcjson libpcre2-8 libxxhash libcrypto
 OPENED   := openblas libcurl
@@ -41,7 +42,8 @@ all: $(if $(CLI_SRC),$(BUILD)/rax) $(EXAMPLE_BIN)
 
 # Said before the first file is compiled, not by the linker after the last. What was compiled for another release is compiled anew.
 $(BUILD)/llvm-version: llvm
-	$(if $(filter $(LLVM_VERSIONS),$(firstword $(subst ., ,$(LLVM_FOUND)))),,$(error LLVM 15 to 22 is needed and $(or $(LLVM_CONFIG),no llvm-config) $(if $(LLVM_FOUND),is of $(LLVM_FOUND),was found): make deps installs it))
+	$(if $(filter $(LLVM_VERSIONS),$(firstword $(subst ., ,$(LLVM_FOUND)))),,$(error LLVM 15 to 22 is needed and \
+	    $(or $(LLVM_CONFIG),no llvm-config) $(if $(LLVM_FOUND),is of $(LLVM_FOUND),was found): make deps installs it))
 	@mkdir -p $(@D)
 	@echo "$(LLVM_FOUND)" | cmp -s - $@ || echo "$(LLVM_FOUND)" > $@
 

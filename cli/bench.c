@@ -81,7 +81,8 @@ static bool run(const cli_line *line, const request *wanted)
     b.settings.device = wanted->device;
     b.settings.tune = wanted->tune;
     b.config = wanted->config ? &config : NULL;
-    bool done = (!wanted->config || gpt_config_load(&config, wanted->config, NULL, 0)) && choose_all(&b, wanted, line, groups) && (!wanted->compare || (baseline = bench_baseline_open(wanted->compare))) &&
+    bool done = (!wanted->config || gpt_config_load(&config, wanted->config, NULL, 0)) && choose_all(&b, wanted, line, groups) &&
+                (!wanted->compare || (baseline = bench_baseline_open(wanted->compare))) &&
                 rax_configure(&b.settings) && rax_measure_peak(&b.peak);
     if (done && !wanted->json) {
         b.show = show;

@@ -173,7 +173,8 @@ void cli_trace_add(cli_trace *t, const rax_profile *p)
 {
     for (; t->threads < p->threads; t->threads++) {
         begin_event(t);
-        fprintf(t->file, "{\"ph\": \"M\", \"pid\": 1, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": \"%s %d\"}}", t->threads, p->device ? "device" : "thread", t->threads);
+        fprintf(t->file, "{\"ph\": \"M\", \"pid\": 1, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": \"%s %d\"}}",
+                t->threads, p->device ? "device" : "thread", t->threads);
     }
     for (int i = 0; i < p->n_events; i++) {
         const rax_profile_event *e = &p->events[i];

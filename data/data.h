@@ -66,7 +66,8 @@ bool data_corpus_open(data_corpus *corpus, const char *name, int vocab_size, con
  * not be there. Errors: those of data_tokenizer_load. */
 bool data_tokenizer_beside(const char *train_path, const data_places *places, data_tokenizer **tokenizer);
 
-/* The same as data_corpus_open from token files; val_path may be NULL. The tokenizer is that of data_tokenizer_beside. Errors: those of data_tokens_open and data_tokenizer_load. */
+/* The same as data_corpus_open from token files; val_path may be NULL. The tokenizer is that of data_tokenizer_beside. Errors: those of
+ * data_tokens_open and data_tokenizer_load. */
 bool data_corpus_open_files(data_corpus *corpus, const char *train_path, const char *val_path, int vocab_size,
                             const data_places *places);
 void data_corpus_close(data_corpus *corpus);

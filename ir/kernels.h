@@ -290,8 +290,9 @@ void kl_redirect_expr(base_arena *arena, kl_loop *loop, int readers, int from, i
 /* Numbers the expressions anew: those that no output needs go, and operands come before users, wherever they stood. */
 void kl_tidy_exprs(base_arena *arena, kl_loop *loop);
 void kl_merge_axes(kl_loop *loop);
-/* For backends that make a loop's sums in parts: the loop that adds up, in order, what `parts` parts have left of its outputs of one kind, over outer axes or over everything. By
- * output, offset bytes into workspace (buffer program->n_buffers), lie the parts side by side, each as long as the sum, in f32 where it is bf16. No outputs: there is none of that kind. */
+/* For backends that make a loop's sums in parts: the loop that adds up, in order, what `parts` parts have left of its outputs of one kind,
+ * over outer axes or over everything. By output, offset bytes into workspace (buffer program->n_buffers), lie the parts side by side, each
+ * as long as the sum, in f32 where it is bf16. No outputs: there is none of that kind. */
 kl_loop kl_finish_sums(const kl_program *program, base_arena *arena, const kl_loop *loop, kl_output_kind kind, const int64_t *offset, int64_t parts);
 void kl_coalesce(kl_program *program);
 void kl_accumulate(kl_program *program);
@@ -315,7 +316,8 @@ void kl_fold_casts(kl_program *program);
 
 /* -- list_loops.c ------------------------------------------------------------------------------------------------------ */
 
-/* For backends to which a kernel less is worth something: after legalise, before memory is planned. early: bytes of a temporary that may be made earlier for it, as long as no more lives at once. */
+/* For backends to which a kernel less is worth something: after legalise, before memory is planned. early: bytes of a temporary that may be
+ * made earlier for it, as long as no more lives at once. */
 void kl_list_loops(kl_program *program, int64_t early);
 /* Whether both are the same code, given other arguments: see kl_list. */
 bool kl_same_form(const kl_loop *a, const kl_loop *b);

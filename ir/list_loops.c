@@ -12,9 +12,10 @@
  * who moves up stays below all that it needs, which moves at most up itself; downwards likewise. What the first sweep has put together the
  * second moves as one.
  *
- * Memory must not suffer. What moves up makes its results earlier: they are small, or not temporary, or there is room for them: at no kernel that they would live through more lives
- * than where most does now. (Weights that are cast for the way forward and for the way back all live in between, where that is.) What moves down needs its operands
- * for longer: they are small, or needed after it anyway, as a gradient is by the update after its norm.
+ * Memory must not suffer. What moves up makes its results earlier: they are small, or not temporary, or there is room for them: at no
+ * kernel that they would live through more lives than where most does now. (Weights that are cast for the way forward and for the way
+ * back all live in between, where that is.) What moves down needs its operands for longer: they are small, or needed after it anyway,
+ * as a gradient is by the update after its norm.
  *
  * Needs axes merged, so that tensors of any shape have one form. Near-linear: loops find their form by a hash. */
 #include "ir/kernels.h"

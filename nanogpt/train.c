@@ -139,7 +139,8 @@ static bool resume(gpt_trainer *t)
     if (resumed)
         t->iteration = checkpoint->iteration;
     if (resumed && checkpoint->config.device == config->device && strcmp(checkpoint->tuned, rax_tuned()) != 0)
-        t->warning = gpt_format("%s: the run goes on with other algorithms for its products than it was begun with (%s, now %s): its last bits are no longer those of a run that never stopped",
+        t->warning = gpt_format("%s: the run goes on with other algorithms for its products than it was begun with (%s, now %s):"
+                                " its last bits are no longer those of a run that never stopped",
                                 checkpoint->folder, *checkpoint->tuned ? checkpoint->tuned : "not tuned", *rax_tuned() ? rax_tuned() : "not tuned");
     gpt_checkpoint_close(checkpoint);
     return resumed;

@@ -20,7 +20,8 @@ static const char *const backend_programs[] = {
     " %6: f32[6,12] = pad %3 {start=[3,2], value=0.5} %7: f32[8,10] = concatenate %0, %5 {axis=0} return %5, %6, %7 }",
     "graph random(%0: i32[2], %1: i32[]) { %2: f32[5,13] = random_uniform %0, %1 {site=3} %3: bool[6,11] = bernoulli %0, %1 {value=0.3, site=4}"
     " %4: f32[21] = random_normal %0, %1 {site=5} %5: i32[130] = random_bits %0, %1 {site=6} return %2, %3, %4, %5 }",
-    "graph moved(%0: f32[6,5,7]) { %1: f32[7,6,5] = transpose %0 {axes=[2,0,1]} %2: f32[7,30] = reshape %1 %3: f32[7,30] = gelu %2 %4: f32[30] = reduce_sum %3 {axes=[0]} return %3, %4 }",
+    "graph moved(%0: f32[6,5,7]) { %1: f32[7,6,5] = transpose %0 {axes=[2,0,1]} %2: f32[7,30] = reshape %1 %3: f32[7,30] = gelu %2"
+    " %4: f32[30] = reduce_sum %3 {axes=[0]} return %3, %4 }",
     "graph wide(%0: bf16[9,40], %1: bf16[40,17]) { %2: bf16[9,17] = matmul %0, %1 %3: f32[9,17] = matmul %0, %1 %4: bf16[9,17] = gelu %2 %5: f32[9,17] = cast %4"
     " %6: f32[9,17] = add %3, %5 return %2, %3, %4, %6 }",
     "graph halves(%0: f64[9,40], %1: f64[40,17]) { %2: f64[9,17] = matmul %0, %1 %3: f64[9,17] = softmax %2 {axis=1} %4: f64[17] = reduce_sum %3 {axes=[0]} return %2, %3, %4 }",

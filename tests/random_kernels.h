@@ -309,7 +309,8 @@ static void compare(const kl_program *p, const memory *got, const memory *expect
         ir_array a = { .type.dtype = b->dtype, .data = (void *)(uintptr_t)x }, c = { .type.dtype = b->dtype, .data = (void *)(uintptr_t)y };
         for (int64_t j = 0; j < b->count; j++)
             if (!(get(&a, j) == get(&c, j) || (isnan(get(&a, j)) && isnan(get(&c, j)))))
-                fail_at(p, "SEED=%llu %s, %d threads: buffer %d, element %lld: expected %g, got %g", (unsigned long long)seed, isa, threads, i, (long long)j, get(&c, j), get(&a, j));
+                fail_at(p, "SEED=%llu %s, %d threads: buffer %d, element %lld: expected %g, got %g", (unsigned long long)seed, isa, threads, i,
+                        (long long)j, get(&c, j), get(&a, j));
         if (!guards_hold(x, bytes))
             fail_at(p, "SEED=%llu %s, %d threads: buffer %d: written outside of its memory", (unsigned long long)seed, isa, threads, i);
     }

@@ -88,7 +88,8 @@ MAYBE_UNUSED static kl_program *negated_rows(uint64_t seed)
     kl_program *p = new_program(1);
     writer w = { .program = p, .loop = new_loop(p) };
     *w.loop = (kl_loop){ .n_axes = 2, .n_outer = 1, .extent = { ROWS, columns }, .exprs = w.loop->exprs, .outputs = w.loop->outputs };
-    kl_view row = { .buffer = add_buffer(&w, KL_PARAM, IR_F32, ROWS), .stride = { 1, 0 } }, all = { .buffer = add_buffer(&w, KL_PARAM, IR_F32, ROWS * columns), .stride = { columns, 1 } };
+    kl_view row = { .buffer = add_buffer(&w, KL_PARAM, IR_F32, ROWS), .stride = { 1, 0 } };
+    kl_view all = { .buffer = add_buffer(&w, KL_PARAM, IR_F32, ROWS * columns), .stride = { columns, 1 } };
     int x = add_expr(&w, (kl_expr){ .kind = KL_LOAD, .dtype = IR_F32, .view = row }), y = add_expr(&w, (kl_expr){ .kind = KL_LOAD, .dtype = IR_F32, .view = all });
     int sum = add_op(&w, OP_add, IR_F32, 2, x, y, 0), negated = add_op(&w, OP_neg, IR_F32, 1, x, 0, 0);
     int in_place = row.buffer;

@@ -280,7 +280,8 @@ static void check_code_line(const outcome *got, const char *expected)
 
 static void test_code_is_found_again(void **state)
 {
-    static const char form[] = "graph f(%%0: f32[%d,%d], %%1: f32[%d]) { %%2: f32[%d,%d] = broadcast %%1 {axes=[1]} %%3: f32[%d,%d] = add %%0, %%2 %%4: f32[%d,%d] = softmax %%3 {axis=1}"
+    static const char form[] = "graph f(%%0: f32[%d,%d], %%1: f32[%d]) { %%2: f32[%d,%d] = broadcast %%1 {axes=[1]} %%3: f32[%d,%d] = add %%0, %%2"
+                               " %%4: f32[%d,%d] = softmax %%3 {axis=1}"
                                " %%5: f32[%d] = reduce_sum %%4 {axes=[0]} return %%4, %%5 }";
     char folder[] = "/tmp/rax-backend-XXXXXX", command[64];
     (void)state;

@@ -331,7 +331,8 @@ static const char *describe(const trial *t, char text[256])
 {
     snprintf(text, 256, "%s %s, %ldx%ldx%ld, batch %ldx%ld, a %s, b %s%s, store %s, %d threads, %s", cpu_isa_name(t->isa), kind_names[t->kind],
              (long)t->m, (long)t->n, (long)t->k, (long)t->batch[0], (long)t->batch[1], lie_names[t->a], lie_names[t->b], t->norm ? ", prologues" : "",
-             store_names[t->store], t->threads, t->tuning == &small_blocks ? "small blocks" : t->tuning == &packed ? "packed" : t->tuning == &shared_a ? "A shared" : "usual blocks");
+             store_names[t->store], t->threads,
+             t->tuning == &small_blocks ? "small blocks" : t->tuning == &packed ? "packed" : t->tuning == &shared_a ? "A shared" : "usual blocks");
     return text;
 }
 

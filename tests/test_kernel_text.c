@@ -140,13 +140,17 @@ static void test_lists(void **state)
     }
 }
 
-/* A temporary that lives with another of its form anyway is made with it, where that is asked for and it is no larger; one that would live at the peak is not. The arena is what it was. */
+/* A temporary that lives with another of its form anyway is made with it, where that is asked for and it is no larger; one that would live at
+ * the peak is not. The arena is what it was. */
 static void test_early_lists(void **state)
 {
-    static const char *const together = "graph f(%0: f32[64,200], %1: f32[200,200], %2: f32[200,200]) { %3: f32[200,200] = exp %1 %4: f32[64,200] = matmul %0, %3 %5: f32[200,200] = exp %2"
-                                        " %6: f32[64,200] = matmul %4, %5 %7: f32[200,200] = matmul %3, %5 return %6, %7 }";
-    static const char *const apart = "graph f(%0: f32[64,200], %1: f32[200,200], %2: f32[200,200], %3: f32[200,900], %4: f32[900,200]) { %5: f32[200,200] = exp %1 %6: f32[64,200] = matmul %0, %5"
-                                     " %7: f32[64,900] = matmul %6, %3 %8: f32[64,200] = matmul %7, %4 %9: f32[200,200] = exp %2 %10: f32[64,200] = matmul %8, %9 return %10 }";
+    static const char together[] =
+        "graph f(%0: f32[64,200], %1: f32[200,200], %2: f32[200,200]) { %3: f32[200,200] = exp %1 %4: f32[64,200] = matmul %0, %3"
+        " %5: f32[200,200] = exp %2 %6: f32[64,200] = matmul %4, %5 %7: f32[200,200] = matmul %3, %5 return %6, %7 }";
+    static const char apart[] =
+        "graph f(%0: f32[64,200], %1: f32[200,200], %2: f32[200,200], %3: f32[200,900], %4: f32[900,200]) { %5: f32[200,200] = exp %1"
+        " %6: f32[64,200] = matmul %0, %5 %7: f32[64,900] = matmul %6, %3 %8: f32[64,200] = matmul %7, %4 %9: f32[200,200] = exp %2"
+        " %10: f32[64,200] = matmul %8, %9 return %10 }";
     const struct { const char *text; int64_t early; int lists; } cases[] = { { together, 0, 0 }, { together, 100000, 0 }, { together, 160000, 1 }, { apart, 160000, 0 } };
     (void)state;
     for (size_t i = 0; i < COUNT_OF(cases); i++) {

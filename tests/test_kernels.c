@@ -148,15 +148,18 @@ static void test_movement(void **state)
         "graph f(%0: f32[5,7]) { %1: f32[3,4] = slice %0 {start=[1,2]} %2: f32[4,3] = transpose %1 {axes=[1,0]} %3: f32[4,3] = mul %2, %2 return %3, %1 }",
         "graph f(%0: f32[5,7]) { %1: f32[9,8] = pad %0 {start=[2,1], value=0.5} %2: f32[9,8] = exp %1 return %2, %1 }",
         "graph f(%0: f32[5,0]) { %1: f32[5,3] = pad %0 {start=[0,1], value=0.5} return %1 }",
-        "graph f(%0: f32[3,2], %1: f32[3,5], %2: f32[3,1]) { %3: f32[3,8] = concatenate %0, %1, %2 {axis=1} %4: f32[3,5] = sin %1 %5: f32[3,7] = concatenate %4, %0 {axis=1} return %3, %5 }",
+        "graph f(%0: f32[3,2], %1: f32[3,5], %2: f32[3,1]) { %3: f32[3,8] = concatenate %0, %1, %2 {axis=1} %4: f32[3,5] = sin %1"
+        " %5: f32[3,7] = concatenate %4, %0 {axis=1} return %3, %5 }",
         "graph f(%0: f32[3,2]) { %1: f32[3,2] = exp %0 %2: f32[3,2] = sin %0 %3: f32[6,2] = concatenate %1, %2 {axis=0} %4: f32[6,2] = neg %3 return %3, %4, %1 }",
         "graph f(%0: f32[3,2]) { %1: f32[3,2] = exp %0 %2: f32[6,2] = concatenate %1, %1 {axis=0} return %2 }",
         "graph f(%0: f32[3,2]) { %1: f32[3,2] = exp %0 %2: f32[2,3] = transpose %1 {axes=[1,0]} %3: f32[4,3] = concatenate %2, %2 {axis=0} return %3 }",
         "graph f(%0: f32[1,3], %1: f32[2,1]) { %2: f32[2,3] = broadcast %0 {axes=[0,1]} %3: f32[2,3] = broadcast %1 {axes=[0,1]} %4: f32[2,3] = add %2, %3 return %4, %2 }",
         "graph f(%0: f32[]) { %1: f32[2,3] = broadcast %0 {axes=[]} %2: f32[6] = reshape %1 return %1, %2 }",
-        "graph f(%0: f32[12]) { %1: f32[3,4] = reshape %0 %2: f32[4,3] = transpose %1 {axes=[1,0]} %3: f32[2,6] = reshape %2 %4: f32[6,2] = transpose %3 {axes=[1,0]} %5: f32[12] = reshape %4 %6: f32[12] = add %5, %0 return %6 }",
+        "graph f(%0: f32[12]) { %1: f32[3,4] = reshape %0 %2: f32[4,3] = transpose %1 {axes=[1,0]} %3: f32[2,6] = reshape %2"
+        " %4: f32[6,2] = transpose %3 {axes=[1,0]} %5: f32[12] = reshape %4 %6: f32[12] = add %5, %0 return %6 }",
         "graph f(%0: f32[8]) { %1: f32[6] = slice %0 {start=[1]} %2: f32[2,3] = reshape %1 %3: f32[3,2] = transpose %2 {axes=[1,0]} %4: f32[3,2] = exp %3 return %4 }",
-        "graph f() { %0: i32[3,4] = iota {axis=0} %1: i32[3,4] = iota {axis=1} %2: i32[3,4] = mul %0, %1 %3: f32[12] = constant {value=2.5} %4: bf16[4] = iota {axis=0} return %0, %2, %3, %4 }",
+        "graph f() { %0: i32[3,4] = iota {axis=0} %1: i32[3,4] = iota {axis=1} %2: i32[3,4] = mul %0, %1 %3: f32[12] = constant {value=2.5}"
+        " %4: bf16[4] = iota {axis=0} return %0, %2, %3, %4 }",
         "graph f() { %0: f32[3] = literal {data=[1,nan,-3]} %1: f32[2,3] = broadcast %0 {axes=[1]} %2: i32[0] = literal {data=[]} return %0, %1, %2 }",
     };
     (void)state;
@@ -178,11 +181,14 @@ static void test_indexing(void **state)
         "graph f(%0: i32[7,5], %1: i32[4], %2: i32[4,5]) { %3: i32[7,5] = scatter_add %0, %1, %2 {axis=0} return %3 -> %0 }",
         "graph f(%1: i32[4], %2: bf16[4,5]) { %0: bf16[7,5] = constant {value=0} %4: bf16[4,5] = exp %2 %3: bf16[7,5] = scatter_add %0, %1, %4 {axis=0} return %3 }",
         "graph f(%0: f32[7,5], %1: i32[], %2: i32[]) { %3: f32[3,2] = dynamic_slice %0, %1, %2 return %3 }",
-        "graph f(%0: f32[7,5], %1: i32[], %2: i32[]) { %3: f32[7,2] = dynamic_slice %0, %1, %2 %4: f32[2,7] = transpose %3 {axes=[1,0]} %5: f32[14] = reshape %4 %6: f32[14] = sin %5 return %6 }",
-        "graph f(%0: f32[7,5], %1: i32[], %2: i32[]) { %3: f32[4,5] = dynamic_slice %0, %1, %2 %4: f32[2,3] = dynamic_slice %3, %2, %1 %5: f32[3] = reduce_sum %4 {axes=[0]} return %5 }",
+        "graph f(%0: f32[7,5], %1: i32[], %2: i32[]) { %3: f32[7,2] = dynamic_slice %0, %1, %2 %4: f32[2,7] = transpose %3 {axes=[1,0]}"
+        " %5: f32[14] = reshape %4 %6: f32[14] = sin %5 return %6 }",
+        "graph f(%0: f32[7,5], %1: i32[], %2: i32[]) { %3: f32[4,5] = dynamic_slice %0, %1, %2 %4: f32[2,3] = dynamic_slice %3, %2, %1"
+        " %5: f32[3] = reduce_sum %4 {axes=[0]} return %5 }",
         "graph f(%0: f32[7,5], %1: f32[2,3], %2: i32[], %3: i32[]) { %4: f32[7,5] = update_slice %0, %1, %2, %3 return %4 }",
         "graph f(%0: f32[7,5], %1: f32[2,3], %2: i32[], %3: i32[]) { %4: f32[7,5] = update_slice %0, %1, %2, %3 return %4 -> %0 }",
-        "graph f(%0: f32[7,5], %1: f32[2,3], %2: i32[], %3: i32[]) { %5: f32[2,3] = exp %1 %4: f32[7,5] = update_slice %0, %5, %2, %3 %6: f32[5] = reduce_sum %4 {axes=[0]} %7: f32[5] = reduce_sum %0 {axes=[0]} return %4 -> %0, %6, %7 }",
+        "graph f(%0: f32[7,5], %1: f32[2,3], %2: i32[], %3: i32[]) { %5: f32[2,3] = exp %1 %4: f32[7,5] = update_slice %0, %5, %2, %3"
+        " %6: f32[5] = reduce_sum %4 {axes=[0]} %7: f32[5] = reduce_sum %0 {axes=[0]} return %4 -> %0, %6, %7 }",
         "graph f(%0: f32[7,5], %1: f32[7,5], %2: i32[], %3: i32[]) { %4: f32[7,5] = update_slice %0, %1, %2, %3 return %4 }",
         "graph f(%0: f32[6], %2: i32[]) { %1: f32[3] = slice %0 {start=[2]} %4: f32[6] = update_slice %0, %1, %2 return %4 -> %0 }",
         "graph f(%0: f32[6], %2: i32[]) { %1: f32[4] = dynamic_slice %0, %2 %5: i32[] = neg %2 %4: f32[6] = update_slice %0, %1, %5 return %4 -> %0 }",
@@ -196,15 +202,19 @@ static void test_matmul(void **state)
 {
     static const char *const texts[] = {
         "graph f(%0: f32[3,4], %1: f32[4,5]) { %2: f32[3,5] = matmul %0, %1 return %2 }",
-        "graph f(%0: f32[4,3], %1: f32[5,4]) { %2: f32[3,4] = transpose %0 {axes=[1,0]} %3: f32[4,5] = transpose %1 {axes=[1,0]} %4: f32[3,5] = matmul %2, %3 %5: f32[3,5] = exp %4 return %5 }",
+        "graph f(%0: f32[4,3], %1: f32[5,4]) { %2: f32[3,4] = transpose %0 {axes=[1,0]} %3: f32[4,5] = transpose %1 {axes=[1,0]}"
+        " %4: f32[3,5] = matmul %2, %3 %5: f32[3,5] = exp %4 return %5 }",
         "graph f(%0: bf16[2,3,4], %1: bf16[2,4,5]) { %2: bf16[2,3,5] = matmul %0, %1 %3: f32[2,3,5] = matmul %0, %1 return %2, %3 }",
         "graph f(%0: f64[3,4], %1: f64[4]) { %2: f64[4,1] = reshape %1 %3: f64[3,1] = matmul %0, %2 %4: f64[3] = reshape %3 return %4 }",
         "graph f(%0: f32[3,0], %1: f32[0,5], %4: f32[0,3]) { %2: f32[3,5] = matmul %0, %1 %3: f32[0,0] = matmul %4, %0 return %2, %3 }",
         "graph f(%0: f32[3,4], %1: f32[4,5], %2: f32[3,5]) { %3: f32[3,5] = matmul %0, %1 %4: f32[3,5] = add %3, %2 return %4 -> %2 }",
         "graph f(%0: f32[4], %1: f32[4,5]) { %2: f32[3,4] = broadcast %0 {axes=[1]} %3: f32[3,5] = matmul %2, %1 return %3 }",
         "graph f(%1: f32[4,5]) { %2: f32[3,4] = constant {value=0.5} %3: f32[3,5] = matmul %2, %1 return %3 }",
-        "graph f(%0: f32[2,6,4], %1: f32[4,9]) { %2: f32[12,4] = reshape %0 %3: f32[12,9] = matmul %2, %1 %4: f32[2,6,9] = reshape %3 %5: f32[2,6,3] = slice %4 {start=[0,0,0]} %6: f32[2,6,3] = slice %4 {start=[0,0,3]} %7: f32[2,3,6] = transpose %6 {axes=[0,2,1]} %8: f32[2,6,6] = matmul %5, %7 return %8 }",
-        "graph f(%0: f32[6,4], %1: f32[4,9]) { %2: f32[4,6] = reshape %0 %3: f32[6,4] = transpose %2 {axes=[1,0]} %4: f32[8,3] = reshape %3 %5: f32[3,8] = transpose %4 {axes=[1,0]} %6: f32[6,4] = reshape %5 %7: f32[6,9] = matmul %6, %1 return %7 }",
+        "graph f(%0: f32[2,6,4], %1: f32[4,9]) { %2: f32[12,4] = reshape %0 %3: f32[12,9] = matmul %2, %1 %4: f32[2,6,9] = reshape %3"
+        " %5: f32[2,6,3] = slice %4 {start=[0,0,0]} %6: f32[2,6,3] = slice %4 {start=[0,0,3]} %7: f32[2,3,6] = transpose %6 {axes=[0,2,1]}"
+        " %8: f32[2,6,6] = matmul %5, %7 return %8 }",
+        "graph f(%0: f32[6,4], %1: f32[4,9]) { %2: f32[4,6] = reshape %0 %3: f32[6,4] = transpose %2 {axes=[1,0]} %4: f32[8,3] = reshape %3"
+        " %5: f32[3,8] = transpose %4 {axes=[1,0]} %6: f32[6,4] = reshape %5 %7: f32[6,9] = matmul %6, %1 return %7 }",
     };
     (void)state;
     for (size_t i = 0; i < COUNT_OF(texts); i++)
@@ -379,10 +389,12 @@ static const char *const scans[] = {
     "graph f(%0: f32[3], %1: f32[3]) { %2: (f32[3], f32[3]) = scan %0, %1 {count=4, carry=2} graph b(%0: f32[3], %1: f32[3]) { return %1, %0 }"
     " %3: f32[3] = result %2 {index=0} %4: f32[3] = result %2 {index=1} return %3, %4 }",
     /* Fibonacci */
-    "graph f(%0: f32[2], %1: f32[2]) { %2: (f32[2], f32[2], f32[6,2]) = scan %0, %1 {count=6, carry=2} graph b(%0: f32[2], %1: f32[2]) { %2: f32[2] = add %0, %1 return %1, %2, %0 }"
+    "graph f(%0: f32[2], %1: f32[2]) { %2: (f32[2], f32[2], f32[6,2]) = scan %0, %1 {count=6, carry=2} graph b(%0: f32[2], %1: f32[2]) {"
+    " %2: f32[2] = add %0, %1 return %1, %2, %0 }"
     " %3: f32[2] = result %2 {index=0} %4: f32[2] = result %2 {index=1} %5: f32[6,2] = result %2 {index=2} return %3, %4, %5 }",
     /* a carry turned round */
-    "graph f(%0: f32[3,3]) { %2: (f32[3,3], f32[5,3,3]) = scan %0 {count=5, carry=1} graph b(%0: f32[3,3]) { %1: f32[3,3] = transpose %0 {axes=[1,0]} %2: f32[3,3] = neg %1 return %2, %1 }"
+    "graph f(%0: f32[3,3]) { %2: (f32[3,3], f32[5,3,3]) = scan %0 {count=5, carry=1} graph b(%0: f32[3,3]) { %1: f32[3,3] = transpose %0 {axes=[1,0]}"
+    " %2: f32[3,3] = neg %1 return %2, %1 }"
     " %3: f32[3,3] = result %2 {index=0} %4: f32[5,3,3] = result %2 {index=1} return %3, %4 }",
     /* carries that are views of one another */
     "graph f(%0: f32[2,3], %1: f32[3,2]) { %2: (f32[2,3], f32[3,2]) = scan %0, %1 {count=3, carry=2} graph b(%0: f32[2,3], %1: f32[3,2]) {"
@@ -398,10 +410,12 @@ static const char *const scans[] = {
     " %3: f32[3] = constant {value=2} %4: f32[] = constant {value=3} return %0, %3, %4, %2 } %3: f32[3] = result %2 {index=0} %4: f32[3] = result %2 {index=1}"
     " %6: f32[4] = result %2 {index=2} %7: f32[4,3] = result %2 {index=3} return %3, %4, %6, %7 }",
     /* one slice of a matrix product a step, accumulated, then read by another scan */
-    "graph f(%0: f32[4,3,2], %1: f32[2,5]) { %9: f32[3,5] = constant {value=0} %2: (f32[3,5], f32[4,3,5]) = scan %9, %0, %1 {count=4, carry=1, xs=1} graph b(%0: f32[3,5], %1: f32[3,2], %2: f32[2,5]) {"
+    "graph f(%0: f32[4,3,2], %1: f32[2,5]) { %9: f32[3,5] = constant {value=0} %2: (f32[3,5], f32[4,3,5]) = scan %9, %0, %1 {count=4, carry=1, xs=1}"
+    " graph b(%0: f32[3,5], %1: f32[3,2], %2: f32[2,5]) {"
     " %3: f32[3,5] = matmul %1, %2 %4: f32[3,5] = add %0, %3 %5: f32[3,5] = exp %3 return %4, %5 }"
     " %3: f32[3,5] = result %2 {index=0} %4: f32[4,3,5] = result %2 {index=1} %5: f32[5,4,3] = transpose %4 {axes=[2,0,1]} %8: f32[4,3] = constant {value=1}"
-    " %6: (f32[4,3], f32[5,4]) = scan %8, %5 {count=5, carry=1, xs=1} graph b(%0: f32[4,3], %1: f32[4,3]) { %2: f32[4,3] = mul %0, %1 %3: f32[4] = reduce_sum %2 {axes=[1]} return %2, %3 }"
+    " %6: (f32[4,3], f32[5,4]) = scan %8, %5 {count=5, carry=1, xs=1} graph b(%0: f32[4,3], %1: f32[4,3]) { %2: f32[4,3] = mul %0, %1"
+    " %3: f32[4] = reduce_sum %2 {axes=[1]} return %2, %3 }"
     " %10: f32[4,3] = result %6 {index=0} %11: f32[5,4] = result %6 {index=1} return %3, %10, %11 }",
     /* nested: rows of rows */
     "graph f(%0: f32[], %1: f32[3,4]) { %2: (f32[], f32[3,4]) = scan %0, %1 {count=3, carry=1, xs=1} graph b(%0: f32[], %1: f32[4]) {"
@@ -411,20 +425,25 @@ static const char *const scans[] = {
     "graph f(%0: f32[4], %1: f32[3,5,4]) { %2: (f32[4], f32[3,5,4]) = scan %0, %1 {count=3, carry=1, xs=1} graph b(%0: f32[4], %1: f32[5,4]) {"
     " %5: f32[5,4] = exp %1 %6: f32[4] = neg %0 %2: (f32[4], f32[5,4]) = scan %6, %5, %0 {count=5, carry=1, xs=1, reverse=true} graph c(%0: f32[4], %1: f32[4], %2: f32[4]) {"
     " %3: f32[4] = mul %1, %2 %4: f32[4] = add %0, %3 return %4, %0 }"
-    " %3: f32[4] = result %2 {index=0} %4: f32[5,4] = result %2 {index=1} %7: f32[5,4] = add %4, %1 return %3, %7 } %3: f32[4] = result %2 {index=0} %4: f32[3,5,4] = result %2 {index=1} return %3, %4 }",
+    " %3: f32[4] = result %2 {index=0} %4: f32[5,4] = result %2 {index=1} %7: f32[5,4] = add %4, %1 return %3, %7 } %3: f32[4] = result %2 {index=0}"
+    " %4: f32[3,5,4] = result %2 {index=1} return %3, %4 }",
     /* xs that is a view: every other axis of a transposed operand */
     "graph f(%0: f32[3], %1: f32[3,5]) { %9: f32[5,3] = transpose %1 {axes=[1,0]} %2: (f32[3], f32[5,3]) = scan %0, %9 {count=5, carry=1, xs=1} graph b(%0: f32[3], %1: f32[3]) {"
     " %2: f32[3] = mul %0, %1 return %2, %1 } %3: f32[3] = result %2 {index=0} %4: f32[5,3] = result %2 {index=1} return %3, %4 }",
     /* an integer carry that counts, slices taken at it, a buffer updated at it */
-    "graph f(%0: f32[6,2], %1: i32[]) { %8: f32[6,2] = constant {value=0} %2: (i32[], f32[6,2]) = scan %1, %8, %0 {count=5, carry=2} graph b(%0: i32[], %1: f32[6,2], %2: f32[6,2]) {"
-    " %3: i32[] = constant {value=1} %4: i32[] = constant {value=0} %5: f32[1,2] = dynamic_slice %2, %0, %4 %6: f32[1,2] = exp %5 %7: f32[6,2] = update_slice %1, %6, %0, %4 %8: i32[] = add %0, %3 return %8, %7 }"
+    "graph f(%0: f32[6,2], %1: i32[]) { %8: f32[6,2] = constant {value=0} %2: (i32[], f32[6,2]) = scan %1, %8, %0 {count=5, carry=2} graph b(%0: i32[],"
+    " %1: f32[6,2], %2: f32[6,2]) {"
+    " %3: i32[] = constant {value=1} %4: i32[] = constant {value=0} %5: f32[1,2] = dynamic_slice %2, %0, %4 %6: f32[1,2] = exp %5"
+    " %7: f32[6,2] = update_slice %1, %6, %0, %4 %8: i32[] = add %0, %3 return %8, %7 }"
     " %3: i32[] = result %2 {index=0} %4: f32[6,2] = result %2 {index=1} return %3, %4 }",
     /* donated through: the carry begins as a parameter and ends as the result that has its memory */
     "graph f(%0: f32[3], %1: f32[5,3]) { %2: (f32[3]) = scan %0, %1 {count=5, carry=1, xs=1} graph b(%0: f32[3], %1: f32[3]) {"
     " %2: f32[3] = add %0, %1 return %2 } %3: f32[3] = result %2 {index=0} return %3 -> %0 }",
     /* two scans in a row over one accumulator */
-    "graph f(%0: f32[3], %1: f32[5,3]) { %2: (f32[3]) = scan %0, %1 {count=5, carry=1, xs=1} graph b(%0: f32[3], %1: f32[3]) { %2: f32[3] = add %0, %1 return %2 } %3: f32[3] = result %2 {index=0}"
-    " %4: (f32[3], f32[5,3]) = scan %3, %1 {count=5, carry=1, xs=1} graph b(%0: f32[3], %1: f32[3]) { %2: f32[3] = mul %0, %1 return %2, %0 } %5: f32[3] = result %4 {index=0} %6: f32[5,3] = result %4 {index=1} return %5, %6, %3 }",
+    "graph f(%0: f32[3], %1: f32[5,3]) { %2: (f32[3]) = scan %0, %1 {count=5, carry=1, xs=1} graph b(%0: f32[3], %1: f32[3]) { %2: f32[3] = add %0, %1"
+    " return %2 } %3: f32[3] = result %2 {index=0}"
+    " %4: (f32[3], f32[5,3]) = scan %3, %1 {count=5, carry=1, xs=1} graph b(%0: f32[3], %1: f32[3]) { %2: f32[3] = mul %0, %1 return %2, %0 }"
+    " %5: f32[3] = result %4 {index=0} %6: f32[5,3] = result %4 {index=1} return %5, %6, %3 }",
 };
 
 static void test_scan(void **state)
@@ -453,7 +472,8 @@ static void test_results(void **state)
         "graph f(%0: f32[2,3]) { %1: f32[6] = reshape %0 %2: f32[6] = exp %1 %3: f32[2,3] = reshape %2 return %3 -> %0, %2 }",
         "graph f(%0: f32[3,3]) { %1: f32[3,3] = matmul %0, %0 %2: f32[3,3] = matmul %1, %0 return %2 -> %0, %1 }",
         "graph f(%0: f32[4,3], %1: f32[3]) { %2: f32[3] = reduce_sum %0 {axes=[0]} %3: f32[3] = add %2, %1 return %3 -> %1, %2 }",
-        "graph f(%0: f32[4,3], %1: f32[]) { %2: f32[] = reduce_sum %0 {axes=[0,1]} %3: f32[] = add %2, %1 %4: f32[4,3] = broadcast %3 {axes=[]} %5: f32[4,3] = mul %0, %4 return %5 -> %0, %3 -> %1 }",
+        "graph f(%0: f32[4,3], %1: f32[]) { %2: f32[] = reduce_sum %0 {axes=[0,1]} %3: f32[] = add %2, %1 %4: f32[4,3] = broadcast %3 {axes=[]}"
+        " %5: f32[4,3] = mul %0, %4 return %5 -> %0, %3 -> %1 }",
         "graph f(%0: f32[0]) { return %0 }",
         "graph f() { %0: f32[] = constant {value=1} return %0, %0 }",
         "graph f(%0: i32[3]) { %1: f32[3] = cast %0 return %1 -> %0 }",

@@ -54,7 +54,8 @@ ids() { for id in "$@"; do printf "\\x$(printf %02x $((id & 255)))\\x$(printf %0
     [ "$(grep -c "JIT-compiling" stderr)" -eq 2 ]
     grep -qxF "[RAX] JIT-compiling 'train_step' with static_argnums=[5, 6]" stderr
     grep -q "JIT-compiling 'eval_step'" stderr
-    [ "$(grep -oE '^(iter|eval) [0-9]+' stdout | tr '\n' ' ')" = "eval 0 iter 0 iter 1 iter 2 iter 3 eval 4 iter 4 iter 5 iter 6 iter 7 eval 8 iter 8 iter 9 iter 10 iter 11 eval 12 " ]
+    [ "$(grep -oE '^(iter|eval) [0-9]+' stdout | tr '\n' ' ')" = \
+      "eval 0 iter 0 iter 1 iter 2 iter 3 eval 4 iter 4 iter 5 iter 6 iter 7 eval 8 iter 8 iter 9 iter 10 iter 11 eval 12 " ]
     [ "$(grep -c val_loss out/metrics.jsonl)" -eq 4 ]
     [ "$(ls -d out/ckpt-* | tr '\n' ' ')" = "out/ckpt-000010 out/ckpt-000012 " ]
 }

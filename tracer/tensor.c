@@ -162,7 +162,8 @@ static void fail_for_memory(const ir_type *type, bool of_device)
     } else {
         base_text_add(&text, "out of memory: ");
         trace_type_print(&text, type);
-        base_text_add(&text, " needs %.1f MB; %.1f MB of %.1f MB are available", (double)ir_type_bytes(type) / 1e6, (double)now.available_bytes / 1e6, (double)now.total_bytes / 1e6);
+        base_text_add(&text, " needs %.1f MB; %.1f MB of %.1f MB are available", (double)ir_type_bytes(type) / 1e6,
+                      (double)now.available_bytes / 1e6, (double)now.total_bytes / 1e6);
     }
     if (!of_device || base_error_kind_of() == BASE_NO_MEMORY)          /* a device has other errors, too */
         add_largest(&text);

@@ -12,10 +12,12 @@ static void encode(data_tokenizer *tokenizer, data_text text, size_t cut, bool a
     if (data_encode(tokenizer, text, &ids)) {
         char *back = data_decode(tokenizer, ids.at, ids.len, &len);
         FUZZ_CHECK(back && len == text.len && (len == 0 || memcmp(back, text.at, len) == 0), "%s: %zu bytes come back as %zu", data_tokenizer_name(tokenizer), text.len, len);
-        FUZZ_CHECK(data_encode_part(tokenizer, (data_text){ text.at, cut }, &parts, &used) && used <= cut, "%s: a part of what can be encoded cannot", data_tokenizer_name(tokenizer));
+        FUZZ_CHECK(data_encode_part(tokenizer, (data_text){ text.at, cut }, &parts, &used) && used <= cut, "%s: a part of what can be encoded cannot",
+                   data_tokenizer_name(tokenizer));
         data_text rest = { text.at + used, text.len - used };
         FUZZ_CHECK(data_encode(tokenizer, rest, &parts), "%s: the rest cannot be encoded", data_tokenizer_name(tokenizer));
-        FUZZ_CHECK(parts.len == ids.len && (ids.len == 0 || memcmp(parts.at, ids.at, ids.len * sizeof *ids.at) == 0), "%s: cut at %zu, the ids are others", data_tokenizer_name(tokenizer), cut);
+        FUZZ_CHECK(parts.len == ids.len && (ids.len == 0 || memcmp(parts.at, ids.at, ids.len * sizeof *ids.at) == 0),
+                   "%s: cut at %zu, the ids are others", data_tokenizer_name(tokenizer), cut);
         rax_free(back);
     } else {
         FUZZ_CHECK(!all && *rax_error(), "%s: refused: %s", data_tokenizer_name(tokenizer), rax_error());
@@ -29,7 +31,8 @@ static void encode(data_tokenizer *tokenizer, data_text text, size_t cut, bool a
 /* A vocabulary of our own: the bytes in GPT-2's spelling, some merges, the special token. */
 static data_tokenizer *new_bpe(void)
 {
-    static const char *const merges[][2] = { { "t", "h" }, { "th", "e" }, { "\304\240", "the" }, { "a", "a" }, { "aa", "aa" }, { "\304\240", "\304\240" }, { "\303\203", "\302\251" }, { "'", "s" } };
+    static const char *const merges[][2] = { { "t", "h" }, { "th", "e" }, { "\304\240", "the" }, { "a", "a" }, { "aa", "aa" },
+                                             { "\304\240", "\304\240" }, { "\303\203", "\302\251" }, { "'", "s" } };
     enum { MERGES = sizeof merges / sizeof merges[0] };
     char json[16384] = "{", list[512] = "#version: 0.2\n";
     size_t n = 1;
