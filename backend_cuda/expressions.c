@@ -1,6 +1,6 @@
 /* Expressions as CUDA C. Each becomes a declaration of its own, so that the text reads like the kernel list:
  *
- *     %3 = load b1            float e3[V]; const rax_f32x4 t3 = *(const rax_f32x4 *)(p0 + x0 * 768 + x1); EACH e3[j] = t3.v[j];
+ *     %3 = load b1            rax_f32x4 t3; t3 = *(const rax_f32x4 *)(p0 + x0 * 768 + x1); float e3[V]; EACH e3[j] = t3.v[j];
  *     %4 = mul %3, %2         float e4[V]; EACH e4[j] = e3[j] * e2;
  *
  * bf16 is computed in f32 and rounded. Extents, strides and constants are in the text, for the compiler to divide by and fold; what differs
@@ -88,12 +88,35 @@ static void classify(cuda_expressions *x, int i)
     x->lanes[i] &= !x->uniform[i];
 }
 
+bool cuda_can_hold(const cuda_expressions *x, int i)
+{
+    const kl_expr *e = &x->loop->exprs[i];
+    bool can = e->kind == KL_LOAD && x->lanes[i];
+    for (int d = 0; can && d < e->view.n_dynamic; d++)
+        can = x->uniform[e->view.dynamic[d].expr];
+    return can;
+}
+
 static bool dynamic_is_the_same(const cuda_expressions *x, const kl_view *view)
 {
     for (int d = 0; d < view->n_dynamic; d++)
         if (x->lanes[view->dynamic[d].expr])
             return false;
     return true;
+}
+
+/* What is rounded to bf16 for nothing but to be stored so. */
+static bool *find_unrounded(base_arena *arena, const kl_loop *loop)
+{
+    bool *unrounded = ARENA_NEW(arena, bool, loop->n_exprs);
+    for (int i = 0; i < loop->n_outputs; i++)
+        unrounded[loop->outputs[i].expr] = loop->exprs[loop->outputs[i].expr].kind == KL_OP && loop->exprs[loop->outputs[i].expr].dtype == IR_BF16;
+    for (int i = 0; i < loop->n_exprs; i++)
+        for (int a = 0; a < loop->exprs[i].n_args; a++)
+            unrounded[loop->exprs[i].args[a]] = false;
+    for (int i = 0; i < loop->n_outputs; i++)
+        unrounded[loop->outputs[i].expr] &= loop->outputs[i].kind == KL_STORE && !loop->outputs[i].accumulate;
+    return unrounded;
 }
 
 cuda_expressions *cuda_expressions_plan(cuda_writer *w, const kl_loop *loop, int n_outer, int V)
@@ -109,6 +132,8 @@ cuda_expressions *cuda_expressions_plan(cuda_writer *w, const kl_loop *loop, int
     x->random_run = ARENA_NEW(arena, bool, loop->n_exprs);
     x->kept = ARENA_NEW(arena, bool, loop->n_exprs);
     x->filled = ARENA_NEW(arena, bool, loop->n_exprs);
+    x->held = ARENA_NEW(arena, bool, loop->n_exprs);
+    x->unrounded = find_unrounded(arena, loop);
     x->site = ARENA_NEW(arena, int, loop->n_exprs);
     x->param = ARENA_NEW(arena, int, n);
     x->vector = ARENA_NEW(arena, bool, n);
@@ -240,7 +265,7 @@ static void write_form(const cuda_expressions *x, base_text *text, const char *f
             base_text_bytes(text, c, 1);
 }
 
-static void write_cast(const cuda_expressions *x, base_text *text, const kl_expr *e, ir_dtype from)
+static void write_cast(const cuda_expressions *x, base_text *text, const kl_expr *e, ir_dtype from, bool rounds)
 {
     const char *operand = cuda_operand(x, e->args[0]);
     switch (e->dtype) {
@@ -248,7 +273,7 @@ static void write_cast(const cuda_expressions *x, base_text *text, const kl_expr
         base_text_add(text, "(%s)%s", cuda_register_type(e->dtype), operand);
         break;
     case IR_BF16:
-        base_text_add(text, "rax_round_bf16((float)%s)", operand);
+        base_text_add(text, rounds ? "rax_round_bf16((float)%s)" : "(float)%s", operand);
         break;
     case IR_I32:
         if (ir_dtype_is_float(from))
@@ -264,11 +289,13 @@ static void write_cast(const cuda_expressions *x, base_text *text, const kl_expr
     }
 }
 
-static void write_op(const cuda_expressions *x, base_text *text, const kl_expr *e)
+static void write_op(const cuda_expressions *x, base_text *text, int i)
 {
+    const kl_expr *e = &x->loop->exprs[i];
+    bool rounds = e->dtype == IR_BF16 && !x->unrounded[i];
     ir_dtype of = x->loop->exprs[e->args[0]].dtype;
     if (e->op == OP_cast) {
-        write_cast(x, text, e, of);
+        write_cast(x, text, e, of, rounds);
         return;
     }
     if (e->op == OP_select) {
@@ -277,7 +304,6 @@ static void write_op(const cuda_expressions *x, base_text *text, const kl_expr *
     }
     const char *form = ir_dtype_is_float(of) ? forms[e->op].floats : of == IR_I32 ? forms[e->op].whole : forms[e->op].bools;
     CHECK(form, "%s: expected an elementwise op of %s", OP_NAME(e->op), ir_dtype_name(of));
-    bool rounds = e->dtype == IR_BF16;
     if (rounds)
         base_text_add(text, "rax_round_bf16(");
     write_form(x, text, form, e, of);
@@ -315,47 +341,78 @@ static void write_value(const cuda_expressions *x, base_text *text, ir_dtype dty
 
 /* -- expressions ------------------------------------------------------------------------------------------------------------------ */
 
-/* e5[], which is declared, from memory. */
-static void write_neighbours(const cuda_expressions *x, base_text *text, int i)
+/* What V neighbours are in memory: "rax_f32x4", "float". */
+static const char *place_type(const cuda_expressions *x, ir_dtype dtype)
 {
-    const kl_expr *e = &x->loop->exprs[i];
-    if (x->vector[i]) {
-        base_text_add(text, "const %sx%d t%d = *(const %sx%d *)(p%d + ", types[e->dtype].vector, x->V, i, types[e->dtype].vector, x->V, x->param[i]);
-        cuda_write_place(x, text, &e->view, false, x->index_type);
-        base_text_add(text, "); EACH e%d[j] = %s(t%d.v[j]);", i, types[e->dtype].load, i);
-        return;
-    }
-    base_text_add(text, "EACH e%d[j] = %s(p%d[", i, types[e->dtype].load, x->param[i]);
-    cuda_write_place(x, text, &e->view, true, x->index_type);
-    base_text_add(text, "]);");
+    static _Thread_local char name[32];
+    snprintf(name, sizeof name, x->V > 1 ? "%sx%d" : "%s", x->V > 1 ? types[dtype].vector : types[dtype].memory, x->V);
+    return name;
 }
 
-/* What is kept of a row is k5[it], in registers; or in shared memory k5[it * THREADS + threadIdx.x], of so many iterations. */
-static void write_load(cuda_expressions *x, base_text *text, const char *indent, int i)
+static const char *each_of(const cuda_expressions *x) { return x->V > 1 ? ".v[j]" : ""; }
+
+static const char *const kept_place = "it * THREADS + threadIdx.x";
+
+/* `to`, of the place's type, from memory; or from where its row is kept. */
+static void write_neighbours(const cuda_expressions *x, base_text *text, int i, const char *to)
 {
     const kl_expr *e = &x->loop->exprs[i];
+    bool kept = x->kept[i] && x->filled[i];
+    if (kept)
+        base_text_add(text, "if (it < KEPT) %s = k%d[%s]; else ", to, i, kept_place);
+    if (x->vector[i]) {
+        base_text_add(text, "%s = *(const %s *)(p%d + ", to, place_type(x, e->dtype), x->param[i]);
+        cuda_write_place(x, text, &e->view, false, x->index_type);
+        base_text_add(text, "); ");
+        return;
+    }
+    base_text_add(text, "EACH %s%s = p%d[", to, each_of(x), x->param[i]);
+    cuda_write_place(x, text, &e->view, true, x->index_type);
+    base_text_add(text, "]; ");
+}
+
+void cuda_write_kept(const cuda_expressions *x, base_text *text, int i, size_t offset)
+{
+    const char *type = place_type(x, x->loop->exprs[i].dtype);
+    base_text_add(text, "        %s *const k%d = (%s *)(memory + %lld * KEPT * THREADS);\n", type, i, type, (long long)offset);
+}
+
+void cuda_write_held(const cuda_expressions *x, base_text *text, const char *indent, int i, const char *n)
+{
+    base_text_add(text, "%s%s h%d[%s];\n", indent, place_type(x, x->loop->exprs[i].dtype), i, n);
+}
+
+void cuda_write_ahead(const cuda_expressions *x, base_text *text, const char *indent, int i)
+{
+    char to[48];
+    snprintf(to, sizeof to, "h%d[%s]", i, x->held_at);
+    base_text_add(text, "%s", indent);
+    write_neighbours(x, text, i, to);
+    base_text_add(text, "\n");
+}
+
+static void write_load(const cuda_expressions *x, base_text *text, const char *indent, int i)
+{
+    const kl_expr *e = &x->loop->exprs[i];
+    const char *load = types[e->dtype].load;
+    char from[48];
     if (!x->lanes[i]) {
-        base_text_add(text, "%sconst %s e%d = %s(p%d[", indent, cuda_register_type(e->dtype), i, types[e->dtype].load, x->param[i]);
+        base_text_add(text, "%sconst %s e%d = %s(p%d[", indent, cuda_register_type(e->dtype), i, load, x->param[i]);
         cuda_write_place(x, text, &e->view, false, x->index_type);
         base_text_add(text, "]);\n");
         return;
     }
-    base_text_add(text, "%s%s e%d[V]; ", indent, cuda_register_type(e->dtype), i);
-    if (!x->kept[i]) {
-        write_neighbours(x, text, i);
-    } else if (!x->filled[i]) {
-        write_neighbours(x, text, i);
-        if (x->kept_where)
-            base_text_add(text, " if (%s)", x->kept_where);
-        base_text_add(text, " { EACH k%d[it%s][j] = e%d[j]; }", i, x->kept_where ? " * THREADS + threadIdx.x" : "", i);
-    } else if (x->kept_where) {
-        base_text_add(text, "if (%s) { EACH e%d[j] = k%d[it * THREADS + threadIdx.x][j]; } else { ", x->kept_where, i, i);
-        write_neighbours(x, text, i);
-        base_text_add(text, " }");
+    base_text_add(text, "%s", indent);
+    if (x->held[i]) {
+        snprintf(from, sizeof from, "h%d[%s]", i, x->held_at);
     } else {
-        base_text_add(text, "EACH e%d[j] = k%d[it][j];", i, i);
+        snprintf(from, sizeof from, "t%d", i);
+        base_text_add(text, "%s %s; ", place_type(x, e->dtype), from);
+        write_neighbours(x, text, i, from);
     }
-    base_text_add(text, "\n");
+    if (x->kept[i] && !x->filled[i])
+        base_text_add(text, "if (it < KEPT) k%d[%s] = %s; ", i, kept_place, from);
+    base_text_add(text, "%s e%d[V]; EACH e%d[j] = %s(%s%s);\n", cuda_register_type(e->dtype), i, i, load, from, each_of(x));
 }
 
 void cuda_write_expression(cuda_expressions *x, base_text *text, const char *indent, int i)
@@ -388,7 +445,7 @@ void cuda_write_expression(cuda_expressions *x, base_text *text, const char *ind
         cuda_write_place(x, text, &e->view, x->lanes[i], "rax_i64");
         base_text_add(text, ")");
     } else {
-        write_op(x, text, e);
+        write_op(x, text, i);
     }
     base_text_add(text, ";\n");
 }
@@ -411,6 +468,12 @@ void cuda_write_store(cuda_expressions *x, base_text *text, const char *indent, 
     const kl_output *o = &x->loop->outputs[output];
     ir_dtype dtype = x->loop->exprs[o->expr].dtype;
     int at = x->loop->n_exprs + output, param = x->param[at];
+    if (x->vector[at] && !once && dtype == IR_BF16 && x->lanes[o->expr] && !o->accumulate) {
+        base_text_add(text, "%s{ rax_twox%d t, *to = (rax_twox%d *)(p%d + ", indent, x->V / 2, x->V / 2, param);
+        cuda_write_place(x, text, &o->view, false, x->index_type);
+        base_text_add(text, "); RAX_UNROLL for (int j = 0; j < V; j += 2) t.v[j / 2] = rax_two_to_bf16(e%d[j], e%d[j + 1]); *to = t; }\n", o->expr, o->expr);
+        return;
+    }
     if (x->vector[at] && !once) {
         base_text_add(text, "%s{ %sx%d t, *to = (%sx%d *)(p%d + ", indent, types[dtype].vector, x->V, types[dtype].vector, x->V, param);
         cuda_write_place(x, text, &o->view, false, x->index_type);

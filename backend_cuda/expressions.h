@@ -18,9 +18,11 @@ typedef struct {
     int *site;                    /* by expression: of KL_RANDOM */
     bool *vector;                 /* by expression, then by output: V neighbours are one access */
     bool *random_run;             /* by expression: four neighbours are one block of Philox */
-    bool *kept;                   /* by expression: a load of which the thread keeps what it has read of its row */
-    bool *filled;                 /* by expression: of those, the text reads it already */
-    const char *kept_where;       /* "it < KEPT", or NULL: all of the row */
+    bool *kept;                   /* by expression: a load of which the thread keeps what it has read of its row, in shared memory: k5[], of so many iterations as have room */
+    bool *filled;                 /* by expression: of those, the text has read it */
+    bool *held;                   /* by expression: a load that was read ahead, into registers: h5[], as it is in memory */
+    const char *held_at;          /* at "it" or "b" of h5 */
+    bool *unrounded;              /* by expression: of bf16, not rounded yet, for whoever stores it rounds */
     const char *index_type;       /* "int", or "rax_i64" where that could overflow */
 } cuda_expressions;
 
@@ -32,6 +34,12 @@ bool cuda_is_aligned(const kl_program *program, int buffer, int64_t offset, int 
 bool cuda_view_is_vector(const kl_program *program, const kl_loop *loop, const kl_view *view, int V);
 /* Writes what expr needs and is not written down yet, and expr itself, at this indentation. */
 void cuda_write_expression(cuda_expressions *x, base_text *text, const char *indent, int expr);
+/* Whether V neighbours of an expression are a load whose place is known at the beginning of a row. */
+bool cuda_can_hold(const cuda_expressions *x, int expr);
+/* Declares h5[n], and reads this place's; declares k5, so many bytes a thread and iteration behind the beginning. */
+void cuda_write_held(const cuda_expressions *x, base_text *text, const char *indent, int expr, const char *n);
+void cuda_write_ahead(const cuda_expressions *x, base_text *text, const char *indent, int expr);
+void cuda_write_kept(const cuda_expressions *x, base_text *text, int expr, size_t offset);
 /* Forgets what was written for a place; what is uniform stays. */
 void cuda_forget_place(cuda_expressions *x);
 /* "e5" or "e5[j]". Good until the fourth call after it. */

@@ -16,6 +16,8 @@
  * the rest is read from the cache. */
 #include "backend_cuda/loops.h"
 
+#include <stdio.h>
+
 static const char *number(const cuda_loop *l, int64_t value) { return cuda_number(l->x->writer, value, l->x->index_type); }
 
 /* x2, x1, x0 from a number that counts through axes from..to, the last fastest. */
@@ -33,12 +35,26 @@ static void write_indices(const cuda_loop *l, base_text *text, const char *inden
     }
 }
 
-/* unroll: registers go by `it`. back: from the end of the row. */
-static void begin_columns(cuda_loop *l, base_text *text, bool unroll, bool back)
+/* -- passes ----------------------------------------------------------------------------------------------------------------- */
+
+/* A pass goes along a row by batches of places, which it reads before it computes of them:
+ *
+ *     for (batch ...) {
+ *         rax_f32x4 h0[BATCH];
+ *         for (b ...) { columns; h0[b] = memory }
+ *         for (b ...) { columns; e0 = h0[b]; ... }
+ *     }
+ *
+ * or, where the row is in registers, all of which is read before the first, by iterations. */
+static void begin_columns(cuda_loop *l, base_text *text, int batch)
 {
     const char *type = l->x->index_type;
-    base_text_add(text, "%s        for (int it = %s) {\n", l->iterations_are_code && (unroll || l->unrolled || l->iterations <= 8) ? "        RAX_UNROLL\n" : "        RAX_UNROLL_4\n",
-                  back ? "ITERATIONS - 1; it >= 0; it--" : "0; it < ITERATIONS; it++");
+    if (l->unrolled)
+        base_text_add(text, "        RAX_UNROLL\n        for (int it = 0; it < ITERATIONS; it++) {\n");
+    else if (batch > 1)
+        base_text_add(text, "        RAX_UNROLL\n        for (int b = 0; b < %d; b++) {\n            const int it = batch * %d + b;\n", batch, batch);
+    else
+        base_text_add(text, "        {\n");
     base_text_add(text, "            const %s column = first_column + ((%s)it * GROUP + lane) * V;\n            if (column < end_column) {\n", type, type);
     write_indices(l, text, "                ", "column", l->loop.n_outer, l->loop.n_axes);
     cuda_forget_place(l->x);
@@ -49,6 +65,56 @@ static void end_columns(cuda_loop *l, base_text *text)
     base_text_add(text, "            }\n        }\n");
     cuda_forget_place(l->x);
 }
+
+static void read_ahead(cuda_loop *l, base_text *text, int batch)
+{
+    bool any = false;
+    for (int i = 0; i < l->loop.n_exprs; i++)
+        any |= l->x->held[i];
+    if (!any)
+        return;
+    begin_columns(l, text, batch);
+    for (int i = 0; i < l->loop.n_exprs; i++)
+        if (l->x->held[i])
+            cuda_write_ahead(l->x, text, "                ", i);
+    end_columns(l, text);
+}
+
+/* All of a row that is in registers: first of all, for what is computed for the whole row may have to wait for memory, too. */
+static void read_row(cuda_loop *l, base_text *text)
+{
+    for (int i = 0; i < l->loop.n_exprs; i++)
+        for (int d = 0; l->x->held[i] && d < l->loop.exprs[i].view.n_dynamic; d++)
+            cuda_write_expression(l->x, text, "        ", l->loop.exprs[i].view.dynamic[d].expr);
+    l->x->held_at = "it";
+    read_ahead(l, text, 1);
+}
+
+/* Of the reductions of a level, or the outputs, the last. unroll: registers go by `it`. back: from the end of the row. Returns how many places a batch has. */
+static int begin_pass(cuda_loop *l, base_text *text, int pass, bool unroll, bool back)
+{
+    int batch = l->unrolled ? 1 : l->batch[pass];
+    char number[16];
+    if (l->unrolled)
+        return batch;
+    l->x->held_at = batch > 1 ? "b" : "0";
+    if (unroll || l->iterations_are_code)
+        base_text_add(text, unroll || (batch == 1 && l->iterations <= 8) ? "        RAX_UNROLL\n" : batch == 1 ? "        RAX_UNROLL_4\n" : "");
+    if (batch > 1)
+        base_text_add(text, back ? "        for (int batch = (ITERATIONS - 1) / %d; batch >= 0; batch--) {\n" : "        for (int batch = 0; batch * %d < ITERATIONS; batch++) {\n", batch);
+    else
+        base_text_add(text, back ? "        for (int it = ITERATIONS - 1; it >= 0; it--) {\n" : "        for (int it = 0; it < ITERATIONS; it++) {\n");
+    snprintf(number, sizeof number, "%d", batch);
+    for (int i = 0; i < l->loop.n_exprs; i++) {
+        l->x->held[i] = cuda_is_read_ahead(l, pass, i);
+        if (l->x->held[i])
+            cuda_write_held(l->x, text, "        ", i, number);
+    }
+    read_ahead(l, text, batch);
+    return batch;
+}
+
+static void end_pass(const cuda_loop *l, base_text *text) { base_text_add(text, l->unrolled ? "" : "        }\n"); }
 
 /* Row values of this level: all that they need is there. */
 static void write_row_values(cuda_loop *l, base_text *text, int level)
@@ -76,13 +142,88 @@ static bool has_sum_below(const cuda_loop *l, int most)
     return has;
 }
 
+static bool is_reduced(const cuda_loop *l, int i, int level) { return l->loop.exprs[i].kind == KL_REDUCE && l->level[i] == level + 1; }
+
+/* What the threads of a group have made of a row becomes one value, all of a block's between two waits. below: the sums of exp(x - m), which need m; or the others. */
+static void write_together(const cuda_loop *l, base_text *text, int level, bool below)
+{
+    bool block = l->group == l->threads;
+    for (int step = 0; step < 3 && l->group > 1; step++)
+        for (int i = 0, slot = 0; i < l->loop.n_exprs; i++) {
+            const kl_expr *e = &l->loop.exprs[i];
+            if (!is_reduced(l, i, level) || (l->most[i] >= 0) != below)
+                continue;
+            const char *suffix = cuda_suffix(l->loop.exprs[e->args[0]].dtype), *what = e->op == OP_reduce_sum ? "sum" : "most";
+            if (e->op == OP_argmax) {
+                if (step == 0)
+                    base_text_add(text, "        a%d = rax_%s_argmax_%s(a%d%s);\n", i, block ? "block" : "warp", suffix, i, block ? ", scratch" : "");
+                continue;
+            }
+            if (slot++ == 0 && block && step > 0)
+                base_text_add(text, "        rax_block_wait();\n");
+            if (step == 0)
+                base_text_add(text, "        a%d = rax_warp_%s_%s(a%d);\n", i, what, suffix, i);
+            else if (block && step == 1)
+                base_text_add(text, "        rax_leave_%s_%s(a%d, scratch + %d);\n", what, suffix, i, 32 * (slot - 1));
+            else if (block)
+                base_text_add(text, "        a%d = rax_take_%s_%s(scratch + %d);\n", i, what, suffix, 32 * (slot - 1));
+        }
+}
+
+/* Doubles, 32 for what a block's warps leave of a value; an argmax, and a sum of a block, take 64. */
+static int scratch_of(const cuda_loop *l)
+{
+    int most = 2;
+    for (int level = 0; level < l->n_levels; level++) {
+        int n = 0;
+        for (int i = 0; i < l->loop.n_exprs; i++)
+            n += is_reduced(l, i, level);
+        most = MAX(most, n);
+    }
+    return 32 * most;
+}
+
+/* The maxima of a batch, and then sums of exp(x - m) by the greatest so far, which they are rescaled to once a batch. */
+static void write_sums_below(cuda_loop *l, base_text *text, int level, int batch)
+{
+    const kl_loop *loop = &l->loop;
+    int n = 0;
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (is_reduced(l, i, level) && has_sum_below(l, i)) {
+            base_text_add(text, "        const %s o%d = a%d;\n", cuda_register_type(loop->exprs[i].dtype), i, i);
+            n++;
+        }
+    if (n == 0)
+        return;
+    begin_columns(l, text, batch);
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (is_reduced(l, i, level) && has_sum_below(l, i)) {
+            int of = loop->exprs[i].args[0];
+            cuda_write_expression(l->x, text, "                ", of);
+            base_text_add(text, "                EACH a%d = rax_most_%s(a%d, %s);\n", i, cuda_suffix(loop->exprs[of].dtype), i, cuda_operand(l->x, of));
+        }
+    end_columns(l, text);
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (is_reduced(l, i, level) && l->most[i] >= 0)
+            base_text_add(text, "        a%d = rax_rescale_%s(a%d, o%d, a%d);\n", i, cuda_suffix(loop->exprs[i].dtype), i, l->most[i], l->most[i]);
+    begin_columns(l, text, batch);
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (is_reduced(l, i, level) && l->most[i] >= 0) {
+            const kl_expr *e = &loop->exprs[i];
+            int of = loop->exprs[l->most[i]].args[0];
+            cuda_write_expression(l->x, text, "                ", of);
+            base_text_add(text, "                EACH a%d = rax_sum_%s(a%d, exp%s(%s - a%d));\n", i, cuda_suffix(e->dtype), i, e->dtype == IR_F64 ? "" : "f", cuda_operand(l->x, of), l->most[i]);
+        }
+    end_columns(l, text);
+}
+
 static void write_reductions(cuda_loop *l, base_text *text, int level)
 {
     const kl_loop *loop = &l->loop;
     int n = 0;
     for (int i = 0; i < loop->n_exprs; i++) {
         const kl_expr *e = &loop->exprs[i];
-        if (e->kind != KL_REDUCE || l->level[i] != level + 1)
+        if (!is_reduced(l, i, level))
             continue;
         ir_dtype of = loop->exprs[e->args[0]].dtype;
         if (e->op == OP_argmax)
@@ -93,40 +234,35 @@ static void write_reductions(cuda_loop *l, base_text *text, int level)
     }
     if (n == 0)
         return;
-    begin_columns(l, text, false, false);
+    int batch = begin_pass(l, text, level, false, false);
+    write_sums_below(l, text, level, batch);
+    begin_columns(l, text, batch);
     for (int i = 0; i < loop->n_exprs; i++) {
         const kl_expr *e = &loop->exprs[i];
-        if (e->kind != KL_REDUCE || l->level[i] != level + 1)
+        if (!is_reduced(l, i, level) || l->most[i] >= 0 || has_sum_below(l, i))
             continue;
         const char *suffix = cuda_suffix(loop->exprs[e->args[0]].dtype);
-        if (l->most[i] >= 0) {
-            base_text_add(text, "                a%d = rax_rescale_%s(a%d, o%d, a%d);\n                EACH a%d = rax_sum_%s(a%d, exp%s(%s - a%d));\n", i, suffix, i, l->most[i], l->most[i], i, suffix, i,
-                          e->dtype == IR_F64 ? "" : "f", cuda_operand(l->x, loop->exprs[l->most[i]].args[0]), l->most[i]);
-            continue;
-        }
-        if (has_sum_below(l, i))
-            base_text_add(text, "                const %s o%d = a%d;\n", cuda_register_type(e->dtype), i, i);
         cuda_write_expression(l->x, text, "                ", e->args[0]);
         const char *value = cuda_operand(l->x, e->args[0]);
         if (e->op == OP_argmax)
             base_text_add(text, "                EACH { rax_best_%s t; t.value = %s; t.at = (int)(column + j); a%d = rax_better_%s(a%d, t); }\n", suffix, value, i, suffix, i);
         else
-            base_text_add(text, "                EACH a%d = rax_%s_%s(a%d, %s);\n", i, e->op == OP_reduce_sum ? "sum" : "max", suffix, i, value);
+            base_text_add(text, "                EACH a%d = rax_%s_%s(a%d, %s);\n", i, e->op == OP_reduce_sum ? "sum" : "most", suffix, i, value);
     }
     end_columns(l, text);
+    end_pass(l, text);
+    for (int i = 0; i < loop->n_exprs; i++)
+        if (is_reduced(l, i, level) && has_sum_below(l, i))
+            base_text_add(text, "        const %s o%d = a%d;\n", cuda_register_type(loop->exprs[i].dtype), i, i);
+    write_together(l, text, level, false);
+    for (int i = 0; i < loop->n_exprs && l->group > 1; i++)
+        if (is_reduced(l, i, level) && l->most[i] >= 0)
+            base_text_add(text, "        a%d = rax_rescale_%s(a%d, o%d, a%d);\n", i, cuda_suffix(loop->exprs[i].dtype), i, l->most[i], l->most[i]);
+    write_together(l, text, level, true);
     for (int i = 0; i < loop->n_exprs; i++) {
         const kl_expr *e = &loop->exprs[i];
-        if (e->kind != KL_REDUCE || l->level[i] != level + 1)
+        if (!is_reduced(l, i, level))
             continue;
-        if (has_sum_below(l, i))
-            base_text_add(text, "        const %s o%d = a%d;\n", cuda_register_type(e->dtype), i, i);
-        const char *suffix = cuda_suffix(loop->exprs[e->args[0]].dtype), *what = e->op == OP_argmax ? "argmax" : e->op == OP_reduce_sum ? "sum" : "max";
-        if (l->most[i] >= 0 && l->group > 1)
-            base_text_add(text, "        a%d = rax_rescale_%s(a%d, o%d, a%d);\n", i, suffix, i, l->most[i], l->most[i]);
-        if (l->group == l->threads)
-            base_text_add(text, "        a%d = rax_block_%s_%s(a%d, scratch);\n", i, what, suffix, i);
-        else if (l->group > 1)
-            base_text_add(text, "        a%d = rax_warp_%s_%s(a%d);\n", i, what, suffix, i);
         if (e->op == OP_argmax)
             base_text_add(text, "        const int e%d = a%d.at < 0 ? 0 : a%d.at;\n", i, i, i);
         else
@@ -160,7 +296,8 @@ static void write_outputs(cuda_loop *l, base_text *text)
         by_column |= !l->by_row[i];
     }
     if (by_column) {
-        begin_columns(l, text, l->in_registers && kl_count_outputs(loop, KL_SUM_OUTER) > 0, l->n_levels > 1 && !l->unrolled);
+        int batch = begin_pass(l, text, l->n_levels - 1, l->in_registers && kl_count_outputs(loop, KL_SUM_OUTER) > 0, l->n_levels > 1);
+        begin_columns(l, text, batch);
         for (int i = 0; i < loop->n_outputs; i++) {
             const kl_output *o = &loop->outputs[i];
             if (l->by_row[i])
@@ -185,6 +322,7 @@ static void write_outputs(cuda_loop *l, base_text *text)
                               cuda_register_type(loop->exprs[o->expr].dtype), l->partial[i], type, number(l, l->columns), value, sum_of(l, i), value);
         }
         end_columns(l, text);
+        end_pass(l, text);
     }
     if (!by_row)
         return;
@@ -247,15 +385,14 @@ static void write_sums(cuda_loop *l, base_text *text)
 
 static void declare_kept(cuda_loop *l, base_text *text)
 {
-    int n = 0;
+    size_t offset = 0;
     for (int i = 0; i < l->loop.n_exprs; i++) {
+        if (l->unrolled && l->x->held[i])
+            cuda_write_held(l->x, text, "        ", i, "ITERATIONS");
         if (!l->x->kept[i])
             continue;
-        const char *type = cuda_register_type(l->loop.exprs[i].dtype);
-        if (l->kept_iterations)
-            base_text_add(text, "        %s (*const k%d)[V] = (%s (*)[V])memory + %d * KEPT * THREADS;\n", type, i, type, n++);
-        else
-            base_text_add(text, "        %s k%d[ITERATIONS][V];\n", type, i);
+        cuda_write_kept(l->x, text, i, offset);
+        offset += (size_t)(l->V * ir_dtype_bytes(l->loop.exprs[i].dtype));
     }
 }
 
@@ -282,10 +419,10 @@ void cuda_write_loop(cuda_loop *l, base_text *text)
     if (l->kept_iterations)
         base_text_add(text, "    enum { THREADS = %d, KEPT = %lld };\n    RAX_DYNAMIC_SHARED(memory);\n", l->threads, (long long)l->kept_iterations);
     if (shared)
-        base_text_add(text, "    RAX_SHARED double scratch[64];\n");
+        base_text_add(text, "    RAX_SHARED double scratch[%d];\n", scratch_of(l));
     if (groups)
         base_text_add(text, "    RAX_SHARED %s groups[%d];\n", wide ? "double" : "float", l->threads);
-    base_text_add(text, "    const int lane = threadIdx.x %% GROUP, group = threadIdx.x / GROUP;\n");
+    base_text_add(text, l->group == l->threads ? "    const int lane = threadIdx.x, group = 0;\n" : "    const int lane = threadIdx.x %% GROUP, group = threadIdx.x / GROUP;\n");
     const char *segments = cuda_number(l->x->writer, MAX(l->segments, 1), "unsigned"), *segment = number(l, l->segment), *columns = number(l, l->columns);
     base_text_add(text, "    const %s segment = bx %% %s, block = bx / %s;\n", type, segments, segments);
     base_text_add(text, "    const %s first_column = segment * %s, end_column = first_column + %s < %s ? first_column + %s : %s;\n", type, segment, segment, columns, segment, columns);
@@ -295,6 +432,8 @@ void cuda_write_loop(cuda_loop *l, base_text *text)
     base_text_add(text, "    for (%s row = first_row + group; row < end_row; row += GROUPS) {\n", type);
     write_indices(l, text, "        ", "row", 0, l->loop.n_outer);
     declare_kept(l, text);
+    if (l->unrolled)
+        read_row(l, text);
     for (int level = 0; level < l->n_levels; level++) {
         write_row_values(l, text, level);
         write_reductions(l, text, level);

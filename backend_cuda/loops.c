@@ -102,6 +102,23 @@ static int choose_vector(const kl_loop *loop)
     return V;
 }
 
+/* A block's, whole warps, so that as few as may be are without a place in the last iteration. */
+static int threads_of_row(const cuda_loop *l)
+{
+    int64_t places = MAX(1, base_divide_up(l->columns, l->V)), most = l->columns <= 4096 ? THREADS : 2 * THREADS;
+    return (int)(WARP * base_divide_up(places, WARP * base_divide_up(places, most)));
+}
+
+/* Of a thread of a flat loop: several, where there are blocks enough to fill a card twice all the same. */
+static int iterations_of_flat(const cuda_loop *l, int64_t width)
+{
+    enum { FILLS = 2048 };
+    int n = LISTED_ITERATIONS;
+    while (n > 1 && !l->listed && l->columns < n * FILLS * width)
+        n /= 2;
+    return n;
+}
+
 static void choose_shape(cuda_loop *l)
 {
     kl_loop *loop = &l->loop;
@@ -129,17 +146,17 @@ static void choose_shape(cuda_loop *l)
     if (l->group == 1 && sums && l->columns * n_sums > SUM_REGISTERS)
         l->group = WARP;
     if (l->group == THREADS && loop->n_outer > 0)
-        l->group = l->threads = l->columns <= 4096 ? THREADS : l->columns <= 16384 ? 2 * THREADS : 4 * THREADS;
+        l->group = l->threads = threads_of_row(l);
     int64_t width = (int64_t)l->group * l->V;
     l->segment = l->columns;
     if (!whole && l->group == WARP)
         l->segment = width;
     if (!whole && l->group >= THREADS)
-        l->segment = width * MAX(l->listed ? LISTED_ITERATIONS : 1, all || sums ? base_divide_up(l->columns, width * MOST_SEGMENTS) : 1);
+        l->segment = width * MAX(iterations_of_flat(l, width), all || sums ? base_divide_up(l->columns, width * MOST_SEGMENTS) : 1);
     l->iterations = base_divide_up(l->segment, width);
     l->in_registers = l->iterations * l->V * n_sums <= SUM_REGISTERS;
     if (sums && !l->in_registers && l->group != l->threads) {      /* one group a block: no two add to one place */
-        l->group = THREADS;
+        l->group = l->threads = whole ? threads_of_row(l) : THREADS;
         l->iterations = base_divide_up(l->segment, (int64_t)l->group * l->V);
         l->in_registers = l->iterations * l->V * n_sums <= SUM_REGISTERS;
     }
@@ -167,62 +184,119 @@ static void mark(const cuda_loop *l, int i, bool *in)
         mark(l, e->view.dynamic[d].expr, in);
 }
 
-/* By expression in how many passes along a row it is needed: the reductions of each level, and the outputs. */
-static int *count_passes(base_arena *arena, const cuda_loop *l)
+/* By pass what it needs along the row: the reductions of each level, and last the outputs. */
+static void plan_passes(base_arena *arena, cuda_loop *l)
 {
-    int *n = ARENA_NEW(arena, int, l->loop.n_exprs);
-    for (int level = 1; level <= l->n_levels; level++) {
-        bool *in = ARENA_NEW(arena, bool, l->loop.n_exprs);
-        for (int i = 0; i < l->loop.n_exprs; i++)
-            if (l->loop.exprs[i].kind == KL_REDUCE && l->level[i] == level)
-                mark(l, l->loop.exprs[i].args[0], in);
-        for (int i = 0; i < l->loop.n_outputs && level == l->n_levels; i++) {
-            const kl_output *o = &l->loop.outputs[i];
+    const kl_loop *loop = &l->loop;
+    l->reads = ARENA_NEW(arena, bool *, l->n_levels);
+    l->batch = ARENA_NEW(arena, int, l->n_levels);
+    for (int pass = 0; pass < l->n_levels; pass++) {
+        bool *in = l->reads[pass] = ARENA_NEW(arena, bool, loop->n_exprs);
+        for (int i = 0; i < loop->n_exprs; i++)
+            if (loop->exprs[i].kind == KL_REDUCE && l->level[i] == pass + 1)
+                mark(l, loop->exprs[i].args[0], in);
+        for (int i = 0; i < loop->n_outputs && pass == l->n_levels - 1; i++) {
+            const kl_output *o = &loop->outputs[i];
             if (!l->by_row[i])
                 mark(l, o->expr, in);
             for (int d = 0; !l->by_row[i] && d < o->view.n_dynamic; d++)
                 mark(l, o->view.dynamic[d].expr, in);
         }
-        for (int i = 0; i < l->loop.n_exprs; i++)
-            n[i] += in[i];
     }
+}
+
+static int count_passes(const cuda_loop *l, int expr)
+{
+    int n = 0;
+    for (int pass = 0; pass < l->n_levels; pass++)
+        n += l->reads[pass][expr];
     return n;
 }
 
 /* Not what is one for all rows: that stays in the cache. */
 static bool is_of_its_row(const cuda_loop *l, const kl_view *view)
 {
-    bool moves = view->n_dynamic > 0;
+    bool moves = view->n_dynamic > 0 || l->loop.n_outer == 0;
     for (int a = 0; a < l->loop.n_outer; a++)
         moves |= view->stride[a] != 0 && l->loop.extent[a] > 1;
     return moves;
+}
+
+/* Registers of a place of expression i, as it is in memory. */
+static int64_t registers_of(const cuda_loop *l, int i) { return base_divide_up((int64_t)l->V * ir_dtype_bytes(l->loop.exprs[i].dtype), 4); }
+
+static int64_t sum_registers(const cuda_loop *l) { return l->in_registers ? l->iterations * l->V * kl_count_outputs(&l->loop, KL_SUM_OUTER) : 0; }
+
+/* A row of which all that several passes read has room in registers is read ahead, and so is what its last pass alone reads, if that has room too. */
+static bool plan_held(cuda_loop *l)
+{
+    const kl_loop *loop = &l->loop;
+    int64_t room = (int64_t)KEPT_REGISTERS * THREADS / l->threads - sum_registers(l);
+    bool any = false;
+    for (int least = 2; least >= 1; least--)
+        for (int i = 0; i < loop->n_exprs; i++) {
+            const kl_expr *e = &loop->exprs[i];
+            if (e->kind != KL_LOAD || l->level[i] != 0 || !l->x->lanes[i] || !is_of_its_row(l, &e->view) || (least == 2 ? count_passes(l, i) < 2 : count_passes(l, i) != 1))
+                continue;
+            bool fits = cuda_can_hold(l->x, i) && registers_of(l, i) * l->iterations <= room;
+            if (least == 2 && !fits)
+                return false;
+            l->x->held[i] = fits;
+            any |= least == 2;
+            room -= fits ? registers_of(l, i) * l->iterations : 0;
+        }
+    return any;
+}
+
+/* How many places a pass reads before it computes, so that a thread does not wait for memory at each: what memory has on its way for a multiprocessor is to be some 40 KB. */
+static void plan_batches(cuda_loop *l)
+{
+    enum { MOST = 4, REGISTERS = 32 };
+    for (int pass = 0; pass < l->n_levels; pass++) {
+        int64_t each = 0, batch = MOST;
+        for (int i = 0; i < l->loop.n_exprs; i++)
+            each += cuda_is_read_ahead(l, pass, i) ? registers_of(l, i) : 0;
+        while (batch > 1 && batch * each > REGISTERS)
+            batch /= 2;
+        if (l->iterations_are_code)
+            batch = MIN(batch, MAX(l->iterations, 1));
+        while (sum_registers(l) > 0 && pass == l->n_levels - 1 && l->iterations % batch)      /* whose place is the iteration, a constant */
+            batch--;
+        l->batch[pass] = each > 0 ? (int)batch : 1;
+    }
+}
+
+bool cuda_is_read_ahead(const cuda_loop *l, int pass, int i)
+{
+    return l->reads[pass][i] && cuda_can_hold(l->x, i) && is_of_its_row(l, &l->loop.exprs[i].view);
 }
 
 /* A row that several passes go along is read from memory once: it would not stay in the cache, with as many rows under way as a multiprocessor has warps. Short ones in registers;
  * long ones in half a multiprocessor's shared memory, as many of them as have room, so that two blocks are there at a time. */
 static void plan_kept(cuda_compiler *c, cuda_loop *l)
 {
-    enum { SHARED_SPARE = 2048, FLOAT = 4 };
+    enum { SHARED_SPARE = 2048 };
     const kl_loop *loop = &l->loop;
-    l->kept_iterations = 0, l->shared_bytes = 0, l->x->kept_where = NULL, l->unrolled = false;
-    int64_t registers = (int64_t)KEPT_REGISTERS * THREADS / l->threads, each = l->iterations * l->V, sums = l->in_registers ? each * kl_count_outputs(loop, KL_SUM_OUTER) : 0, wanted = 0, floats = 0;
-    if (l->n_levels < 2 || l->listed || !l->iterations_are_code)
+    bool keeps = l->n_levels > 1 && !l->listed && l->iterations_are_code;
+    int64_t bytes = 0;
+    plan_passes(c->arena, l);
+    memset(l->x->held, 0, sizeof *l->x->held * (size_t)loop->n_exprs);
+    memset(l->x->kept, 0, sizeof *l->x->kept * (size_t)loop->n_exprs);
+    l->kept_iterations = 0, l->shared_bytes = 0;
+    l->unrolled = keeps && plan_held(l);
+    if (l->unrolled)
         return;
-    int *passes = count_passes(c->arena, l);
-    for (int i = 0; i < loop->n_exprs; i++) {
-        const kl_expr *e = &loop->exprs[i];
-        l->x->kept[i] = e->kind == KL_LOAD && l->x->lanes[i] && passes[i] > 1 && is_of_its_row(l, &e->view);
-        wanted += l->x->kept[i] * (ir_dtype_bytes(e->dtype) > FLOAT ? 2 : 1);
-        floats += l->x->kept[i] && ir_dtype_is_float(e->dtype) && e->dtype != IR_F64;
+    memset(l->x->held, 0, sizeof *l->x->held * (size_t)loop->n_exprs);
+    plan_batches(l);
+    for (int i = 0; i < loop->n_exprs && keeps && l->group == l->threads; i++) {
+        l->x->kept[i] = loop->exprs[i].kind == KL_LOAD && l->x->lanes[i] && count_passes(l, i) > 1 && is_of_its_row(l, &loop->exprs[i].view);
+        bytes += l->x->kept[i] * l->V * ir_dtype_bytes(loop->exprs[i].dtype);
     }
-    l->unrolled = wanted > 0 && wanted * each + sums <= registers;
-    if (l->unrolled || wanted == 0)
-        return;
-    l->kept_iterations = l->group < l->threads || floats == 0 ? 0 : MIN(l->iterations, (int64_t)(c->machine->shared_bytes / 2 - SHARED_SPARE) / (l->threads * l->V * FLOAT * floats));
-    l->shared_bytes = (size_t)(l->kept_iterations * l->threads * l->V * FLOAT * floats);
-    l->x->kept_where = "it < KEPT";
+    if (bytes > 0)
+        l->kept_iterations = MIN(l->iterations, (int64_t)(c->machine->shared_bytes / 2 - SHARED_SPARE) / (l->threads * bytes));
+    l->shared_bytes = (size_t)(l->kept_iterations * l->threads * bytes);
     for (int i = 0; i < loop->n_exprs; i++)
-        l->x->kept[i] &= l->kept_iterations > 0 && ir_dtype_is_float(loop->exprs[i].dtype) && loop->exprs[i].dtype != IR_F64;
+        l->x->kept[i] &= l->kept_iterations > 0;
 }
 
 /* -- the launches ------------------------------------------------------------------------------------------------------------ */

@@ -31,13 +31,17 @@ typedef struct {
     bool *once;                            /* by output: stored once a row */
     bool *by_row;                          /* by output: stored or summed once a row, so that rows stay whole */
     bool in_registers;                     /* sums over rows; else in their place in workspace */
-    bool unrolled;                         /* what is kept of a row (expressions.h) is in registers */
-    int64_t kept_iterations;               /* else, where not 0: it is in shared memory, of so many iterations */
+    bool **reads;                          /* by pass, by expression: a pass needs it along the row; passes are the levels' reductions, and last the outputs */
+    bool unrolled;                         /* what the passes read of a row is in registers, read ahead */
+    int *batch;                            /* by pass, where not: of so many places it reads before it computes */
+    int64_t kept_iterations;               /* where not 0: what several passes read of a row is kept in shared memory, of so many iterations */
     size_t shared_bytes;
     int *partial;                          /* by output: the parameter where a block's sum goes */
     int64_t *offset;                       /* by output: where that is in workspace */
 } cuda_loop;
 
+/* Whether a pass reads expression i for a batch of places at once. */
+bool cuda_is_read_ahead(const cuda_loop *l, int pass, int i);
 void cuda_write_loop(cuda_loop *l, base_text *body);        /* loop_emit.c */
 
 #endif

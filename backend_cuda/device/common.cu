@@ -48,6 +48,9 @@ RAX_VECTOR(rax_i32x8, int, 8, 16);
 RAX_VECTOR(rax_bf16x2, rax_u16, 2, 4);
 RAX_VECTOR(rax_bf16x4, rax_u16, 4, 8);
 RAX_VECTOR(rax_bf16x8, rax_u16, 8, 16);
+RAX_VECTOR(rax_twox1, rax_u32, 1, 4);             /* of two in bf16 */
+RAX_VECTOR(rax_twox2, rax_u32, 2, 8);
+RAX_VECTOR(rax_twox4, rax_u32, 4, 16);
 RAX_VECTOR(rax_boolx2, unsigned char, 2, 2);
 RAX_VECTOR(rax_boolx4, unsigned char, 4, 4);
 RAX_VECTOR(rax_boolx8, unsigned char, 8, 8);
@@ -68,6 +71,29 @@ RAX_DEVICE rax_u16 rax_to_bf16(float x)
 #endif
 }
 RAX_DEVICE float rax_round_bf16(float x) { return rax_from_bf16(rax_to_bf16(x)); }
+/* Two at once, the first in the lower half. */
+RAX_DEVICE rax_u32 rax_two_to_bf16(float x, float y)
+{
+#if !defined RAX_EMULATED && __CUDA_ARCH__ >= 800
+    rax_u32 two;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(two) : "f"(y), "f"(x));
+    return two;
+#else
+    return rax_to_bf16(x) | (rax_u32)rax_to_bf16(y) << 16;
+#endif
+}
+
+/* The greatest along a row, NaN where there is one; which of 0 and -0 depends on how the row is shared out. */
+RAX_DEVICE float rax_most_f32(float x, float y)
+{
+#if !defined RAX_EMULATED && __CUDA_ARCH__ >= 800
+    float most;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(x), "f"(y));
+    return most;
+#else
+    return x > y || x != x ? x : y;
+#endif
+}
 
 #define RAX_FLOATS(type, name, c)                                                                                \
     RAX_DEVICE type rax_max_##name(type x, type y) { return x > y || x != x ? x : y; }                           \
@@ -113,6 +139,8 @@ RAX_DEVICE int rax_min_i32(int x, int y) { return x < y ? x : y; }
 RAX_DEVICE int rax_abs_i32(int x) { return x < 0 ? rax_sub_i32(0, x) : x; }
 RAX_DEVICE int rax_sign_i32(int x) { return (x > 0) - (x < 0); }
 #define rax_sum_i32 rax_add_i32
+#define rax_most_i32 rax_max_i32
+#define rax_most_f64 rax_max_f64
 
 /* A dynamic index: moved to the nearest in range. */
 RAX_DEVICE rax_i64 rax_clamp(int x, rax_i64 limit) { return x < 0 ? 0 : x > limit ? limit : x; }
@@ -146,7 +174,8 @@ RAX_DEVICE rax_u32 rax_word(rax_u64 element, rax_u32 site, rax_u32 step, rax_u32
 
 /* -- reductions in a warp and in a block ----------------------------------------------------------------------------------- */
 
-/* All lanes get the result, combined in one order for any launch: butterflies, whose operations commute. shared has room for a value a warp. */
+/* All lanes get the result, combined in one order for any launch: butterflies, whose operations commute. shared has room for a value a warp. A block's is
+ * what its warps leave and, after a wait, take. */
 #define RAX_REDUCTION(name, type, suffix, identity)                                                              \
     RAX_DEVICE type rax_warp_##name##_##suffix(type x)                                                           \
     {                                                                                                            \
@@ -154,23 +183,30 @@ RAX_DEVICE rax_u32 rax_word(rax_u64 element, rax_u32 site, rax_u32 step, rax_u32
             x = rax_##name##_##suffix(x, rax_shuffle_##suffix(x, mask));                                         \
         return x;                                                                                                \
     }                                                                                                            \
+    RAX_DEVICE void rax_leave_##name##_##suffix(type x, void *shared)                                            \
+    {                                                                                                            \
+        if ((threadIdx.x & 31) == 0)                                                                             \
+            ((type *)shared)[threadIdx.x >> 5] = x;                                                              \
+    }                                                                                                            \
+    RAX_DEVICE type rax_take_##name##_##suffix(const void *shared)                                               \
+    {                                                                                                            \
+        int lane = threadIdx.x & 31, warps = (blockDim.x + 31) >> 5;                                             \
+        return rax_warp_##name##_##suffix(lane < warps ? ((const type *)shared)[lane] : (identity));             \
+    }                                                                                                            \
     RAX_DEVICE type rax_block_##name##_##suffix(type x, void *shared)                                            \
     {                                                                                                            \
-        type *warp = (type *)shared;                                                                             \
-        int lane = threadIdx.x & 31, warps = (blockDim.x + 31) >> 5;                                             \
         x = rax_warp_##name##_##suffix(x);                                                                       \
         rax_block_wait();                                                                                        \
-        if (lane == 0)                                                                                           \
-            warp[threadIdx.x >> 5] = x;                                                                          \
+        rax_leave_##name##_##suffix(x, shared);                                                                  \
         rax_block_wait();                                                                                        \
-        return rax_warp_##name##_##suffix(lane < warps ? warp[lane] : (identity));                               \
+        return rax_take_##name##_##suffix(shared);                                                               \
     }
 RAX_REDUCTION(sum, float, f32, 0)
 RAX_REDUCTION(sum, double, f64, 0)
 RAX_REDUCTION(sum, int, i32, 0)
-RAX_REDUCTION(max, float, f32, -RAX_INFINITY)
-RAX_REDUCTION(max, double, f64, -(double)RAX_INFINITY)
-RAX_REDUCTION(max, int, i32, -2147483647 - 1)
+RAX_REDUCTION(most, float, f32, -RAX_INFINITY)
+RAX_REDUCTION(most, double, f64, -(double)RAX_INFINITY)
+RAX_REDUCTION(most, int, i32, -2147483647 - 1)
 
 /* The first of the greatest, where NaN is greatest of all: at < 0 is nothing yet. */
 #define RAX_ARGMAX(type, suffix)                                                                                 \
