@@ -289,6 +289,15 @@ static void write_cast(const cuda_expressions *x, base_text *text, const kl_expr
     }
 }
 
+int cuda_exp_below(const kl_loop *loop, int i)
+{
+    const kl_expr *e = &loop->exprs[i], *below = e->kind == KL_OP ? &loop->exprs[e->args[0]] : NULL;
+    if (!below || e->op != OP_exp || below->kind != KL_OP || below->op != OP_sub)
+        return -1;
+    const kl_expr *most = &loop->exprs[below->args[1]];
+    return most->kind == KL_REDUCE && most->op == OP_reduce_max && most->args[0] == below->args[0] ? below->args[1] : -1;
+}
+
 static void write_op(const cuda_expressions *x, base_text *text, int i)
 {
     const kl_expr *e = &x->loop->exprs[i];
@@ -302,7 +311,7 @@ static void write_op(const cuda_expressions *x, base_text *text, int i)
         base_text_add(text, "%s ? %s : %s", cuda_operand(x, e->args[0]), cuda_operand(x, e->args[1]), cuda_operand(x, e->args[2]));
         return;
     }
-    const char *form = ir_dtype_is_float(of) ? forms[e->op].floats : of == IR_I32 ? forms[e->op].whole : forms[e->op].bools;
+    const char *form = cuda_exp_below(x->loop, i) >= 0 ? "rax_exp_below_%($0)" : ir_dtype_is_float(of) ? forms[e->op].floats : of == IR_I32 ? forms[e->op].whole : forms[e->op].bools;
     CHECK(form, "%s: expected an elementwise op of %s", OP_NAME(e->op), ir_dtype_name(of));
     if (rounds)
         base_text_add(text, "rax_round_bf16(");

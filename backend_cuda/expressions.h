@@ -40,6 +40,8 @@ bool cuda_can_hold(const cuda_expressions *x, int expr);
 void cuda_write_held(const cuda_expressions *x, base_text *text, const char *indent, int expr, const char *n);
 void cuda_write_ahead(const cuda_expressions *x, base_text *text, const char *indent, int expr);
 void cuda_write_kept(const cuda_expressions *x, base_text *text, int expr, size_t offset);
+/* m, where expression i is exp(x - m) and m is the maximum of x along the row; or -1. */
+int cuda_exp_below(const kl_loop *loop, int expr);
 /* Forgets what was written for a place; what is uniform stays. */
 void cuda_forget_place(cuda_expressions *x);
 /* "e5" or "e5[j]". Good until the fourth call after it. */

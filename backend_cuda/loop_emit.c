@@ -161,7 +161,9 @@ static void write_together(const cuda_loop *l, base_text *text, int level, bool 
             }
             if (slot++ == 0 && block && step > 0)
                 base_text_add(text, "        rax_block_wait();\n");
-            if (step == 0)
+            if (step == 0 && l->across)
+                base_text_add(text, "        a%d = rax_across_%s_%s(a%d, scratch, GROUPS);\n", i, what, suffix, i);
+            else if (step == 0)
                 base_text_add(text, "        a%d = rax_warp_%s_%s(a%d);\n", i, what, suffix, i);
             else if (block && step == 1)
                 base_text_add(text, "        rax_leave_%s_%s(a%d, scratch + %d);\n", what, suffix, i, 32 * (slot - 1));
@@ -170,10 +172,10 @@ static void write_together(const cuda_loop *l, base_text *text, int level, bool 
         }
 }
 
-/* Doubles, 32 for what a block's warps leave of a value; an argmax, and a sum of a block, take 64. */
+/* Doubles, 32 for what a block's warps leave of a value; an argmax, and a sum of a block, take 64, and a value of each thread as many as there are. */
 static int scratch_of(const cuda_loop *l)
 {
-    int most = 2;
+    int most = l->across ? l->threads / 32 : 2;
     for (int level = 0; level < l->n_levels; level++) {
         int n = 0;
         for (int i = 0; i < l->loop.n_exprs; i++)
@@ -212,7 +214,7 @@ static void write_sums_below(cuda_loop *l, base_text *text, int level, int batch
             const kl_expr *e = &loop->exprs[i];
             int of = loop->exprs[l->most[i]].args[0];
             cuda_write_expression(l->x, text, "                ", of);
-            base_text_add(text, "                EACH a%d = rax_sum_%s(a%d, exp%s(%s - a%d));\n", i, cuda_suffix(e->dtype), i, e->dtype == IR_F64 ? "" : "f", cuda_operand(l->x, of), l->most[i]);
+            base_text_add(text, "                EACH a%d = rax_sum_%s(a%d, rax_exp_below_%s(%s - a%d));\n", i, cuda_suffix(e->dtype), i, cuda_suffix(e->dtype), cuda_operand(l->x, of), l->most[i]);
         }
     end_columns(l, text);
 }
@@ -327,7 +329,7 @@ static void write_outputs(cuda_loop *l, base_text *text)
     if (!by_row)
         return;
     if (reads_rows_late(l))
-        base_text_add(text, "        %s();\n", l->group == l->threads ? "rax_block_wait" : "rax_warp_wait");
+        base_text_add(text, "        %s();\n", l->group == l->threads || l->across ? "rax_block_wait" : "rax_warp_wait");
     base_text_add(text, "        if (lane == 0 && segment == 0) {\n");
     for (int i = 0; i < loop->n_outputs; i++)
         if (l->by_row[i]) {
@@ -357,19 +359,26 @@ static void declare_sums(cuda_loop *l, base_text *text)
     }
 }
 
-/* A column's sum over the groups of the block, in their order, by the first group. */
+/* Of the first neighbours of a block's places, and the second: a warp reads eight of either from different banks. */
+static int places_apart(const cuda_loop *l) { return l->threads + 8; }
+
+/* A column's sum over the groups of the block, in their order. Where there are several, each thread adds up a column of an iteration. */
 static void write_outer_sum(cuda_loop *l, base_text *text, int i)
 {
-    const char *type = cuda_register_type(l->loop.exprs[l->loop.outputs[i].expr].dtype), *suffix = sum_of(l, i);
-    base_text_add(text, "    RAX_UNROLL\n    for (int it = 0; it < ITERATIONS; it++) EACH {\n");
-    base_text_add(text, "        const %s column = first_column + ((%s)it * GROUP + lane) * V + j;\n        %s sum = s%d[it][j];\n", l->x->index_type, l->x->index_type, type, i);
-    if (l->group == 1) {
-        base_text_add(text, "        sum = rax_block_sum_%s(sum, scratch);\n", suffix);
-    } else if (l->group < l->threads) {
-        base_text_add(text, "        rax_block_wait();\n        ((%s *)groups)[threadIdx.x] = sum;\n        rax_block_wait();\n", type);
-        base_text_add(text, "        if (group == 0)\n            for (int g = 1; g < GROUPS; g++) sum = rax_sum_%s(sum, ((%s *)groups)[g * GROUP + lane]);\n", suffix, type);
+    const char *type = cuda_register_type(l->loop.exprs[l->loop.outputs[i].expr].dtype), *suffix = sum_of(l, i), *index = l->x->index_type;
+    base_text_add(text, "    RAX_UNROLL\n    for (int it = 0; it < ITERATIONS; it++) {\n");
+    if (l->group > 1 && l->group < l->threads) {
+        CHECK(l->group * l->V <= l->threads, "expected a thread for each of %d columns, got %d", l->group * l->V, l->threads);
+        int lies = places_apart(l);
+        base_text_add(text, "        rax_block_wait();\n        EACH ((%s *)groups)[j * %d + threadIdx.x] = s%d[it][j];\n        rax_block_wait();\n", type, lies, i);
+        base_text_add(text, "        if (threadIdx.x < GROUP * V) {\n            const %s *of = (%s *)groups + threadIdx.x %% V * %d + threadIdx.x / V;\n            %s sum = of[0];\n", type, type, lies, type);
+        base_text_add(text, "            for (int g = 1; g < GROUPS; g++) sum = rax_sum_%s(sum, of[g * GROUP]);\n            const %s column = first_column + (%s)it * GROUP * V + threadIdx.x;\n", suffix, index, index);
+    } else {
+        base_text_add(text, "        EACH {\n            const %s column = first_column + ((%s)it * GROUP + lane) * V + j;\n            %s sum = s%d[it][j];\n", index, index, type, i);
+        if (l->group == 1)
+            base_text_add(text, "            sum = rax_block_sum_%s(sum, scratch);\n", suffix);
     }
-    base_text_add(text, "        if (group == 0 && column < end_column) p%d[(%s)block * %s + column] = sum;\n    }\n", l->partial[i], l->x->index_type, number(l, l->columns));
+    base_text_add(text, "            if (%scolumn < end_column) p%d[(%s)block * %s + column] = sum;\n        }\n    }\n", l->group == 1 ? "group == 0 && " : "", l->partial[i], index, number(l, l->columns));
 }
 
 static void write_sums(cuda_loop *l, base_text *text)
@@ -403,7 +412,7 @@ void cuda_write_loop(cuda_loop *l, base_text *text)
     const char *type = l->x->index_type;
     bool shared = false, groups = false, wide = false;
     for (int i = 0; i < l->loop.n_exprs; i++)
-        shared |= l->loop.exprs[i].kind == KL_REDUCE && l->group == l->threads;
+        shared |= l->loop.exprs[i].kind == KL_REDUCE && (l->group == l->threads || l->across);
     for (int i = 0; i < l->loop.n_outputs; i++) {
         shared |= l->loop.outputs[i].kind != KL_STORE;
         groups |= is_outer_sum(l, i) && l->group > 1 && l->group < l->threads;
@@ -421,8 +430,8 @@ void cuda_write_loop(cuda_loop *l, base_text *text)
     if (shared)
         base_text_add(text, "    RAX_SHARED double scratch[%d];\n", scratch_of(l));
     if (groups)
-        base_text_add(text, "    RAX_SHARED %s groups[%d];\n", wide ? "double" : "float", l->threads);
-    base_text_add(text, l->group == l->threads ? "    const int lane = threadIdx.x, group = 0;\n" : "    const int lane = threadIdx.x %% GROUP, group = threadIdx.x / GROUP;\n");
+        base_text_add(text, "    RAX_SHARED %s groups[%d];\n", wide ? "double" : "float", places_apart(l) * l->V);
+    base_text_add(text, l->across ? "    const int lane = threadIdx.x / GROUPS, group = threadIdx.x %% GROUPS;\n" : l->group == l->threads ? "    const int lane = threadIdx.x, group = 0;\n" : "    const int lane = threadIdx.x %% GROUP, group = threadIdx.x / GROUP;\n");
     const char *segments = cuda_number(l->x->writer, MAX(l->segments, 1), "unsigned"), *segment = number(l, l->segment), *columns = number(l, l->columns);
     base_text_add(text, "    const %s segment = bx %% %s, block = bx / %s;\n", type, segments, segments);
     base_text_add(text, "    const %s first_column = segment * %s, end_column = first_column + %s < %s ? first_column + %s : %s;\n", type, segment, segment, columns, segment, columns);

@@ -25,14 +25,8 @@ static bool is_by_row(const kl_loop *loop, const kl_output *o, bool listed)
 /* m, where expression i is the sum of exp(x - m) along a row whose maximum is m; or -1. */
 static int most_of(const kl_loop *loop, int i)
 {
-    const kl_expr *sum = &loop->exprs[i], *of = &loop->exprs[sum->args[0]];
-    if (sum->kind != KL_REDUCE || sum->op != OP_reduce_sum || of->kind != KL_OP || of->op != OP_exp || (sum->dtype != IR_F32 && sum->dtype != IR_F64))
-        return -1;
-    const kl_expr *below = &loop->exprs[of->args[0]];
-    if (below->kind != KL_OP || below->op != OP_sub)
-        return -1;
-    const kl_expr *most = &loop->exprs[below->args[1]];
-    return most->kind == KL_REDUCE && most->op == OP_reduce_max && most->args[0] == below->args[0] ? below->args[1] : -1;
+    const kl_expr *sum = &loop->exprs[i];
+    return sum->kind == KL_REDUCE && sum->op == OP_reduce_sum && (sum->dtype == IR_F32 || sum->dtype == IR_F64) ? cuda_exp_below(loop, sum->args[0]) : -1;
 }
 
 /* together: sums of exp(x - m) are made in the pass that finds m. */
@@ -77,6 +71,14 @@ static bool lies_across(const kl_loop *loop)
         across += e->view.stride[last] != 1 && e->view.stride[loop->n_outer - 1] == 1;
     }
     return across > along;
+}
+
+static bool has_argmax(const kl_loop *loop)
+{
+    bool has = false;
+    for (int i = 0; i < loop->n_exprs; i++)
+        has |= loop->exprs[i].kind == KL_REDUCE && loop->exprs[i].op == OP_argmax;
+    return has;
 }
 
 /* The widest vector that divides the last axis: 16 bytes of the widest dtype that memory has along it. What is read once for all neighbours (a learning rate in f64), or
@@ -138,6 +140,8 @@ static void choose_shape(cuda_loop *l)
         l->group = THREADS;
     else if (l->columns <= 4 || (across && l->columns <= ALONE_COLUMNS && l->rows >= ALONE_ROWS))        /* rows enough to fill a card */
         l->group = 1;
+    else if (across && whole && !sums && !all && !has_argmax(loop) && l->columns >= 2 * WARP && l->rows % (THREADS / WARP) == 0)
+        l->group = WARP, l->across = true;
     else if (l->columns <= 1024 || !whole)
         l->group = WARP;
     else

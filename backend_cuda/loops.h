@@ -3,7 +3,7 @@
  * A block has a range of rows and, where rows need not be whole, a segment of columns. A row is worked on by a group of threads:
  *
  *     1          the thread itself: rows that are short, or whose neighbours lie along the rows
- *     32         a warp
+ *     32         a warp; or, where neighbours lie along rows that are too few for a thread each, every eighth thread of a block, so that eight rows are read side by side
  *     a block    long rows
  *
  * Each thread takes V neighbouring columns at a time, the group the next ones beside it: it goes along the row in `iterations`. A loop without
@@ -20,6 +20,7 @@ typedef struct {
     bool launched;
     int widest;                            /* of V */
     int threads, group, V;
+    bool across;                           /* a group is every GROUPS-th thread of the block; its rows are as many as the groups', in every block */
     int64_t rows, columns;
     int64_t segment, segments;             /* columns of a block; blocks side by side along a row */
     int64_t rows_per_block, row_blocks;

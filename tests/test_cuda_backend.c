@@ -495,6 +495,27 @@ static void test_kept_rows(void **state)
     standin_end();
 }
 
+/* Reductions whose neighbours in memory lie along the rows, of which there are few: eight rows side by side in a block, where they come in eights; softmax, whose second pass reads what the first has found, and a greatest
+ * element's place, which a warp finds. */
+static void test_rows_across(void **state)
+{
+    static const struct { int columns, rows; bool across; } cases[] = { { 100, 16, true }, { 511, 8, true }, { 70, 24, true }, { 100, 15, false }, { 40, 16, false } };
+    (void)state;
+    standin_begin(NULL);
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        char text[500];
+        int blocks = made.n, c = cases[i].columns, r = cases[i].rows;
+        snprintf(text, sizeof text, "graph f(%%0: f32[%d,%d]) { %%1: f32[%d] = reduce_max %%0 {axes=[0]} %%2: f32[%d,%d] = softmax %%0 {axis=0} %%3: i32[%d] = argmax %%0 {axis=0} return %%1, %%2, %%3 }", c, r, r, c, r, r);
+        check_graph_text(text, 1e-5, NULL);
+        ir_executable *e = compiled(text);
+        if ((kernels_with(e, "= rax_across_most_f32") > 0) != cases[i].across)
+            fail_msg("[%d,%d]: expected its rows %s", c, r, cases[i].across ? "side by side" : "by warps");
+        cuda_backend.free(e);
+        forget(blocks);
+    }
+    standin_end();
+}
+
 /* The sum of exp(x - max x) of a long row is made in the pass that finds the maximum: where x falls all along or rises, begins with -infinity, is -infinity, begins with NaN or with infinity; of rows by warps
  * and by blocks. */
 static void test_online_sums(void **state)
@@ -590,7 +611,7 @@ static void test_late_reading(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_scatters), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_scalars), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_tuned_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_operand_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_online_sums), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
+        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_scatters), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_scalars), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_tuned_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_operand_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_rows_across), GRAPH_TEST(test_online_sums), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
         GRAPH_TEST(test_late_reading),
     };
     return cmocka_run_group_tests_name("the CUDA backend", tests, NULL, NULL);
