@@ -186,6 +186,36 @@ static void test_a_field_taken_as_a_tensor(void **state)
     bench_free(&b);
 }
 
+static void scaled_step(rax_args *in, rax_results *out)
+{
+    rax_tensor x = rax_scale(rax_arg_tensor(in, 0), rax_arg_number(in, 1));
+    rax_return_tensor(out, 0, rax_mul(x, rax_arg_field(in, 2, "scale")));
+}
+
+/* A first call that is refused is none: fields that it had not come to are not taken to have changed since, and to vary. */
+static void test_a_first_call_that_is_refused(void **state)
+{
+    (void)state;
+    bench b = bench_new(scaled_step, "x: f32[N], n: i32, config: record");
+    rax_tensor longer = F32(1, 2, 3), to_longer = RAX_NO_TENSOR;
+    settings config = plain;
+    rax_value args[] = { rax_pass_tensor(b.x), rax_pass_number(1.5), rax_pass_record(&config, &record_type) };
+    rax_into results[] = { rax_into_tensor(&b.y) }, others[] = { rax_into_tensor(&to_longer) };
+    assert_false(rax_call(b.fn, args, results));
+    assert_non_null(strstr(rax_error(), "step: arg 1 n: 1.5 is no i32"));
+    args[1] = rax_pass_number(1);
+    CALL(b.fn, args, results);
+    args[0] = rax_pass_tensor(longer);
+    CALL(b.fn, args, others);
+    config.scale = 4;                               /* for the first time: the constant that it was so far is another */
+    CALL(b.fn, args, others);
+    assert_float_equal(rax_item(to_longer, 0), 4, 0);
+    assert_int_equal(rax_stats(b.fn).misses, 3);
+    rax_tensor_free(longer);
+    rax_tensor_free(to_longer);
+    bench_free(&b);
+}
+
 static void only_field_step(rax_args *in, rax_results *out)
 {
     rax_return_tensor(out, 0, rax_mul(rax_arg_tensor(in, 0), rax_arg_field(in, 1, "scale")));
@@ -554,6 +584,7 @@ int main(void)
         TEST(test_a_field_that_is_always_new_pushes_nothing_out),
         TEST(test_a_field_read_through_a_threshold),
         TEST(test_a_field_taken_as_a_tensor),
+        TEST(test_a_first_call_that_is_refused),
         TEST(test_a_record_that_is_never_handed_out),
         TEST(test_a_field_taken_and_needed),
         TEST(test_a_field_taken_and_compared_with_zero),

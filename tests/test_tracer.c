@@ -18,6 +18,7 @@ static rax_tensor wrong_select(given g) { return AT rax_select(g.x, g.x, g.x); }
 static rax_tensor wrong_axis(given g) { return AT rax_sum(g.x, RAX_AXES(3)); }
 static rax_tensor double_axis(given g) { return AT rax_sum(g.x, RAX_AXES(1, -2)); }
 static rax_tensor wrong_reshape(given g) { return AT rax_reshape(g.x, RAX_SHAPE(5, -1)); }
+static rax_tensor huge_reshape(given g) { return AT rax_reshape(g.x, RAX_SHAPE(8, INT64_MAX, -1)); }
 static rax_tensor wrong_slice(given g) { return AT rax_slice(g.x, -1, 2, 3); }
 static rax_tensor no_leaf(given g) { return AT rax_get(g.params, "h.%d.wieght", 0); }
 static rax_tensor vector_loss(given g) { AT rax_grad(g.x, g.params); return g.x; }
@@ -80,6 +81,7 @@ static const struct { const char *name; rax_tensor (*body)(given g); const char 
     { "axis", wrong_axis, "sum: x f32[B=2,T=3,C=4] has rank 3, there is no axis 3" },
     { "axis twice", double_axis, "sum: axis 1 comes twice" },
     { "reshape", wrong_reshape, "reshape: x f32[B=2,T=3,C=4] has 24 elements, result f32[5,4] has 20" },
+    { "reshape beyond 64 bits", huge_reshape, "reshape: f32[8,9223372036854775807,0] has over 2^40 elements" },
     { "slice", wrong_slice, "slice: x f32[B=2,T=3,C=4] has C=4 on axis 2, there is no part of 3 from 2" },
     { "get", no_leaf, "rax_get: there is no leaf h.0.wieght in a tree of 2\nh.0.weight is there" },
     { "loss", vector_loss, "grad: loss f32[B=2,T=3,C=4] is not a float scalar\nrax_mean(loss, RAX_ALL_AXES) or rax_sum would fit" },

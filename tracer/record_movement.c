@@ -131,10 +131,8 @@ rax_tensor rax_reshape_at(rax_place place, rax_tensor x, rax_shape shape)
         }
         if (shape.dim[i] == -1)
             rest = i;
-        else if (shape.dim[i] > 0 && known <= count)
-            known *= shape.dim[i];
-        else if (shape.dim[i] == 0)
-            known = 0;
+        else if (shape.dim[i] >= 0 && __builtin_mul_overflow(known, shape.dim[i], &known))
+            known = INT64_MAX;
     }
     if (rest >= 0)
         shape.dim[rest] = known > 0 ? count / known : 0;

@@ -175,6 +175,7 @@ static void make_leaves(rax_fn *fn, const rax_value *args)
 {
     trace_statics *statics = &fn->statics;
     const trace_signature *signature = fn->signature;
+    statics->n = 0;
     statics->first = ARENA_NEW(fn->arena, int, signature->n + 1);
     statics->records = ARENA_NEW(fn->arena, const rax_record_type *, signature->n);
     for (int i = 0; i < signature->n; i++) {
@@ -198,7 +199,6 @@ static void make_leaves(rax_fn *fn, const rax_value *args)
                                     .name = base_arena_text(fn->arena, "%s.%s", arg->name, field->name) };
         }
     }
-    statics->known = true;
 }
 
 /* Takes the leaf's value of this call. Text is copied only where it has changed. */
@@ -229,6 +229,17 @@ static bool scalar_value(const rax_fn *fn, const trace_leaf *leaf, double given,
     return true;
 }
 
+static bool scalars_are_sound(const rax_fn *fn, const rax_value *args)
+{
+    trace_number value = {0};
+    for (int i = 0; i < fn->statics.n; i++) {
+        const trace_leaf *leaf = &fn->statics.leaves[i];
+        if (leaf->field < 0 && !scalar_value(fn, leaf, args[leaf->arg].number, &value))
+            return false;
+    }
+    return true;
+}
+
 bool trace_statics_observe_number(rax_fn *fn, trace_leaf *leaf, double given)
 {
     trace_number value = {0};
@@ -246,8 +257,12 @@ bool trace_statics_observe(rax_fn *fn, const rax_value *args)
         if (statics->records[i] && !same_record_type(statics->records[i], args[i].record_type))
             return rax_fail(RAX_MISTAKE, "%s: arg %d %s: a %s, where it was a %s at the first call", fn->name, i,
                             fn->signature->args[i].name, args[i].record_type->name, statics->records[i]->name);
-    if (first)
+    if (first) {
         make_leaves(fn, args);
+        if (!scalars_are_sound(fn, args))
+            return false;                          /* nothing was seen: the next call is the first */
+        statics->known = true;
+    }
     for (int i = 0; i < statics->n; i++) {
         trace_leaf *leaf = &statics->leaves[i];
         const rax_value *arg = &args[leaf->arg];

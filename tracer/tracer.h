@@ -193,14 +193,14 @@ typedef struct {
     trace_leaf *leaves;
     int *first;                          /* by argument: its first leaf; one more at the end */
     const rax_record_type **records;     /* by argument */
-    bool known;                          /* leaves exist: the record types were seen at the first call */
+    bool known;                          /* leaves exist, with values: a call was observed, and its record types seen */
 } trace_statics;
 
 bool trace_number_equal(const trace_leaf *leaf, trace_number a, trace_number b);
 double trace_number_value(const trace_leaf *leaf, trace_number number);
 void trace_number_print(base_text *text, const trace_leaf *leaf, trace_number number);
 /* Reads every leaf's value from the arguments, counts changes, and sets fn->leaves_changed where any is another than before.
- * The first call makes the leaves. False and an error where a number is none of its dtype, or a record is of another type. */
+ * The first call makes the leaves; one that fails is none. False and an error where a number is none of its dtype, or a record is of another type. */
 bool trace_statics_observe(rax_fn *fn, const rax_value *args);
 bool trace_statics_observe_number(rax_fn *fn, trace_leaf *leaf, double given);      /* of one scalar argument */
 void trace_statics_free(trace_statics *statics);
