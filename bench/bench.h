@@ -84,7 +84,6 @@ typedef struct {
 } bench_program;
 
 bench_program *bench_program_new(rax_step *step, const char *signature, int n_results);
-bool bench_program_call(void *program);
 void bench_program_free(void *program);
 /* An argument of noise in (-1, 1), or of ids below `below`; false where memory is refused. */
 bool bench_pass_noise(bench_program *program, rax_dtype dtype, rax_shape shape);

@@ -14,7 +14,7 @@ bench_program *bench_program_new(rax_step *step, const char *signature, int n_re
     return p;
 }
 
-static bool call(bench_program *p)
+static bool call_once(bench_program *p)
 {
     rax_into into[BENCH_MAX_RESULTS];
     for (int i = 0; i < p->n_results; i++)
@@ -22,16 +22,16 @@ static bool call(bench_program *p)
     return rax_call_at(RAX_HERE, p->fn, p->n_args, p->args, p->n_results, into);
 }
 
-bool bench_program_call(void *program)
+static bool call(void *program)
 {
     bench_program *p = program;
     if (!p->products)
-        return call(p);
+        return call_once(p);
     const char *old = getenv("RAX_PRODUCTS");
     char *kept = old ? strdup(old) : NULL;
     setenv("RAX_PRODUCTS", p->products, 1);
     p->products = NULL;                          /* it is compiled by this call */
-    bool done = call(p);
+    bool done = call_once(p);
     if (kept)
         setenv("RAX_PRODUCTS", kept, 1);
     else
@@ -102,7 +102,7 @@ static double planned_mb(const void *program) { return (double)rax_stats(((const
 
 bench_case bench_case_of(bench_program *p, bench_bound bound, double flops, double bytes, const char *name, ...)
 {
-    bench_case c = { .bound = bound, .flops = flops, .bytes = bytes, .call = bench_program_call, .planned_mb = planned_mb, .free = bench_program_free,
+    bench_case c = { .bound = bound, .flops = flops, .bytes = bytes, .call = call, .planned_mb = planned_mb, .free = bench_program_free,
                      .context = p };
     va_list args;
     va_start(args, name);

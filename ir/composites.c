@@ -72,7 +72,7 @@ ir_cross_entropy_parts ir_cross_entropy_parts_of(ir_graph *graph, ir_node *logit
     return parts;
 }
 
-ir_node *ir_cross_entropy_loss(ir_graph *graph, const ir_cross_entropy_parts *parts)
+static ir_node *cross_entropy_loss(ir_graph *graph, const ir_cross_entropy_parts *parts)
 {
     ir_node *hit = ir_select(graph, parts->is_target, parts->logits, ir_constant_like(graph, parts->logits, 0));
     ir_node *target = ir_reduce_last(graph, OP_reduce_sum, hit);
@@ -168,7 +168,7 @@ void decompose_one_hot(ir_graph *graph, const ir_node *node, ir_node **results)
 void decompose_cross_entropy(ir_graph *graph, const ir_node *node, ir_node **results)
 {
     ir_cross_entropy_parts parts = ir_cross_entropy_parts_of(graph, ir_widen(graph, node->args[0]), node->args[1]);
-    results[0] = ir_cast(graph, ir_cross_entropy_loss(graph, &parts), node->type.dtype);
+    results[0] = ir_cast(graph, cross_entropy_loss(graph, &parts), node->type.dtype);
 }
 
 /* Logits exist for so many rows at a time as fit in this; 16 rows and their multiples suit the tiles of a matrix product. The
@@ -197,7 +197,7 @@ static loss_results loss_of_rows(ir_graph *graph, const loss_operands *in)
     ir_dtype dtype = in->x->type.dtype, wide = ir_wide_dtype(dtype);
     loss_results out = {0};
     ir_cross_entropy_parts parts = ir_cross_entropy_parts_of(graph, ir_matmul(graph, in->x, in->transposed, wide), in->targets);
-    out.loss = ir_cross_entropy_loss(graph, &parts);
+    out.loss = cross_entropy_loss(graph, &parts);
     if (in->dloss) {
         ir_node *dlogits = ir_cast(graph, ir_cross_entropy_gradient(graph, &parts, in->dloss), dtype);
         out.dx = ir_matmul(graph, dlogits, in->weight, wide);

@@ -20,10 +20,9 @@ typedef struct { ir_node *max, *shifted, *exp, *sum; } ir_softmax_parts;
 ir_softmax_parts ir_softmax_parts_of(ir_graph *graph, ir_node *x, int axis);
 ir_node *ir_normalised(ir_graph *graph, const ir_softmax_parts *parts, int axis);             /* exp / sum */
 
-/* Of wide logits: the loss, and its gradient by the logits (softmax - one_hot) * dloss. */
+/* Of wide logits: what the loss is made of, and its gradient by the logits (softmax - one_hot) * dloss. */
 typedef struct { ir_node *logits, *is_target; ir_softmax_parts softmax; } ir_cross_entropy_parts;
 ir_cross_entropy_parts ir_cross_entropy_parts_of(ir_graph *graph, ir_node *logits, ir_node *targets);
-ir_node *ir_cross_entropy_loss(ir_graph *graph, const ir_cross_entropy_parts *parts);
 ir_node *ir_cross_entropy_gradient(ir_graph *graph, const ir_cross_entropy_parts *parts, ir_node *dloss);
 
 /* Over the last axis of a wide x: xhat = (x - mean) rstd, both of x's shape. */

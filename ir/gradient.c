@@ -153,18 +153,13 @@ void ir_vjp_since(ir_graph *graph, int first_id, int n_outputs, ir_node *const *
     graph->pass = pass;
 }
 
-void ir_vjp_of(ir_graph *graph, int n_outputs, ir_node *const *outputs, ir_node *const *cotangents, int n, ir_node *const *wrt, ir_node **into)
-{
-    ir_vjp_since(graph, 0, n_outputs, outputs, cotangents, n, wrt, into);
-    for (int i = 0; i < n; i++)
-        if (!into[i])
-            into[i] = ir_zeros(graph, wrt[i]->type);
-}
-
 void ir_gradient(ir_graph *graph, ir_node *loss, int n, ir_node *const *wrt, ir_node **into)
 {
     CHECK(loss->type.rank == 0 && ir_dtype_is_float(loss->type.dtype), "ir_gradient: expected a float scalar as loss, got %s of rank %d",
           ir_dtype_name(loss->type.dtype), loss->type.rank);
     ir_node *one = ir_constant_like(graph, loss, 1);
-    ir_vjp_of(graph, 1, &loss, &one, n, wrt, into);
+    ir_vjp_since(graph, 0, 1, &loss, &one, n, wrt, into);
+    for (int i = 0; i < n; i++)
+        if (!into[i])
+            into[i] = ir_zeros(graph, wrt[i]->type);
 }

@@ -4,8 +4,8 @@
 
 #include "ir/ir.h"
 
-/* As ir_vjp_of, but into[i] stays NULL where the cotangent is zero, and only nodes with an id of at least first_id are passed
- * through: older ones are inputs, whatever they are computed from. */
+/* As ir_gradient, for any outputs with given cotangents (NULL: zero), but into[i] stays NULL where the cotangent is zero, and only nodes with
+ * an id of at least first_id are passed through: older ones are inputs, whatever they are computed from. */
 void ir_vjp_since(ir_graph *graph, int first_id, int n_outputs, ir_node *const *outputs, ir_node *const *cotangents,
                   int n, ir_node *const *wrt, ir_node **into);
 

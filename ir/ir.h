@@ -250,8 +250,6 @@ bool ir_verify(const ir_graph *graph, base_text *why);
 /* Adds to graph the gradients of the scalar loss for each of wrt: into[i] is d loss / d wrt[i], of wrt[i]'s type; zeros where
  * the loss does not depend on it. Only what lies between wrt and the loss is differentiated. */
 void ir_gradient(ir_graph *graph, ir_node *loss, int n, ir_node *const *wrt, ir_node **into);
-/* The same for any results with given cotangents (NULL: zero). */
-void ir_vjp_of(ir_graph *graph, int n_outputs, ir_node *const *outputs, ir_node *const *cotangents, int n, ir_node *const *wrt, ir_node **into);
 
 /* What a rule of vjp_rules.c sees. */
 struct ir_vjp {

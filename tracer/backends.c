@@ -42,7 +42,7 @@ static bool threads_of_environment(int *threads)
 
 static const ir_backend *backend_of(const char *name)
 {
-    for (size_t i = 0; i < sizeof backends / sizeof backends[0]; i++)
+    for (size_t i = 0; i < COUNT_OF(backends); i++)
         if (!name || strcmp(name, backends[i]->name) == 0)
             return backends[i];
     rax_fail(RAX_MISTAKE, "device: expected cpu or cuda, got \"%s\"", name);

@@ -1,23 +1,10 @@
 /* Where the time of a function's programs goes, from the backend's words into those of rax.h. */
 #include "tracer/tracer.h"
 
-static rax_dtype dtype_of(ir_dtype dtype)
-{
-    switch (dtype) {
-    case IR_F32:  return RAX_F32;
-    case IR_F64:  return RAX_F64;
-    case IR_BF16: return RAX_BF16;
-    case IR_I32:  return RAX_I32;
-    case IR_BOOL: return RAX_BOOL;
-    case IR_TUPLE: break;
-    }
-    return RAX_F32;
-}
-
 static rax_kernel_profile kernel_of(const ir_kernel_profile *k)
 {
     return (rax_kernel_profile){ .name = k->name, .how = k->how ? k->how : "", .shape = k->shape ? k->shape : "",
-                                 .place = { k->place.file, k->place.line }, .dtype = dtype_of(k->dtype), .runs = k->runs,
+                                 .place = { k->place.file, k->place.line }, .dtype = (rax_dtype)k->dtype, .runs = k->runs,
                                  .busy_ms = k->busy_ns * 1e-6, .idle_ms = k->idle_ns * 1e-6,
                                  .gflop = k->flops * (double)k->runs * 1e-9, .mb = k->bytes * (double)k->runs * 1e-6 };
 }

@@ -90,7 +90,7 @@ static bool dims(cursor *c, trace_pattern *pattern)
     return accept(c, "]") || expected(c, "',' or ']'");
 }
 
-/* f32[B,T], after its dtype was read; false where no bracket follows. */
+/* False where none of this name stands here; then nothing is read. */
 static bool dtype(cursor *c, ir_dtype *into)
 {
     blanks(c);
