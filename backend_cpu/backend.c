@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* -- what the process keeps -------------------------------------------------------------------------------------------- */
 
@@ -99,16 +98,9 @@ static void free_program(ir_executable *p)
     base_free(p);
 }
 
-static double now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
-}
-
 static void end_phase(ir_compile_report *report, const char *name, double *since)
 {
-    double now = now_ms();
+    double now = base_now_ms();
     ir_report_phase(report, name, now - *since);
     *since = now;
 }
@@ -286,7 +278,7 @@ static bool finish(ir_executable *p, cpu_compiler *c, const ir_compile_options *
 
 ir_executable *cpu_compile_list(kl_program *list, const ir_compile_options *options, ir_compile_report *report)
 {
-    double since = now_ms();
+    double since = base_now_ms();
     if (!start()) {
         kl_program_free(list);
         return NULL;
@@ -311,7 +303,7 @@ ir_executable *cpu_compile_list(kl_program *list, const ir_compile_options *opti
 
 static ir_executable *compile(ir_graph *graph, const ir_compile_options *options, ir_compile_report *report)
 {
-    double since = now_ms();
+    double since = base_now_ms();
     kl_program *list = kl_lower(graph);
     end_phase(report, "lower", &since);
     return cpu_compile_list(list, options, report);

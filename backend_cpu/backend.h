@@ -158,7 +158,6 @@ typedef struct { int kernel, stage; int64_t tasks; bool first_phase; } cpu_profi
 typedef struct cpu_profile cpu_profile;
 cpu_profile *cpu_profile_new(int threads, int n_items, const cpu_profile_item *items, int n_stages, int traced_runs);   /* borrows items */
 void cpu_profile_free(cpu_profile *profile);                              /* NULL is fine */
-int64_t cpu_profile_now(void);                                           /* ns of CLOCK_MONOTONIC */
 /* By the thread that begins and ends the run. */
 void cpu_profile_begin(cpu_profile *profile);
 void cpu_profile_end(cpu_profile *profile);

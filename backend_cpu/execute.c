@@ -73,8 +73,6 @@ struct cpu_execution {
 typedef struct { int first, end; } pieces;
 typedef struct { int n; pieces *of_buffer; int *written, *read; } memory_map;      /* written, read: by piece, the last stage that did */
 
-static int64_t buffer_bytes(const kl_buffer *b) { return b->count * ir_dtype_bytes(b->dtype); }
-
 static int by_value(const void *a, const void *b)
 {
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
@@ -102,7 +100,7 @@ static memory_map map_memory(const kl_program *p, base_arena *scratch)
     for (int i = 0; i < p->n_buffers; i++)
         if (p->buffers[i].kind == KL_TEMP) {
             cuts[n++] = p->buffers[i].arena_offset;
-            cuts[n++] = p->buffers[i].arena_offset + buffer_bytes(&p->buffers[i]);
+            cuts[n++] = p->buffers[i].arena_offset + kl_bytes(&p->buffers[i]);
         }
     qsort(cuts, (size_t)n, sizeof *cuts, by_value);
     for (int i = 0; i < n; i++)
@@ -115,7 +113,7 @@ static memory_map map_memory(const kl_program *p, base_arena *scratch)
         switch (b->kind) {
         case KL_PARAM:  *own = (pieces){ unique + b->index, unique + b->index + 1 }; break;
         case KL_RESULT: own->first = unique + (b->donated >= 0 ? b->donated : p->n_params + b->index), own->end = own->first + 1; break;
-        case KL_TEMP:   *own = (pieces){ cut_before(cuts, unique, b->arena_offset), cut_before(cuts, unique, b->arena_offset + buffer_bytes(b)) }; break;
+        case KL_TEMP:   *own = (pieces){ cut_before(cuts, unique, b->arena_offset), cut_before(cuts, unique, b->arena_offset + kl_bytes(b)) }; break;
         case KL_CONST:  break;
         case KL_MOVING: *own = map.of_buffer[kl_root_buffer(p, i)]; break;
         }
@@ -443,7 +441,7 @@ static void run_task(cpu_execution *x, const item *it, int64_t task, const worke
         it->phase->code(it->args, w->buffers, task, w->scratch);
         return;
     }
-    int64_t begin = cpu_profile_now();
+    int64_t begin = base_now_ns();
     it->phase->code(it->args, w->buffers, task, w->scratch);
     cpu_profile_task(x->profile, (int)(w - x->workers), (int)(it - x->items), begin);
 }
@@ -519,11 +517,11 @@ static void walk(void *context, int thread, int n_threads)
     if (!x->again)
         set_buffers(x, w);
     if (thread == 0)
-        x->began_ns = cpu_profile_now();
+        x->began_ns = base_now_ns();
     for (int at = 0; at < x->n_steps; at++) {
         const step *s = &x->steps[at];
         const stage *st = &x->stages[s->stage];
-        int64_t begin = x->profile && s->kind == STEP_STAGE ? cpu_profile_now() : 0, waits = 0;
+        int64_t begin = x->profile && s->kind == STEP_STAGE ? base_now_ns() : 0, waits = 0;
         switch (s->kind) {
         case STEP_STAGE:
             if (!st->serial)
@@ -546,7 +544,7 @@ static void walk(void *context, int thread, int n_threads)
             break;
         }
         if (s->kind == STEP_STAGE && st->barrier && n_threads > 1) {
-            waits = x->profile ? cpu_profile_now() : 0;
+            waits = x->profile ? base_now_ns() : 0;
             cpu_barrier(x->pool);
         }
         if (begin)

@@ -30,11 +30,6 @@ LLVMTypeRef cpu_register_type(LLVMContextRef llvm, ir_dtype dtype)
 
 static bool is_vector(value x) { return LLVMGetTypeKind(LLVMTypeOf(x)) == LLVMVectorTypeKind; }
 
-static LLVMTypeRef lanes_like(value x, LLVMTypeRef element)
-{
-    return is_vector(x) ? LLVMVectorType(element, LLVMGetVectorSize(LLVMTypeOf(x))) : element;
-}
-
 value cpu_from_memory(env *v, ir_dtype dtype, value x)
 {
     if (dtype == IR_BF16)
@@ -46,7 +41,7 @@ value cpu_to_memory(env *v, ir_dtype dtype, value x)
 {
     if (dtype == IR_BF16)
         return cpu_vbf16_from_f32(v, x);
-    return dtype == IR_BOOL ? LLVMBuildZExt(v->builder, x, lanes_like(x, LLVMInt8TypeInContext(v->context)), "") : x;
+    return dtype == IR_BOOL ? LLVMBuildZExt(v->builder, x, cpu_vlike(x, LLVMInt8TypeInContext(v->context)), "") : x;
 }
 
 value cpu_round_bf16(env *v, value x) { return cpu_vf32_from_bf16(v, cpu_vbf16_from_f32(v, x)); }
@@ -102,7 +97,7 @@ static value magnitude(env *v, value x)
 /* By way of f64, which holds every quotient of two i32 exactly enough to be truncated. x/0 is 0; least/-1 wraps. */
 static value divided(env *v, value x, value y)
 {
-    LLVMTypeRef f64 = lanes_like(x, LLVMDoubleTypeInContext(v->context));
+    LLVMTypeRef f64 = cpu_vlike(x, LLVMDoubleTypeInContext(v->context));
     value zero = cpu_vconst(v, x, 0), odd = LLVMBuildICmp(v->builder, LLVMIntEQ, y, zero, "");
     value negated = LLVMBuildICmp(v->builder, LLVMIntEQ, y, cpu_vconst(v, x, -1), "");
     value safe = chosen(v, LLVMBuildOr(v->builder, odd, negated, ""), cpu_vconst(v, x, 1), y);
@@ -123,7 +118,7 @@ static value remainder_of(env *v, value x, value y)
 /* Truncates; beyond the range the nearest i32; NaN is 0. */
 static value to_i32(env *v, value x)
 {
-    LLVMTypeRef i32 = lanes_like(x, LLVMInt32TypeInContext(v->context));
+    LLVMTypeRef i32 = cpu_vlike(x, LLVMInt32TypeInContext(v->context));
     value limit = cpu_vconst(v, x, 2147483648.0), least = cpu_vconst(v, x, -2147483648.0);
     value within = LLVMBuildFCmp(v->builder, LLVMRealOLT, cpu_vabs(v, x), limit, "");
     value y = LLVMBuildFPToSI(v->builder, chosen(v, within, x, cpu_vconst(v, x, 0)), i32, "");
@@ -133,7 +128,7 @@ static value to_i32(env *v, value x)
 
 static value cast_to(env *v, ir_dtype from, ir_dtype to, value x)
 {
-    LLVMTypeRef type = lanes_like(x, cpu_register_type(v->context, to));
+    LLVMTypeRef type = cpu_vlike(x, cpu_register_type(v->context, to));
     if (from == to)
         return x;
     switch (to) {
@@ -277,7 +272,7 @@ static value dynamic_offset(cpu_emitter *e, env *v, const kl_view *view, const c
     LLVMBuilderRef b = v->builder;
     value x = cpu_eval(e, view->dynamic[term].expr).value, zero = cpu_vconst(v, x, 0);
     x = chosen(v, LLVMBuildICmp(b, LLVMIntSLT, x, zero, ""), zero, x);
-    x = LLVMBuildSExt(b, x, lanes_like(x, i64_of(e)), "");
+    x = LLVMBuildSExt(b, x, cpu_vlike(x, i64_of(e)), "");
     value limit = cpu_emit_arg(e, plan->dynamic + 2 * term + 1), stride = cpu_emit_arg(e, plan->dynamic + 2 * term);
     if (is_vector(x)) {
         limit = cpu_vsplat(v, limit);
@@ -496,7 +491,7 @@ cpu_value cpu_eval(cpu_emitter *e, int expr)
         break;
     case KL_INDEX:
         y.value = linear(e, v, expr, e->plan->depth[expr]);
-        y.value = LLVMBuildTrunc(v->builder, y.value, lanes_like(y.value, LLVMInt32TypeInContext(v->context)), "");
+        y.value = LLVMBuildTrunc(v->builder, y.value, cpu_vlike(y.value, LLVMInt32TypeInContext(v->context)), "");
         break;
     case KL_RANDOM:
         y.value = random_word(e, v, expr);

@@ -59,12 +59,10 @@ static cpu_depth depth_of_strides(const cpu_expressions *x, const kl_view *view)
     return depth;
 }
 
-static int64_t whole(double v) { return isnan(v) ? 0 : v >= 2147483647.0 ? INT32_MAX : v <= -2147483648.0 ? INT32_MIN : (int32_t)v; }
-
 double cpu_rounded(ir_dtype dtype, double v)
 {
     return dtype == IR_BF16 ? (double)ir_bf16_to_f32(ir_f32_to_bf16((float)v)) : dtype == IR_F32 ? (double)(float)v
-         : dtype == IR_I32 ? (double)whole(v) : dtype == IR_BOOL ? v != 0 : v;
+         : dtype == IR_I32 ? (double)ir_f64_to_i32(v) : dtype == IR_BOOL ? v != 0 : v;
 }
 
 static int64_t double_bits(double v)
@@ -113,7 +111,7 @@ cpu_expressions *cpu_expressions_plan(cpu_compiler *c, cpu_plan *plan, const kl_
             break;
         case KL_VALUE:
             if (!is_telling(e->dtype, e->value))
-                x->value_arg[i] = add_arg(c, plan, x, e->dtype == IR_I32 ? whole(e->value) : double_bits(cpu_rounded(e->dtype, e->value)));
+                x->value_arg[i] = add_arg(c, plan, x, e->dtype == IR_I32 ? ir_f64_to_i32(e->value) : double_bits(cpu_rounded(e->dtype, e->value)));
             break;
         case KL_OP:
             break;

@@ -174,11 +174,11 @@ static void run_trial(void *context, int thread, int n_threads)
     for (int i = 0; i < t->rounds; i++) {
         if (n_threads > 1)
             cpu_barrier(t->pool);
-        int64_t start = cpu_profile_now();
+        int64_t start = base_now_ns();
         t->function(t->turns, t->at + t->stride * (size_t)thread);
         if (n_threads > 1)
             cpu_barrier(t->pool);
-        double ns = (double)(cpu_profile_now() - start);
+        double ns = (double)(base_now_ns() - start);
         if (thread == 0 && (i == 0 || ns < t->best_ns))
             t->best_ns = ns;
     }

@@ -12,7 +12,6 @@
  * The first run touches its memory for the first time: it counts only while there has been no other. */
 #include "backend_cpu/backend.h"
 
-#include <time.h>
 
 typedef struct { int64_t tasks, nanoseconds; } item_time;
 typedef struct { _Alignas(64) item_time *items; int n_events, cap_events, open; ir_event *events; } thread_profile;
@@ -27,13 +26,6 @@ struct cpu_profile {
     bool traced;                             /* the run in progress keeps its events */
     ir_event *events;                        /* of all threads, for whoever reads them */
 };
-
-int64_t cpu_profile_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 /* -- the life of one ------------------------------------------------------------------------------------------------------- */
 
@@ -83,12 +75,12 @@ void cpu_profile_begin(cpu_profile *p)
     for (int i = 0; i < p->threads; i++)
         p->of[i].open = -1;
     p->traced = p->runs <= p->traced_runs && p->traced_runs > 0;
-    p->begun_ns = cpu_profile_now();
+    p->begun_ns = base_now_ns();
 }
 
 void cpu_profile_end(cpu_profile *p)
 {
-    p->wall_ns += cpu_profile_now() - p->begun_ns;
+    p->wall_ns += base_now_ns() - p->begun_ns;
     p->runs++;
 }
 
@@ -107,7 +99,7 @@ static void add_event(thread_profile *of, int thread, int item, int kernel, int6
 void cpu_profile_task(cpu_profile *p, int thread, int item, int64_t begin)
 {
     thread_profile *of = &p->of[thread];
-    int64_t end = cpu_profile_now();
+    int64_t end = base_now_ns();
     of->items[item].nanoseconds += end - begin;
     of->items[item].tasks++;
     if (p->traced)
@@ -116,7 +108,7 @@ void cpu_profile_task(cpu_profile *p, int thread, int item, int64_t begin)
 
 void cpu_profile_stage(cpu_profile *p, int thread, int stage, int64_t begin, int64_t waits)
 {
-    int64_t end = cpu_profile_now();
+    int64_t end = base_now_ns();
     if (thread == 0)
         p->stage_ns[stage] += end - begin;
     if (p->traced && waits)

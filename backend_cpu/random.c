@@ -7,12 +7,6 @@
 
 enum { ROUNDS = 10 };
 
-static LLVMTypeRef lanes_like(LLVMValueRef x, LLVMTypeRef element)
-{
-    LLVMTypeRef type = LLVMTypeOf(x);
-    return LLVMGetTypeKind(type) == LLVMVectorTypeKind ? LLVMVectorType(element, LLVMGetVectorSize(type)) : element;
-}
-
 /* Both halves of x * factor, unsigned. In pairs of lanes: a 64-bit lane holds two of 32, and its product reads the lower;
  * the upper is shifted down for a product of its own. */
 static void multiply(const cpu_vector_env *env, LLVMValueRef x, uint32_t factor, LLVMValueRef *high, LLVMValueRef *low)
@@ -22,7 +16,7 @@ static void multiply(const cpu_vector_env *env, LLVMValueRef x, uint32_t factor,
     *low = LLVMBuildMul(b, x, cpu_vconst(env, x, factor), "");
     bool pairs = LLVMGetTypeKind(type) == LLVMVectorTypeKind && LLVMGetVectorSize(type) % 2 == 0;
     if (!pairs) {
-        LLVMTypeRef wide = lanes_like(x, i64);
+        LLVMTypeRef wide = cpu_vlike(x, i64);
         LLVMValueRef product = LLVMBuildZExt(b, x, wide, "");
         product = LLVMBuildMul(b, product, cpu_vconst(env, product, factor), "");
         *high = LLVMBuildTrunc(b, LLVMBuildLShr(b, product, cpu_vconst(env, product, 32), ""), type, "");
@@ -65,7 +59,7 @@ static LLVMValueRef spread(const cpu_vector_env *env, LLVMValueRef x, bool vecto
 LLVMValueRef cpu_emit_random_at(const cpu_vector_env *env, LLVMValueRef element, LLVMValueRef key[2], LLVMValueRef site, LLVMValueRef step)
 {
     LLVMBuilderRef b = env->builder;
-    LLVMTypeRef i32 = lanes_like(element, LLVMInt32TypeInContext(env->context));
+    LLVMTypeRef i32 = cpu_vlike(element, LLVMInt32TypeInContext(env->context));
     bool vector = LLVMGetTypeKind(LLVMTypeOf(element)) == LLVMVectorTypeKind;
     LLVMValueRef block = LLVMBuildLShr(b, element, cpu_vconst(env, element, 2), "");
     LLVMValueRef low = LLVMBuildTrunc(b, block, i32, "");

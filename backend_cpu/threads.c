@@ -23,7 +23,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #if defined(__x86_64__)
@@ -93,13 +92,6 @@ static void pause_cpu(void)
 #endif
 }
 
-static int64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 static bool spin_while(atomic_uint *word, unsigned old)
 {
     int64_t start = 0;
@@ -109,7 +101,7 @@ static bool spin_while(atomic_uint *word, unsigned old)
                 return true;
             pause_cpu();
         }
-        int64_t now = now_ns();
+        int64_t now = base_now_ns();
         if (start == 0)
             start = now;
         else if (now - start > SPIN_NS)

@@ -32,6 +32,7 @@ typedef struct {
 /* -- vectors.c: types, constants, access ------------------------------------------------------------------------------- */
 
 LLVMTypeRef cpu_vtype(const cpu_vector_env *env, LLVMTypeRef element);                 /* the element itself for one lane */
+LLVMTypeRef cpu_vlike(LLVMValueRef x, LLVMTypeRef element);                            /* of as many lanes as x has */
 LLVMValueRef cpu_vsplat(const cpu_vector_env *env, LLVMValueRef scalar);
 LLVMValueRef cpu_vconst(const cpu_vector_env *env, LLVMValueRef like, double value);   /* of like's type, floating or integer */
 

@@ -22,18 +22,11 @@ static inline int lanes_of(value x)
     return LLVMGetTypeKind(type) == LLVMVectorTypeKind ? (int)LLVMGetVectorSize(type) : 1;
 }
 
-/* The type of as many lanes as x has. */
-static inline LLVMTypeRef lanes_like(value x, LLVMTypeRef element)
-{
-    LLVMTypeRef type = LLVMTypeOf(x);
-    return LLVMGetTypeKind(type) == LLVMVectorTypeKind ? LLVMVectorType(element, LLVMGetVectorSize(type)) : element;
-}
-
-static inline LLVMTypeRef f32_like(env *e, value x) { return lanes_like(x, LLVMFloatTypeInContext(e->context)); }
-static inline LLVMTypeRef f64_like(env *e, value x) { return lanes_like(x, LLVMDoubleTypeInContext(e->context)); }
-static inline LLVMTypeRef i16_like(env *e, value x) { return lanes_like(x, LLVMInt16TypeInContext(e->context)); }
-static inline LLVMTypeRef i32_like(env *e, value x) { return lanes_like(x, LLVMInt32TypeInContext(e->context)); }
-static inline LLVMTypeRef i64_like(env *e, value x) { return lanes_like(x, LLVMInt64TypeInContext(e->context)); }
+static inline LLVMTypeRef f32_like(env *e, value x) { return cpu_vlike(x, LLVMFloatTypeInContext(e->context)); }
+static inline LLVMTypeRef f64_like(env *e, value x) { return cpu_vlike(x, LLVMDoubleTypeInContext(e->context)); }
+static inline LLVMTypeRef i16_like(env *e, value x) { return cpu_vlike(x, LLVMInt16TypeInContext(e->context)); }
+static inline LLVMTypeRef i32_like(env *e, value x) { return cpu_vlike(x, LLVMInt32TypeInContext(e->context)); }
+static inline LLVMTypeRef i64_like(env *e, value x) { return cpu_vlike(x, LLVMInt64TypeInContext(e->context)); }
 
 static inline bool is_f64(value x) { return LLVMGetTypeKind(element_of(LLVMTypeOf(x))) == LLVMDoubleTypeKind; }
 

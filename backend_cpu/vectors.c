@@ -9,6 +9,12 @@ LLVMTypeRef cpu_vtype(env *e, LLVMTypeRef element)
     return e->lanes == 1 ? element : LLVMVectorType(element, (unsigned)e->lanes);
 }
 
+LLVMTypeRef cpu_vlike(value x, LLVMTypeRef element)
+{
+    LLVMTypeRef type = LLVMTypeOf(x);
+    return LLVMGetTypeKind(type) == LLVMVectorTypeKind ? LLVMVectorType(element, LLVMGetVectorSize(type)) : element;
+}
+
 value cpu_vsplat(env *e, value scalar)
 {
     if (e->lanes == 1)

@@ -1,6 +1,7 @@
 /* base/ is what every folder stands on: memory, text, errors. It knows nothing of tensors, and includes no other folder.
  *
  *   memory.c   one allocator for the whole program; arenas
+ *   clock.c    what time it is
  *   environment.c                          switches in the environment
  *   limits.c   CPUs and memory that the process may use
  *   text.c     strings that grow
@@ -54,6 +55,11 @@ base_arena_mark base_arena_now(const base_arena *arena);
 void base_arena_rewind(base_arena *arena, base_arena_mark mark);
 void *base_arena_grown(base_arena *arena, void *old, int n, int *cap, size_t size);      /* as base_grown; the old one stays where it is */
 #define ARENA_NEW(arena, type, count) ((type *)base_arena_alloc((arena), sizeof(type) * (size_t)(count)))
+
+/* -- clock.c -------------------------------------------------------------------------------------------------------- */
+
+int64_t base_now_ns(void);                                         /* of CLOCK_MONOTONIC */
+double base_now_ms(void);
 
 /* -- environment.c -------------------------------------------------------------------------------------------------- */
 

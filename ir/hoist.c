@@ -17,14 +17,6 @@ typedef struct {
     bool moves;
 } survey;
 
-static bool moves_with(const kl_program *program, int buffer, int repeat)
-{
-    for (; program->buffers[buffer].kind == KL_MOVING; buffer = program->buffers[buffer].base)
-        if (program->buffers[buffer].repeat == repeat)
-            return true;
-    return false;
-}
-
 static void count_write(void *context, const kl_access *access)
 {
     survey *s = context;
@@ -45,7 +37,7 @@ static void may_move(void *context, const kl_access *access)
     if (access->write)
         s->moves &= s->program->buffers[buffer].kind == KL_TEMP && !access->accumulate && s->writes[memory] == 1 && !s->earlier[memory];
     else
-        s->moves &= !moves_with(s->program, buffer, s->repeat) && s->writes[memory] == 0;
+        s->moves &= !kl_moves_with(s->program, buffer, s->repeat) && s->writes[memory] == 0;
 }
 
 static void forget_write(void *context, const kl_access *access)

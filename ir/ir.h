@@ -55,10 +55,11 @@ bool ir_dtype_parse(const char *text, size_t len, ir_dtype *dtype);
 bool ir_dtype_is_float(ir_dtype dtype);
 void ir_type_print(base_text *text, const ir_type *type);          /* f32[B=8,64] */
 void ir_row_major(const ir_type *type, int64_t *stride);           /* in elements */
+double ir_element(ir_dtype dtype, const void *data, int64_t i);      /* data[i]; every dtype's values are doubles */
 /* bf16 is the upper half of an f32, rounded to nearest even. */
 float ir_bf16_to_f32(uint16_t bits);
-double ir_element(ir_dtype dtype, const void *data, int64_t i);      /* data[i]; every dtype's values are doubles */
 uint16_t ir_f32_to_bf16(float value);
+int32_t ir_f64_to_i32(double value);                               /* truncates; what is too large becomes the nearest i32, NaN 0 */
 
 /* -- ops.c ------------------------------------------------------------------------------------------------------------ */
 
@@ -215,7 +216,7 @@ ir_graph *ir_graph_clone(const ir_graph *graph);                                
 void ir_renumber(ir_graph *graph);
 int ir_count_nodes(const ir_graph *graph);                                         /* bodies included */
 uint64_t ir_graph_hash(const ir_graph *graph);                                     /* equal for graphs with equal text but for places */
-bool ir_attr_equal(ir_op op, const ir_attr *a, const ir_attr *b, const ir_type *type);   /* in what the op has; bodies by their text */
+bool ir_attr_equal(ir_op op, const ir_attr *a, const ir_attr *b, const ir_type *type);   /* in what the op has; bodies by their hash */
 
 /* -- snapshot.c ------------------------------------------------------------------------------------------------------- */
 

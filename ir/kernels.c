@@ -12,11 +12,21 @@ int kl_add_buffer(kl_program *program, kl_buffer buffer)
     return program->n_buffers++;
 }
 
+int64_t kl_bytes(const kl_buffer *buffer) { return buffer->count * ir_dtype_bytes(buffer->dtype); }
+
 int kl_root_buffer(const kl_program *program, int buffer)
 {
     while (buffer >= 0 && program->buffers[buffer].kind == KL_MOVING)
         buffer = program->buffers[buffer].base;
     return buffer;
+}
+
+bool kl_moves_with(const kl_program *program, int buffer, int repeat)
+{
+    for (; program->buffers[buffer].kind == KL_MOVING; buffer = program->buffers[buffer].base)
+        if (program->buffers[buffer].repeat == repeat)
+            return true;
+    return false;
 }
 
 int kl_memory_of(const kl_program *program, int buffer)

@@ -259,8 +259,10 @@ bool kl_is_row_major(const kl_loop *loop, const kl_view *view, int64_t count);
 int64_t kl_matrices(const kl_contraction *c);                /* products in the batch */
 /* Whether buffers, neither of them moving, are one memory: one buffer, or a parameter and the result that has its place. */
 bool kl_share_memory(const kl_program *program, int a, int b);
-/* The buffer under a chain of KL_MOVING. */
+int64_t kl_bytes(const kl_buffer *buffer);
+/* The buffer under a chain of KL_MOVING; whether one of the chain moves in that repeat. */
 int kl_root_buffer(const kl_program *program, int buffer);
+bool kl_moves_with(const kl_program *program, int buffer, int repeat);
 /* What memory a buffer is in, by the number of one buffer of that memory: a result that has a parameter's place is the parameter. */
 int kl_memory_of(const kl_program *program, int buffer);
 int *kl_memories(const kl_program *program);                 /* of every buffer, in one walk; the caller frees it */

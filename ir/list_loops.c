@@ -163,7 +163,7 @@ static void sweep(survey *s, kl_kernel *const *kernels, int n, bool down)
 static bool is_little(const survey *s, const kl_view *view)
 {
     const kl_buffer *b = &s->program->buffers[kl_root_buffer(s->program, view->buffer)];
-    return b->kind != KL_TEMP || b->count * ir_dtype_bytes(b->dtype) <= LITTLE;
+    return b->kind != KL_TEMP || kl_bytes(b) <= LITTLE;
 }
 
 /* Bytes of temporaries that are made early where `from` runs at the place of `to`, by which the room is less from now on; false: there is none. */
@@ -174,7 +174,7 @@ static bool has_room(const survey *s, kl_kernel *from, const kl_kernel *to)
     for (int k = kl_loops_of(from, &loops) - 1; k >= 0; k--)
         for (int i = 0; i < loops[k].n_outputs; i++) {
             const kl_buffer *b = &s->program->buffers[kl_root_buffer(s->program, loops[k].outputs[i].view.buffer)];
-            int64_t of = is_little(s, &loops[k].outputs[i].view) ? 0 : b->count * ir_dtype_bytes(b->dtype);
+            int64_t of = is_little(s, &loops[k].outputs[i].view) ? 0 : kl_bytes(b);
             if (of > s->early)
                 return false;
             bytes += of;
@@ -304,8 +304,8 @@ static void find_room(survey *s)
     kl_lives(p, lives);
     for (int i = 0; i < p->n_buffers; i++)
         if (p->buffers[i].kind == KL_TEMP && lives[i].last >= 0) {
-            s->live[lives[i].born] += p->buffers[i].count * ir_dtype_bytes(p->buffers[i].dtype);
-            s->live[lives[i].done + 1] -= p->buffers[i].count * ir_dtype_bytes(p->buffers[i].dtype);
+            s->live[lives[i].born] += kl_bytes(&p->buffers[i]);
+            s->live[lives[i].done + 1] -= kl_bytes(&p->buffers[i]);
         }
     for (int i = 0; i < p->n_ids; i++) {
         s->live[i] += i ? s->live[i - 1] : 0;

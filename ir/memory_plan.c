@@ -35,14 +35,6 @@ static void note_access(void *context, const kl_access *a)
     s->list[s->n++] = (access){ s->now, a->view->buffer, kl_root_buffer(s->program, a->view->buffer), a->write && !a->accumulate };
 }
 
-static bool moves_with(const kl_program *program, int buffer, int repeat)
-{
-    for (; program->buffers[buffer].kind == KL_MOVING; buffer = program->buffers[buffer].base)
-        if (program->buffers[buffer].repeat == repeat)
-            return true;
-    return false;
-}
-
 /* The accesses [from, to) are those of the repeat's body. Inner repeats have been here before. */
 static void live_through(survey *s, const kl_kernel *kernel, int from, int to, int last_id)
 {
@@ -50,7 +42,7 @@ static void live_through(survey *s, const kl_kernel *kernel, int from, int to, i
     for (int i = from; i < to; i++) {
         const access *a = &s->list[i];
         kl_life *life = &s->lives[a->root];
-        bool first = s->seen[a->root] != stamp, across = (first && !a->write) || moves_with(s->program, a->buffer, kernel->repeat.id);
+        bool first = s->seen[a->root] != stamp, across = (first && !a->write) || kl_moves_with(s->program, a->buffer, kernel->repeat.id);
         s->seen[a->root] = stamp;
         if (across || life->first < first_id || life->last > last_id) {
             if (life->first >= first_id) {
@@ -123,7 +115,7 @@ typedef struct {
 
 static int64_t bytes_of(const kl_program *program, const kl_buffer *buffer)
 {
-    return base_round_up(buffer->count * ir_dtype_bytes(buffer->dtype), MAX(program->memory.alignment, ALIGNMENT));
+    return base_round_up(kl_bytes(buffer), MAX(program->memory.alignment, ALIGNMENT));
 }
 
 static bool is_placed(const planner *p, int buffer) { return p->program->buffers[buffer].kind == KL_TEMP && p->lives[buffer].last >= 0; }
@@ -286,7 +278,7 @@ static void sum_up(planner *p)
     memory->peak_kernel = 0;
     for (int i = 0; i < program->n_buffers; i++) {
         const kl_buffer *buffer = &program->buffers[i];
-        int64_t bytes = buffer->count * ir_dtype_bytes(buffer->dtype);
+        int64_t bytes = kl_bytes(buffer);
         switch (buffer->kind) {
         case KL_PARAM:  memory->params_bytes += bytes; break;
         case KL_RESULT: memory->results_bytes += buffer->donated < 0 ? bytes : 0; break;

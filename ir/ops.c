@@ -1,5 +1,5 @@
-/* The op table in memory. The functions that its rows name live in shape_rules.c, vjp_rules.c, composites.c and reference.c;
- * they are declared here, from the rows themselves, and nowhere else. */
+/* The op table in memory. The functions that its rows name live in shape_rules*.c, vjp_*.c, composites.c and reference*.c; they are
+ * declared here, from the rows themselves, and nowhere else. */
 #include "ir/ir.h"
 
 #include <string.h>

@@ -71,7 +71,7 @@ static bool elements(parser *p, kl_buffer *buffer)
             base_text_bytes(&data, &bits, (size_t)ir_dtype_bytes(buffer->dtype));
         }
     }
-    good = good && (data.len == (size_t)(buffer->count * ir_dtype_bytes(buffer->dtype)) ||
+    good = good && (data.len == (size_t)kl_bytes(buffer) ||
                     ir_lex_wrong(&p->lexer, "expected %lld elements", (long long)buffer->count));
     if (good) {
         void *copy = base_arena_alloc(p->program->arena, MAX(data.len, (size_t)1));

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 static const struct { const char *name; ir_pass_function *pass; } passes[] = {
     { "dce",        ir_pass_dce        },  /* first: gradients that nobody asked for would count as users in simplify       */
@@ -21,13 +20,6 @@ static const struct { const char *name; ir_pass_function *pass; } passes[] = {
     { "cse",        ir_pass_cse        },
     { "dce",        ir_pass_dce        },  /* last: fusion takes every user for a true one                                  */
 };
-
-static double now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
-}
 
 /* False, with the thread's error, where the file cannot be written: the program goes on without it. */
 static bool write_stage(const char *text, const char *dir, const char *stage)
@@ -95,9 +87,9 @@ void ir_run_passes(ir_graph *graph, ir_pass_options *options)
         base_text notes = {0};
         report->name = passes[i].name;
         report->nodes_before = n_nodes;
-        double start = now_ms();
+        double start = base_now_ms();
         run(graph, passes[i].name, passes[i].pass, options->keep_composite, &notes);
-        report->ms = now_ms() - start;
+        report->ms = base_now_ms() - start;
         report->nodes_after = n_nodes = ir_count_nodes(graph);
         report->note = base_text_take(&notes);
         show_stage(graph, options, i + 1, passes[i].name, &dumps);

@@ -16,12 +16,6 @@ static _Noreturn void no_loop(const ir_node *node, ir_dtype dtype)
 
 /* -- values ------------------------------------------------------------------------------------------------------------ */
 
-/* Truncates; what is too large for i32 becomes the nearest i32, NaN becomes 0. */
-static int32_t to_i32(double x)
-{
-    return isnan(x) ? 0 : x >= 2147483647.0 ? INT32_MAX : x <= -2147483648.0 ? INT32_MIN : (int32_t)x;
-}
-
 static int32_t divided(int32_t x, int32_t y) { return y == 0 ? 0 : y == -1 ? (int32_t)(0u - (uint32_t)x) : x / y; }
 static int32_t remainder_of(int32_t x, int32_t y) { return y == 0 || y == -1 ? 0 : x % y; }
 
@@ -172,7 +166,7 @@ static loop2 *const compare_loops[IR_OPS][IR_DTYPES] = {
     LOOP1(name##_to_f32, in, LOAD, value, float, AS_IS, x)                                  \
     LOOP1(name##_to_f64, in, LOAD, value, double, AS_IS, x)                                 \
     LOOP1(name##_to_bf16, in, LOAD, value, uint16_t, CAST_TO_BF16, x)                       \
-    LOOP1(name##_to_i32, in, LOAD, value, int32_t, to_i32, x)                               \
+    LOOP1(name##_to_i32, in, LOAD, value, int32_t, ir_f64_to_i32, x)                               \
     LOOP1(name##_to_bool, in, LOAD, value, uint8_t, CAST_TO_BOOL, x)
 #define CAST_ROW(name) { [IR_F32] = name##_to_f32, [IR_F64] = name##_to_f64, [IR_BF16] = name##_to_bf16, \
                          [IR_I32] = name##_to_i32, [IR_BOOL] = name##_to_bool }
@@ -254,7 +248,7 @@ void ref_constant(const ir_node *node, const ir_array *const *args, ir_array *re
     case IR_F32:   FILL(float, (float)value); break;
     case IR_F64:   FILL(double, value); break;
     case IR_BF16:  FILL(uint16_t, ir_f32_to_bf16((float)value)); break;
-    case IR_I32:   FILL(int32_t, to_i32(value)); break;
+    case IR_I32:   FILL(int32_t, ir_f64_to_i32(value)); break;
     case IR_BOOL:  FILL(uint8_t, value != 0); break;
     case IR_TUPLE: no_loop(node, IR_TUPLE);
     }

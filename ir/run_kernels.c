@@ -327,8 +327,6 @@ static void run_scatter(const kl_machine *machine, const kl_scatter *s)
 
 /* -- programs ----------------------------------------------------------------------------------------------------------- */
 
-static int64_t bytes_of(const kl_buffer *buffer) { return buffer->count * ir_dtype_bytes(buffer->dtype); }
-
 static bool is_in_arena(const kl_machine *machine, int buffer)
 {
     return machine->program->buffers[buffer].kind == KL_TEMP && machine->lives[buffer].last >= 0;
@@ -346,10 +344,10 @@ static void poison_dead(const kl_machine *machine, int id)
         for (int j = 0; j < program->n_buffers && !taken; j++) {
             const kl_buffer *other = &program->buffers[j];
             taken = j != i && is_in_arena(machine, j) && machine->lives[j].first <= id && machine->lives[j].last > id &&
-                    other->arena_offset < dead->arena_offset + bytes_of(dead) && dead->arena_offset < other->arena_offset + bytes_of(other);
+                    other->arena_offset < dead->arena_offset + kl_bytes(dead) && dead->arena_offset < other->arena_offset + kl_bytes(other);
         }
         if (!taken)
-            memset(machine->arena + dead->arena_offset, POISON, (size_t)bytes_of(dead));
+            memset(machine->arena + dead->arena_offset, POISON, (size_t)kl_bytes(dead));
     }
 }
 
@@ -389,7 +387,7 @@ static bool is_planned(const kl_machine *machine)
 {
     const kl_program *program = machine->program;
     for (int i = 0; i < program->n_buffers; i++)
-        if (is_in_arena(machine, i) && program->buffers[i].arena_offset + bytes_of(&program->buffers[i]) > program->memory.arena_bytes)
+        if (is_in_arena(machine, i) && program->buffers[i].arena_offset + kl_bytes(&program->buffers[i]) > program->memory.arena_bytes)
             return base_fail(BASE_MISTAKE, "kernel list %s: b%d lies outside of the arena: there is no memory plan", program->name, i);
     return true;
 }

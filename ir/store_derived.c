@@ -13,7 +13,8 @@
 
 enum { NONE = -1 };
 
-/* By memory: how often it is written and read in the whole program, and the last loops that did; NULL: what did is no loop. */
+/* By buffer, through itself or what moves along it: how often it is written and read in the whole program, and the last loops that
+ * did; NULL: what did is no loop. */
 typedef struct { int writes, reads; kl_loop *writer, *reader; } uses;
 typedef struct { const kl_program *program; kl_kind kind; uses *of; } survey;
 

@@ -97,7 +97,7 @@ void ir_row_major(const ir_type *type, int64_t *stride)
     }
 }
 
-/* -- bf16 ------------------------------------------------------------------------------------------------------------- */
+/* -- elements --------------------------------------------------------------------------------------------------------- */
 
 double ir_element(ir_dtype dtype, const void *data, int64_t i)
 {
@@ -128,4 +128,9 @@ uint16_t ir_f32_to_bf16(float value)
     if (isnan(value))
         return (uint16_t)(bits >> 16 | 0x40);              /* quiet, so that a payload in the lower half alone stays a NaN */
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+int32_t ir_f64_to_i32(double value)
+{
+    return isnan(value) ? 0 : value >= 2147483647.0 ? INT32_MAX : value <= -2147483648.0 ? INT32_MIN : (int32_t)value;
 }

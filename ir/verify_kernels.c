@@ -575,14 +575,14 @@ static bool plan_fits(verifier *v)
     kl_lives(program, lives);
     for (int i = 0; i < program->n_buffers && good; i++) {
         const kl_buffer *a = &program->buffers[i];
-        int64_t bytes = a->count * ir_dtype_bytes(a->dtype);
+        int64_t bytes = kl_bytes(a);
         if (a->kind != KL_TEMP || lives[i].last < 0 || bytes == 0)
             continue;
         if (a->arena_offset < 0 || a->arena_offset % 8 || a->arena_offset + bytes > program->memory.arena_bytes)
             good = wrong(v, "b%d: lies outside of the arena", i);
         for (int j = 0; j < i && good; j++) {
             const kl_buffer *b = &program->buffers[j];
-            if (b->kind != KL_TEMP || lives[j].last < 0 || b->arena_offset + b->count * ir_dtype_bytes(b->dtype) <= a->arena_offset ||
+            if (b->kind != KL_TEMP || lives[j].last < 0 || b->arena_offset + kl_bytes(b) <= a->arena_offset ||
                 a->arena_offset + bytes <= b->arena_offset || lives[j].last < lives[i].first || lives[i].last < lives[j].first || b->count == 0)
                 continue;
             int in = lives[i].last == lives[j].first ? i : j, out = i + j - in;

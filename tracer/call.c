@@ -11,16 +11,8 @@
  * Until the program runs nothing has changed, so that a call that fails leaves everything as it was. */
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "tracer/tracer.h"
-
-double trace_now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
-}
 
 /* -- functions -------------------------------------------------------------------------------------------------------- */
 
@@ -356,14 +348,14 @@ static bool run_program(const trace_call *c, double start, const trace_program *
 {
     rax_fn *fn = c->fn;
     const ir_backend *backend = program->backend;
-    double called = backend->began_ms ? 0 : trace_now_ms();
+    double called = backend->began_ms ? 0 : base_now_ms();
     if (!(again && backend->run_again ? backend->run_again(program->compiled) : backend->run(program->compiled, program->params, program->results)))
         return false;
     if (hit) {
         double began = backend->began_ms ? backend->began_ms(program->compiled) : called;
         fn->check_us[fn->stats.hits++ % RECENT_CALLS] = (float)((began - start) * 1e3);
         fn->checked_ms += began - start;
-        fn->called_ms += trace_now_ms() - start;
+        fn->called_ms += base_now_ms() - start;
     }
     return true;
 }
@@ -408,7 +400,7 @@ static bool run_again(const trace_call *c, double start, const trace_program *pr
 
 bool rax_call_at(rax_place place, rax_fn *fn, int n_args, const rax_value *args, int n_results, const rax_into *results)
 {
-    double start = trace_now_ms();
+    double start = base_now_ms();
     trace_call c = { place, fn, n_args, n_results, args, results };
     bool hit;
     if (!fn)

@@ -18,7 +18,7 @@
 /* Runs the user's step; leaf >= 0 is seen with another value. t holds the result until trace_end. */
 static bool record(trace *t, rax_fn *fn, const rax_value *args, int leaf, trace_number value)
 {
-    double start = trace_now_ms();
+    double start = base_now_ms();
     rax_args in = { t };
     rax_results out = { t };
     trace_begin(t, fn, args);
@@ -30,7 +30,7 @@ static bool record(trace *t, rax_fn *fn, const rax_value *args, int leaf, trace_
     bool whole = trace_results_end(t);
     t->graph->next_site = t->next_site;
     fn->stats.traces++;
-    fn->stats.trace_ms += trace_now_ms() - start;
+    fn->stats.trace_ms += base_now_ms() - start;
     return whole;
 }
 
@@ -198,7 +198,7 @@ static bool verifies(const char *folder)
 /* Passes and backend. False and an error where the backend refuses. */
 static bool compile(rax_fn *fn, ir_graph *graph, trace_program *program, const ir_backend *backend)
 {
-    double start = trace_now_ms();
+    double start = base_now_ms();
     char *folder = trace_dump_folder(fn->name, fn->stats.compilations + 1);
     bool verify = verifies(folder);
     ir_snapshot *before = ir_snapshot_take(graph);
@@ -216,7 +216,7 @@ static bool compile(rax_fn *fn, ir_graph *graph, trace_program *program, const i
     program->compiled = backend->compile(graph, &options, &report);
     base_bug_hook = NULL;
     ir_snapshot_free(before);
-    double ms = trace_now_ms() - start;
+    double ms = base_now_ms() - start;
     fn->stats.compile_ms += ms;
     fn->stats.compilations += program->compiled != NULL;
     for (int i = 0; i < report.n_phases; i++)           /* of one that was refused, too: what it would have taken */
@@ -368,9 +368,9 @@ trace_entry *trace_compile(rax_place place, rax_fn *fn, const trace_key *key, co
     notice_varying(fn);
 
     trace_entry *entry = NULL;
-    double start = trace_now_ms();
+    double start = base_now_ms();
     if (record(&t, fn, args, -1, (trace_number){0})) {
-        entry = compile_traced(place, fn, key, args, &t, trace_now_ms() - start, nearest, backend);
+        entry = compile_traced(place, fn, key, args, &t, base_now_ms() - start, nearest, backend);
     } else {
         base_fail_lines((base_error_kind)t.error_kind, "%s", t.error);
         trace_end(&t);

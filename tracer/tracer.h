@@ -376,8 +376,6 @@ struct rax_fn {
 struct rax_args { trace *t; };
 struct rax_results { trace *t; };
 
-double trace_now_ms(void);
-
 /* -- report.c --------------------------------------------------------------------------------------------------------- */
 
 int trace_verbose(void);                 /* -1: not even the line a compiled function */
