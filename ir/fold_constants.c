@@ -9,24 +9,7 @@
 /* A literal of more elements is left to the machine: folding is for axes, seeds, tables of a few entries. */
 enum { SMALL = 64 };
 
-/* -- elements as values ------------------------------------------------------------------------------------------------ */
-
-static double element(ir_dtype dtype, const void *data, int64_t i)
-{
-    double value = 0;
-    float f;
-    uint16_t half;
-    int32_t whole;
-    switch (dtype) {
-    case IR_F32: memcpy(&f, (const char *)data + 4 * i, 4); return f;
-    case IR_F64: memcpy(&value, (const char *)data + 8 * i, 8); return value;
-    case IR_BF16: memcpy(&half, (const char *)data + 2 * i, 2); return ir_bf16_to_f32(half);
-    case IR_I32: memcpy(&whole, (const char *)data + 4 * i, 4); return whole;
-    case IR_BOOL: return ((const uint8_t *)data)[i] != 0;
-    case IR_TUPLE: break;
-    }
-    return value;
-}
+/* -- splats and literals ------------------------------------------------------------------------------------------------ */
 
 /* A constant where all elements have the same bits (but for a NaN with a payload, which a constant would lose), else NULL. */
 static ir_node *as_splat(ir_graph *graph, const ir_type *type, const void *data)
@@ -36,7 +19,7 @@ static ir_node *as_splat(ir_graph *graph, const ir_type *type, const void *data)
     for (int64_t i = 1; i < count; i++)
         if (memcmp(data, (const char *)data + (size_t)i * size, size) != 0)
             return NULL;
-    double value = count > 0 ? element(type->dtype, data, 0) : 0;
+    double value = count > 0 ? ir_element(type->dtype, data, 0) : 0;
     return isnan(value) ? NULL : ir_constant(graph, *type, value);
 }
 
@@ -103,8 +86,7 @@ static ir_node *fold_elementwise(ir_graph *graph, ir_node *node)
     if (ir_op_table[node->op].class != IR_ELEMENTWISE || !all_operands_are(node, is_splat))
         return NULL;
     compute(node, true, ir_scalar(node->type.dtype), bytes);
-    double value = element(node->type.dtype, bytes, 0);
-    return ir_constant(graph, node->type, value);
+    return ir_constant(graph, node->type, ir_element(node->type.dtype, bytes, 0));
 }
 
 /* -- splats through what only moves or sums them -------------------------------------------------------------------------- */

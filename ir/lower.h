@@ -101,6 +101,7 @@ void kl_choose_stored(lower_state *state);                    /* and then stored
 
 /* Gives each stored node that has none yet a place, in buffers added to program. */
 void kl_place(lower_state *state, kl_program *program);
+bool kl_is_dense(const ir_type *type, const int64_t *stride);     /* row-major, but for axes of one */
 /* Where a node lies that is stored, or a view of what is. False where it is neither, or its axes have no strides. */
 bool kl_place_of_view(lower_state *state, const ir_node *node, node_place *place);
 /* The strides of a value of type `from` that is read as type `to`, both of one linear index, where `to` has the place `as`.

@@ -54,7 +54,7 @@ int kl_add_value(loop_builder *b, ir_dtype dtype, double value)
     return add_expr(b, (kl_expr){ .kind = KL_VALUE, .dtype = dtype, .value = value, .view.buffer = -1 });
 }
 
-static bool view_from_form(kl_program *program, int buffer, const index_form *form, kl_view *view)
+static void view_from_form(kl_program *program, int buffer, const index_form *form, kl_view *view)
 {
     *view = (kl_view){ .buffer = buffer, .offset = form->offset };
     memcpy(view->stride, form->coef, sizeof view->stride);
@@ -63,7 +63,6 @@ static bool view_from_form(kl_program *program, int buffer, const index_form *fo
         view->dynamic = ARENA_NEW(program->arena, kl_dynamic, form->n_dynamic);
         memcpy(view->dynamic, form->dynamic, sizeof(kl_dynamic) * (size_t)form->n_dynamic);
     }
-    return true;
 }
 
 /* The view of a placed value at the forms of its axes. */
@@ -73,7 +72,8 @@ bool kl_view_at(kl_program *program, const node_place *place, const ir_type *typ
     for (int i = 0; i < type->rank; i++)
         if (!kl_form_add(&at, &where[i], place->stride[i], n_axes))
             return false;
-    return view_from_form(program, place->buffer, &at, view);
+    view_from_form(program, place->buffer, &at, view);
+    return true;
 }
 
 /* -- view ops rewrite forms -------------------------------------------------------------------------------------------- */

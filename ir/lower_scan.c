@@ -47,6 +47,33 @@ static void end_iteration(lowering *l, void *context)
     }
 }
 
+static node_place place_of_result(lowering *l, ir_node *scan, int index)
+{
+    kl_view view = kl_result_view(l, scan, index);
+    node_place place = { .buffer = view.buffer, .offset = view.offset, .placed = true };
+    memcpy(place.stride, view.stride, sizeof place.stride);
+    place.dense = kl_is_dense(&scan->tuple[index], place.stride);
+    return place;
+}
+
+/* What iteration number i has of a value: element i of its first axis, in a buffer that moves. */
+static node_place moving_slice(lowering *l, const ir_type *type, const node_place *whole, int repeat)
+{
+    ir_type slice = ir_type_of(type->dtype, type->rank - 1, type->dim + 1);
+    node_place place = { .placed = true };
+    int64_t span = 1;
+    for (int i = 0; i < slice.rank; i++) {
+        place.stride[i] = whole->stride[i + 1];
+        span += (slice.dim[i] - 1) * place.stride[i];
+    }
+    if (ir_type_count(type) == 0)
+        span = 0;
+    place.dense = kl_is_dense(&slice, place.stride);
+    place.buffer = kl_add_buffer(l->program, (kl_buffer){ .kind = KL_MOVING, .dtype = type->dtype, .count = span, .base = whole->buffer,
+                                                          .repeat = repeat, .offset = whole->offset, .step = whole->stride[0] });
+    return place;
+}
+
 void kl_lower_scan(lowering *l, kl_sequence *list, ir_node *node)
 {
     const ir_graph *body = node->attr.body;
@@ -62,41 +89,14 @@ void kl_lower_scan(lowering *l, kl_sequence *list, ir_node *node)
         return;
     int id = l->program->n_repeats++;
     for (int i = 0; i < n_carry; i++) {
-        kl_view view = kl_result_view(l, node, i);
-        node_place place = { .buffer = view.buffer, .offset = view.offset, .placed = true };
-        memcpy(place.stride, view.stride, sizeof place.stride);
-        int64_t dense[IR_MAX_RANK];
-        ir_row_major(&node->tuple[i], dense);
-        place.dense = true;
-        for (int j = 0; j < node->tuple[i].rank; j++)
-            place.dense &= dense[j] == place.stride[j] || node->tuple[i].dim[j] == 1;
-        params[i] = ends.carries[i] = place;
-        kl_copy_to(l, list, node->args[i], &place, false, "carry");
+        params[i] = ends.carries[i] = place_of_result(l, node, i);
+        kl_copy_to(l, list, node->args[i], &params[i], false, "carry");
     }
-    for (int i = 0; i < n_xs + n_ys; i++) {
-        bool y = i >= n_xs;
-        int which = y ? n_carry + i - n_xs : n_carry + i;
-        const ir_type *type = y ? &node->tuple[which] : &node->args[which]->type;
-        node_place whole = y ? (node_place){ .placed = true } : params[which];
-        if (y) {
-            kl_view view = kl_result_view(l, node, which);
-            whole.buffer = view.buffer;
-            whole.offset = view.offset;
-            memcpy(whole.stride, view.stride, sizeof whole.stride);
-        }
-        node_place slice = { .placed = true, .dense = true };
-        int64_t span = 1, dense = 1;
-        for (int j = type->rank - 1; j >= 1; j--) {
-            slice.stride[j - 1] = whole.stride[j];
-            slice.dense &= whole.stride[j] == dense || type->dim[j] == 1;
-            dense *= type->dim[j];
-            span += (type->dim[j] - 1) * whole.stride[j];
-        }
-        if (ir_type_count(type) == 0)
-            span = 0;
-        slice.buffer = kl_add_buffer(l->program, (kl_buffer){ .kind = KL_MOVING, .dtype = type->dtype, .count = span, .base = whole.buffer,
-                                                              .repeat = id, .offset = whole.offset, .step = whole.stride[0] });
-        *(y ? &ends.ys[i - n_xs] : &params[which]) = slice;
+    for (int i = n_carry; i < n_carry + n_xs; i++)
+        params[i] = moving_slice(l, &node->args[i]->type, &params[i], id);
+    for (int i = 0; i < n_ys; i++) {
+        node_place whole = place_of_result(l, node, n_carry + i);
+        ends.ys[i] = moving_slice(l, &node->tuple[n_carry + i], &whole, id);
     }
     kl_sequence inside = { .arena = l->program->arena };
     if (node->attr.count > 0)

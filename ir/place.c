@@ -16,6 +16,16 @@ static node_place row_major_place(const ir_type *type)
     return place;
 }
 
+bool kl_is_dense(const ir_type *type, const int64_t *stride)
+{
+    int64_t dense[IR_MAX_RANK];
+    bool is = true;
+    ir_row_major(type, dense);
+    for (int i = 0; i < type->rank; i++)
+        is &= stride[i] == dense[i] || type->dim[i] == 1;
+    return is;
+}
+
 bool kl_place_through_reshape(const ir_type *from, const ir_type *to, const node_place *as, node_place *place)
 {
     *place = (node_place){ .placed = true, .offset = as->offset, .buffer = as->buffer };
@@ -78,11 +88,7 @@ bool kl_place_of_view(lower_state *state, const ir_node *node, node_place *place
         for (int i = 0; i < x->type.rank; i++)
             place->stride[node->attr.axes[i]] = x->type.dim[i] == 1 ? 0 : below.stride[i];
     }
-    int64_t dense[IR_MAX_RANK];
-    ir_row_major(&node->type, dense);
-    place->dense = true;
-    for (int i = 0; i < node->type.rank; i++)
-        place->dense &= place->stride[i] == dense[i] || node->type.dim[i] == 1;
+    place->dense = kl_is_dense(&node->type, place->stride);
     return true;
 }
 
