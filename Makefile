@@ -35,6 +35,7 @@ LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ  := $(CLI_SRC:%.c=$(BUILD)/%.o)
 TEST_SRC := $(wildcard tests/*.c)
 TEST_BIN := $(TEST_SRC:tests/%.c=$(BUILD)/tests/%)
+PTX_OBJ  := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/ptx/*.c))
 EXAMPLE_BIN := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*.c))
 
 # -- rules -------------------------------------------------------------------------------------------------------------
@@ -64,19 +65,19 @@ $(BUILD)/rax: $(CLI_OBJ) $(BUILD)/librax.a
 	$(if $(V),,@echo "  LD $@")
 	$(Q)$(CC) $(SANITIZE) $(CFLAGS) $(CLI_OBJ) $(BUILD)/librax.a $(RAX_LIBS) -o $@
 
-$(BUILD)/tests/%: tests/%.c $(BUILD)/tests/amx/emulator.o $(BUILD)/librax.a
+$(BUILD)/tests/%: tests/%.c $(BUILD)/tests/amx/emulator.o $(PTX_OBJ) $(BUILD)/librax.a
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD $@")
-	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) $< $(BUILD)/tests/amx/emulator.o $(BUILD)/librax.a -lcmocka $(RAX_LIBS) -o $@
+	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) $< $(BUILD)/tests/amx/emulator.o $(PTX_OBJ) $(BUILD)/librax.a -lcmocka $(RAX_LIBS) -o $@
 
-.SECONDARY: $(BUILD)/tests/amx/emulator.o
+.SECONDARY: $(BUILD)/tests/amx/emulator.o $(PTX_OBJ)
 
 # The program with the stand-in for a GPU, for tests/cuda.bats.
-$(BUILD)/tests/rax-standin: tests/standin/main.c cli/main.c $(CLI_OBJ) $(BUILD)/librax.a
+$(BUILD)/tests/rax-standin: tests/standin/main.c cli/main.c $(CLI_OBJ) $(PTX_OBJ) $(BUILD)/librax.a
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD $@")
 	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) -Dmain=rax_main -c cli/main.c -o $(BUILD)/tests/rax_main.o
-	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) $< $(BUILD)/tests/rax_main.o $(filter-out $(BUILD)/cli/main.o,$(CLI_OBJ)) $(BUILD)/librax.a -lcmocka $(RAX_LIBS) -o $@
+	$(Q)$(CC) $(RAX_CFLAGS) $(CFLAGS) $< $(BUILD)/tests/rax_main.o $(filter-out $(BUILD)/cli/main.o,$(CLI_OBJ)) $(PTX_OBJ) $(BUILD)/librax.a -lcmocka $(RAX_LIBS) -o $@
 
 $(BUILD)/examples/%: examples/%.c $(BUILD)/librax.a
 	@mkdir -p $(@D)
@@ -132,4 +133,4 @@ clean:
 	$(Q)rm -rf build build-*
 
 .PHONY: all llvm check check-cuda asan tsan fuzz fuzz_targets deps shakespeare clean
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:=.d) $(BUILD)/tests/rax-standin.d $(wildcard $(BUILD)/fuzz/*.d)
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(PTX_OBJ:.o=.d) $(TEST_BIN:=.d) $(BUILD)/tests/rax-standin.d $(wildcard $(BUILD)/fuzz/*.d)

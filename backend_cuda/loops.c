@@ -137,7 +137,7 @@ static void choose_shape(cuda_loop *l)
     l->threads = THREADS;
     bool across = lies_across(loop);
     if (loop->n_outer == 0)
-        l->group = THREADS;
+        l->group = l->columns > 1 || l->listed ? THREADS : 1;              /* nobody else reads what one thread may write in the same place */
     else if (l->columns <= 4 || (across && l->columns <= ALONE_COLUMNS && l->rows >= ALONE_ROWS))        /* rows enough to fill a card */
         l->group = 1;
     else if (across && whole && !sums && !all && !has_argmax(loop) && l->columns >= 2 * WARP && l->rows % (THREADS / WARP) == 0)

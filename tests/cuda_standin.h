@@ -9,6 +9,9 @@
  * Checked at every call: addresses lie inside blocks of memory, pinned memory is pinned, nothing is freed that is still to be used, nothing but
  * launches and products happens while a stream is captured.
  *
+ * RAX_TEST_CUDA=ptx has kernels compiled by NVRTC itself, to PTX, and executed by tests/ptx in place of the emulator; RAX_TEST_CUDA=device runs tests on the
+ * machine's own GPU and libraries.
+ *
  *   cuda_standin_streams.h      what is queued and done, and when
  *   cuda_standin_products.h     cuBLASLt
  *   cuda_standin_compiler.h     NVRTC
@@ -25,6 +28,7 @@
 #include <unistd.h>
 
 #include "backend_cuda/backend.h"
+#include "tests/ptx/ptx.h"
 
 enum { BLOCK_GUARD = 512, SHARED_OPTIN = 232448 };
 
@@ -65,6 +69,22 @@ static struct {
     int keeping_kernels, keeping_alone;       /* kernels that keep rows in half of a multiprocessor's shared memory, and those whose registers leave no room for a second block */
 } standin = { .most_bytes = (size_t)8 << 30, .arch_major = 9, .nvrtc_version = 130 };
 
+/* RAX_TEST_CUDA=ptx: NVRTC itself compiles kernels, to PTX, which tests/ptx executes. A program that finds no NVRTC says so and ends with this. */
+enum { EXIT_NO_NVRTC = 77 };
+static bool standin_runs_ptx(void)
+{
+    const char *wanted = getenv("RAX_TEST_CUDA");
+    return wanted && !strcmp(wanted, "ptx");
+}
+
+/* RAX_TEST_ARCH=80: the architecture, where a test does not choose one. */
+__attribute__((constructor)) static void standin_choose_architecture(void)
+{
+    const char *wanted = getenv("RAX_TEST_ARCH");
+    if (wanted)
+        standin.arch_major = atoi(wanted) / 10, standin.arch_minor = atoi(wanted) % 10;
+}
+
 static block *block_of(const void *at, size_t bytes, bool pinned)
 {
     for (block *b = standin.blocks; b; b = b->next)
@@ -101,6 +121,7 @@ static void free_block(void *at, bool pinned)
         if ((*b)->at == at && (*b)->pinned == pinned) {
             block *dead = *b;
             check_block_guards(dead);
+            ptx_forget(dead->at, dead->bytes);
             *b = dead->next;
             standin.device_bytes -= pinned ? 0 : dead->bytes;
             if (dead->bytes >= LARGE)
@@ -128,7 +149,7 @@ static const cuda_library standin_library = {
 #undef FUNCTION
 };
 
-/* RAX_TEST_CUDA=device: the tests run on the machine's own GPU and libraries. What only the stand-in can count or provoke is left out. */
+/* RAX_TEST_CUDA=ptx: kernels are what NVRTC makes of them, and run by tests/ptx. RAX_TEST_CUDA=device: the tests run on the machine's own GPU and libraries. What only the stand-in can count or provoke is left out. */
 static bool standin_is_device(void)
 {
     const char *wanted = getenv("RAX_TEST_CUDA");

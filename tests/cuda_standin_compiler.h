@@ -146,6 +146,37 @@ static bool compile_for_cards(cuda_source s)
     return true;
 }
 
+/* PTX by NVRTC itself, or what it says of the text, behind how large it is. */
+static cuda_library ptx_compiler;
+static void find_ptx_compiler(void)
+{
+    if (!cuda_library_load("nvrtc", &ptx_compiler)) {
+        printf("1..0 # skipped: %s\n", base_error());
+        exit(EXIT_NO_NVRTC);
+    }
+}
+
+static bool compile_ptx(cuda_source s)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    const cuda_library *l = &ptx_compiler;
+    char target[32];
+    const char *options[] = { target, "-default-device", "-lineinfo" };
+    cuda_source program;
+    size_t bytes = 0;
+    pthread_once(&once, find_ptx_compiler);
+    snprintf(target, sizeof target, "-arch=compute_%d", 10 * standin.arch_major + standin.arch_minor);
+    STANDIN_CHECK(l->source_new(&program, s->text, s->name, 0, NULL, NULL) == 0, "NVRTC takes no source");
+    bool compiled = l->source_compile(program, (int)COUNT_OF(options), options) == 0;
+    (compiled ? l->source_ptx_size : l->source_log_size)(program, &bytes);
+    s->bytes = sizeof s->bytes + bytes;
+    s->image = calloc(1, s->bytes + 1);
+    memcpy(s->image, &s->bytes, sizeof s->bytes);
+    (compiled ? l->source_ptx : l->source_log)(program, s->image + sizeof s->bytes);
+    l->source_free(&program);
+    return compiled;
+}
+
 static int si_source_compile(cuda_source s, int n_options, const char *const *options)
 {
     (void)n_options, (void)options;
@@ -155,7 +186,7 @@ static int si_source_compile(cuda_source s, int n_options, const char *const *op
         s->image = calloc(1, sizeof(size_t) + 1);
         return !compile_for_cards(s);
     }
-    bool compiled = compile_c("", s->text, &s->image, &s->bytes);
+    bool compiled = standin_runs_ptx() ? compile_ptx(s) : compile_c("", s->text, &s->image, &s->bytes);
     __atomic_add_fetch(&standin.compiled, 1, __ATOMIC_RELAXED);
     return !compiled || !compile_for_cards(s);
 }

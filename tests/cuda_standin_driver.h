@@ -149,12 +149,20 @@ static int si_module_load(cuda_module *module, const void *image)
     cuda_module m = *module = calloc(1, sizeof *m);
     if (bytes == 0)
         return 0;
+    if (standin_runs_ptx()) {
+        char *why;
+        m->ptx = ptx_read((const char *)image + sizeof bytes, &why);
+        STANDIN_CHECK(m->ptx, "%s", why);
+        return 0;
+    }
     emulator();
     m->handle = open_image(image, &m->fd, RTLD_LOCAL);
     return 0;
 }
 static int si_module_free(cuda_module module)
 {
+    if (module->ptx)
+        ptx_free(module->ptx);
     if (module->handle)
         dlclose(module->handle), close(module->fd);
     return free(module), 0;
@@ -162,6 +170,8 @@ static int si_module_free(cuda_module module)
 static int si_module_function(cuda_function *function, cuda_module module, const char *name)
 {
     char entry[80];
+    if (module->ptx)
+        return module->function.ptx = ptx_find(module->ptx, name), *function = &module->function, module->function.ptx ? 0 : 500;
     if (!module->handle)
         return *function = &module->function, 0;
     snprintf(entry, sizeof entry, "%s_entry", name);
@@ -186,6 +196,7 @@ static int si_launch(cuda_function function, unsigned gx, unsigned gy, unsigned 
     op->function = function, op->threads = bx, op->shared_bytes = shared;
     op->grid[0] = gx, op->grid[1] = gy, op->grid[2] = gz;
     op->args = malloc(size + 8);
+    op->bytes = size;
     memcpy(op->args, extra[1], size);
     for (size_t i = 0; i < size / 8; i++)          /* what looks like an address of this process is one of device memory */
         STANDIN_CHECK(op->args[i] < (int64_t)1 << 40 || block_of((void *)(intptr_t)op->args[i], 0, false), "parameter %zu of a launch points outside of memory", i);

@@ -4,8 +4,8 @@
 
 /* -- the stream ------------------------------------------------------------------------------------------------------------- */
 
-struct cuda_function_opaque { void (*entry)(const int64_t *); void (*emulate)(void (*)(const int64_t *), const unsigned[3], unsigned, unsigned, const int64_t *, int backwards); int shared_bytes; };
-struct cuda_module_opaque { void *handle; int fd; struct cuda_function_opaque function; };
+struct cuda_function_opaque { void (*entry)(const int64_t *); void (*emulate)(void (*)(const int64_t *), const unsigned[3], unsigned, unsigned, const int64_t *, int backwards); int shared_bytes; const ptx_kernel *ptx; };
+struct cuda_module_opaque { void *handle; int fd; struct cuda_function_opaque function; ptx_module *ptx; };
 struct cuda_event_opaque { bool recorded; int64_t ticket; cuda_stream stream; struct timespec time; };
 struct cuda_product_desc_opaque { int compute, transpose_a, transpose_b, epilogue; char *bias, *aux; int64_t aux_leading; };
 struct cuda_layout_opaque { int type; uint64_t rows, columns; int64_t leading, stride; int32_t batch; };
@@ -64,6 +64,19 @@ static stream_op *queue_op(op_list *list, op_kind kind)
 static void do_product(const stream_op *op);
 static bool run_until(cuda_stream stream, int64_t ticket);
 
+static const char *ptx_memory(const void *at, size_t bytes, size_t *block_bytes)
+{
+    const block *b = block_of(at, bytes, false);
+    return b ? *block_bytes = b->bytes, b->at : NULL;
+}
+
+static void run_ptx(const stream_op *op)
+{
+    const ptx_options options = { .backwards = standin.backwards, .orders_blocks = true, .memory = ptx_memory };
+    char *why = ptx_launch(op->function->ptx, op->grid, op->threads, op->shared_bytes, op->args, op->bytes, &options);
+    STANDIN_CHECK(!why, "%s", why);
+}
+
 static void do_op(const stream_op *op)
 {
     if (standin.dead && op->kind != DO_GRAPH)
@@ -91,7 +104,10 @@ static void do_op(const stream_op *op)
             standin.dead = standin.fails_with;
         if (standin.dead)
             break;
-        op->function->emulate(op->function->entry, op->grid, op->threads, op->shared_bytes, op->args, standin.backwards);
+        if (op->function->ptx)
+            run_ptx(op);
+        else
+            op->function->emulate(op->function->entry, op->grid, op->threads, op->shared_bytes, op->args, standin.backwards);
         break;
     case DO_PRODUCT:
         standin.products++;
