@@ -22,28 +22,32 @@ static size_t bytes_of(const kl_attention *a, const shape *s)
     return elements * (bf16 ? 2 : 4) + (s->part == BY_KEYS ? 8 * columns * stages : 0);
 }
 
-/* With tensor cores 128 rows, which load a tile once, where there are that many and two blocks have room in a multiprocessor: four warps of two tiles, which multiply what they load of
- * the other operand twice, where ptxas finds registers enough for both; else eight of one. */
+/* With tensor cores 128 rows, which load a tile once, where there are that many and two blocks have room in a multiprocessor: four warps of two tiles,
+ * which multiply what they load of the other operand twice, where ptxas finds registers enough for both; else eight of one. Their own rows' fragments
+ * stay in registers where these suffice for that as well: in a forward pass with dropout a third block is worth more. */
 static shape shape_of(const cuda_machine *m, const kl_attention *a, part part)
 {
-    bool bf16 = a->dtype == IR_BF16;
+    static const int most_padded[] = { [FORWARD] = 128, [BY_ROWS] = 128, [BY_KEYS] = 64 };
+    bool bf16 = a->dtype == IR_BF16, drops = a->dropout > 0;
     int padded = (int)(a->head_dim + 15) / 16 * 16;
-    shape s = { .part = part, .mma = bf16 && m->major >= 8, .async = m->major >= 8, .warps = bf16 ? 4 : 2, .tiles = 1, .columns = !bf16 ? 16 : padded <= 64 ? 64 : 32, .padded = padded };
+    shape s = { .part = part, .mma = bf16 && m->major >= 8, .async = m->major >= 8, .warps = bf16 ? 4 : 2, .tiles = 1, .padded = padded };
+    s.columns = !bf16 ? 16 : padded <= 64 ? 64 : 32;
     s.stages = s.async ? 2 : 1;
-    s.held = s.mma && padded <= 64 && (part == BY_ROWS || (part == FORWARD && a->dropout == 0));
     s.bytes = bytes_of(a, &s);
     if (s.bytes > m->shared_bytes) {
         s.stages = 1;
         s.bytes = bytes_of(a, &s);
     }
-    static const int most_padded[] = { [FORWARD] = 128, [BY_ROWS] = 96, [BY_KEYS] = 64 };
     shape wide = s;
-    if (padded <= most_padded[part])
-        wide.tiles = 2, wide.columns = part == FORWARD && a->dropout == 0 ? s.columns : 32;
+    if (padded <= most_padded[part] && !(part == BY_ROWS && padded > 96 && drops))
+        wide.tiles = 2, wide.columns = part == FORWARD && !drops ? s.columns : 32;
     else
         wide.warps = 8;
     wide.bytes = bytes_of(a, &wide);
-    return s.mma && (part == BY_KEYS ? a->keys : a->rows) >= 128 && 2 * wide.bytes <= m->shared_bytes ? wide : s;
+    if (s.mma && (part == BY_KEYS ? a->keys : a->rows) >= 128 && 2 * wide.bytes <= m->shared_bytes)
+        s = wide;
+    s.held = s.mma && (part == BY_KEYS ? s.tiles == 1 && padded <= 96 : s.tiles * padded <= 128) && !(part == FORWARD && drops);
+    return s;
 }
 
 /* Rows of every head begin at a multiple of 16 bytes, and are one. */
@@ -78,13 +82,15 @@ static void define(cuda_writer *w, const kl_attention *a, const shape *s)
         { "Q", &a->q, true, a->dtype }, { "K", &a->k, true, a->dtype }, { "V", &a->v, true, a->dtype }, { "OUT", &a->out, true, a->dtype }, { "LSE", &a->lse, true, IR_F32 },
         { "DOUT", &a->dout, a->backward, a->dtype }, { "DLSE", &a->dlse, a->backward && a->dlse.buffer >= 0, IR_F32 },
         { "DQ", &a->dq, a->backward, a->grad_dtype }, { "DK", &a->dk, a->backward, a->grad_dtype }, { "DV", &a->dv, a->backward, a->grad_dtype } };
-    base_text_add(text, "#define A_BF16 %d\n#define A_GRAD_BF16 %d\n#define A_MMA %d\n#define A_ASYNC %d\n", a->dtype == IR_BF16, a->backward && a->grad_dtype == IR_BF16, s->mma, s->async);
-    base_text_add(text, "#define A_D %lld\n#define A_DP %d\n#define A_WARPS %d\n#define A_MT %d\n#define A_BN %d\n#define A_STAGES %d\n#define A_HELD %d\n", (long long)a->head_dim, s->padded, s->warps, s->tiles, s->columns,
-                  s->stages, s->held);
-    base_text_add(text, "#define A_ROWS %lld\n#define A_KEYS %lld\n#define A_HEADS %lld\n#define A_CAUSAL %d\n#define A_SCALE %.9ef\n#define A_SCALE_LOG2 %.9ef\n", (long long)a->rows,
-                  (long long)a->keys, (long long)a->heads, a->causal, a->scale, a->scale * M_LOG2E);
-    base_text_add(text, "#define A_DROPS %d\n#define A_THRESHOLD %.0fu\n#define A_KEEP %.9ef\n#define A_DELTA_LANES %d\n", a->dropout > 0, floor(a->dropout * 0x1p32), 1 / (1 - a->dropout),
-                  a->backward ? delta_lanes(p, a) : 32);
+    base_text_add(text, "#define A_BF16 %d\n#define A_GRAD_BF16 %d\n#define A_MMA %d\n#define A_ASYNC %d\n", a->dtype == IR_BF16,
+                  a->backward && a->grad_dtype == IR_BF16, s->mma, s->async);
+    base_text_add(text, "#define A_D %lld\n#define A_DP %d\n#define A_WARPS %d\n#define A_MT %d\n#define A_BN %d\n", (long long)a->head_dim, s->padded,
+                  s->warps, s->tiles, s->columns);
+    base_text_add(text, "#define A_STAGES %d\n#define A_HELD %d\n#define A_ROWS %lld\n#define A_KEYS %lld\n#define A_HEADS %lld\n#define A_CAUSAL %d\n", s->stages,
+                  s->held, (long long)a->rows, (long long)a->keys, (long long)a->heads, a->causal);
+    base_text_add(text, "#define A_SCALE %.9ef\n#define A_SCALE_LOG2 %.9ef\n", a->scale, a->scale * M_LOG2E);
+    base_text_add(text, "#define A_DROPS %d\n#define A_THRESHOLD %.0fu\n#define A_KEEP %.9ef\n#define A_DELTA_LANES %d\n", a->dropout > 0,
+                  floor(a->dropout * 0x1p32), 1 / (1 - a->dropout), a->backward ? delta_lanes(p, a) : 32);
     for (size_t i = 0; i < COUNT_OF(views); i++)
         define_view(text, views[i].name, views[i].there ? views[i].view : &none, views[i].there && is_wide(p, a, views[i].view, views[i].dtype));
 }
@@ -106,8 +112,9 @@ static void write_dropout(cuda_writer *w, const kl_attention *a)
     }
 }
 
-/* Which head and which of its tiles a block has. Where rows see only the keys before them tiles differ in how long they take: the long ones are begun first, so that at the end none is
- * waited for long. But heads come in groups, whose keys and values (or queries and their outputs' gradients), which all of a head's blocks go through, lie in the L2 together. */
+/* Which head and which of its tiles a block has. Where rows see only the keys before them tiles differ in how long they take: the long ones are begun
+ * first, so that at the end none is waited for long. But heads come in groups, whose keys and values (or queries and their outputs' gradients), which
+ * all of a head's blocks go through, lie in the L2 together. */
 static void begin(cuda_writer *w, const kl_attention *a, const shape *s, int64_t tiles)
 {
     enum { GROUP_BYTES = 16 << 20 };
@@ -115,8 +122,9 @@ static void begin(cuda_writer *w, const kl_attention *a, const shape *s, int64_t
     int64_t most = MAX(GROUP_BYTES / MAX(head_bytes, 1), 1), group = base_divide_up(heads, base_divide_up(heads, most));
     define(w, a, s);
     base_text_add(&w->body, "    RAX_DYNAMIC_SHARED(memory);\n    enum { HEADS = %lld, GROUP = %lld, TILES = %lld };\n", (long long)heads, (long long)group, (long long)tiles);
-    base_text_add(&w->body, "    const int before = blockIdx.x / (GROUP * TILES) * GROUP, block = blockIdx.x %% (GROUP * TILES), here = HEADS %% GROUP && before + GROUP > HEADS ? HEADS - before : GROUP;\n");
-    base_text_add(&w->body, "    const int head = before + block %% here, tile = %sblock / here, b = head / A_HEADS, h = head %% A_HEADS;\n", s->part == BY_KEYS ? "" : "TILES - 1 - ");
+    base_text_add(&w->body, "    const int before = blockIdx.x / (GROUP * TILES) * GROUP, block = blockIdx.x %% (GROUP * TILES);\n");
+    base_text_add(&w->body, "    const int here = HEADS %% GROUP && before + GROUP > HEADS ? HEADS - before : GROUP, head = before + block %% here;\n");
+    base_text_add(&w->body, "    const int tile = %sblock / here, b = head / A_HEADS, h = head %% A_HEADS;\n", s->part == BY_KEYS ? "" : "TILES - 1 - ");
 }
 
 static void plan_forward(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan)
@@ -149,8 +157,9 @@ static void plan_gradient(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *
         const char *dk = head_of(&w, &a->dk, a->grad_dtype, true), *dv = head_of(&w, &a->dv, a->grad_dtype, true);
         base_text_add(&w.body, "    rax_attention_keys(%s, %s, %s, %s, %s, p%d + head * (rax_i64)A_ROWS, %s, %s, drop, tile, memory);\n", q, k, v, dout, lse, numbers, dk, dv);
     } else {
-        const char *out = head_of(&w, &a->out, a->dtype, false), *dlse = a->dlse.buffer >= 0 ? head_of(&w, &a->dlse, IR_F32, false) : "0", *dq = head_of(&w, &a->dq, a->grad_dtype, true);
-        base_text_add(&w.body, "    rax_attention_rows(%s, %s, %s, %s, %s, %s, %s, p%d + head * (rax_i64)A_ROWS, %s, drop, tile, memory);\n", q, k, v, out, dout, lse, dlse, numbers, dq);
+        const char *out = head_of(&w, &a->out, a->dtype, false), *dlse = a->dlse.buffer >= 0 ? head_of(&w, &a->dlse, IR_F32, false) : "0";
+        base_text_add(&w.body, "    rax_attention_rows(%s, %s, %s, %s, %s, %s, %s, p%d + head * (rax_i64)A_ROWS, %s, drop, tile, memory);\n", q, k, v, out, dout, lse,
+                      dlse, numbers, head_of(&w, &a->dq, a->grad_dtype, true));
     }
     cuda_launch_add(&w, plan, kernel, "attention", a->batch * a->heads * tiles, 32 * s.warps, s.bytes);
 }

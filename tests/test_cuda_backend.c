@@ -167,11 +167,11 @@ static void test_every_op(void **state)
 }
 
 /* out, lse, and the gradients of q, k, v. */
-static char *attention_text(ir_dtype dtype, int batch, int heads, int rows, int keys, int size, bool causal, double dropout)
+static char *attention_text(ir_dtype dtype, int batch, int heads, int rows, int keys, int size, bool causal, double dropout, double scale)
 {
     const char *d = ir_dtype_name(dtype), *random = dropout > 0 ? ", %5, %6" : "";
     char *q = text_of("[%d,%d,%d,%d]", batch, heads, rows, size), *k = text_of("[%d,%d,%d,%d]", batch, heads, keys, size), *l = text_of("[%d,%d,%d]", batch, heads, rows);
-    char *attributes = text_of("{causal=%s, scale=%.17g, dropout=%.17g, site=9}", causal ? "true" : "false", 1 / sqrt(size), dropout);
+    char *attributes = text_of("{causal=%s, scale=%.17g, dropout=%.17g, site=9}", causal ? "true" : "false", scale, dropout);
     return text_of("graph t(%%0: %s%s, %%1: %s%s, %%2: %s%s, %%3: %s%s, %%4: f32%s, %%5: i32[2], %%6: i32[]) {\n"
                    " %%7: (%s%s, f32%s) = attention %%0, %%1, %%2%s %s\n %%8: %s%s = result %%7 {index=0}\n %%9: f32%s = result %%7 {index=1}\n"
                    " %%10: (f32%s, f32%s, f32%s) = attention_vjp %%0, %%1, %%2, %%8, %%9, %%3, %%4%s %s\n"
@@ -181,11 +181,15 @@ static char *attention_text(ir_dtype dtype, int batch, int heads, int rows, int 
 
 static void test_attention(void **state)
 {
-    static const struct { ir_dtype dtype; int batch, heads, rows, keys, size; bool causal; double dropout; int major; bool compile; } cases[] = {
+    static const struct { ir_dtype dtype; int batch, heads, rows, keys, size; bool causal; double dropout; int major; bool compile; double scale; } cases[] = {                    /* scale: 0 is 1 / sqrt(size) */
         { IR_F32, 2, 3, 37, 45, 20, true, 0.3, 9, true }, { IR_F32, 1, 2, 64, 64, 64, true, 0, 9, true }, { IR_F32, 1, 1, 5, 70, 128, false, 0, 9, false }, { IR_F32, 2, 1, 1, 1, 1, true, 0, 9, false },
         { IR_BF16, 2, 3, 37, 45, 20, true, 0.3, 9, false }, { IR_BF16, 1, 2, 130, 130, 64, true, 0, 9, true }, { IR_BF16, 1, 1, 65, 34, 128, false, 0.1, 9, true },
         { IR_BF16, 1, 1, 140, 160, 128, true, 0.1, 9, true }, { IR_BF16, 1, 2, 16, 97, 7, true, 0, 9, false }, { IR_BF16, 1, 1, 150, 200, 80, true, 0, 9, true }, { IR_BF16, 1, 1, 130, 150, 64, true, 0.1, 8, true },
         { IR_BF16, 1, 1, 40, 70, 64, true, 0.1, 7, true }, { IR_F32, 1, 1, 40, 50, 64, true, 0, 7, true },
+        /* random words shared by lanes, in tiles of one and of two; scores far apart, and of every sign of the scale; heads in two groups, one shorter */
+        { IR_BF16, 1, 2, 130, 152, 64, true, 0.1, 9, true }, { IR_BF16, 1, 2, 40, 72, 64, false, 0.2, 9, true }, { IR_F32, 1, 2, 20, 36, 16, true, 0.2, 9, false },
+        { IR_BF16, 1, 1, 140, 200, 64, true, 0, 9, false, 2 }, { IR_F32, 1, 1, 20, 90, 16, false, 0, 9, false, 8 }, { IR_BF16, 1, 1, 20, 140, 16, true, 0, 9, false, -2 },
+        { IR_F32, 1, 1, 20, 40, 16, true, 0, 9, false, -1e-30 }, { IR_F32, 1, 9, 33, 4096, 64, false, 0, 9, false },
     };
     cuda_library nvrtc;
     bool compiles = nvrtc_is_here(&nvrtc);
@@ -194,7 +198,8 @@ static void test_attention(void **state)
         standin.arch_major = cases[i].major, standin.arch_minor = cases[i].major == 7 ? 5 : 0;
         standin_begin(NULL);
         assert_true(cuda_attention_takes(cases[i].dtype, cases[i].size));
-        check_graph_text(attention_text(cases[i].dtype, cases[i].batch, cases[i].heads, cases[i].rows, cases[i].keys, cases[i].size, cases[i].causal, cases[i].dropout),
+        check_graph_text(attention_text(cases[i].dtype, cases[i].batch, cases[i].heads, cases[i].rows, cases[i].keys, cases[i].size, cases[i].causal, cases[i].dropout,
+                                        cases[i].scale != 0 ? cases[i].scale : 1 / sqrt(cases[i].size)),
                          cases[i].dtype == IR_BF16 ? 0.03 : 2e-5, compiles && cases[i].compile ? &nvrtc : NULL);
         standin_end();
     }

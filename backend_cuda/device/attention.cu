@@ -4,12 +4,13 @@
  * a little less. The gradient is two kernels, neither of which adds to what another block adds to: one by rows for dq, one by keys for dk and dv; both compute the
  * weights again from lse.
  *
- * A warp's tile is 16 rows, and it has A_MT of them, which share what is loaded of the other operand: with one, shared memory has more to do than the tensor cores. Lane l holds of every 8 columns the elements (l/4, 2(l%4)), (l/4, 2(l%4)+1) and the same 8 rows below: the
- * accumulators of mma.m16n8k16, which are the left operand's fragments of the next product as they are. f32, and bf16 before sm_80, has the same tiles by FMA.
+ * A warp's tile is 16 rows, and it has A_MT of them, which share what is loaded of the other operand: with one, shared memory has more to do than
+ * the tensor cores. Lane l holds of every 8 columns the elements (l/4, 2(l%4)), (l/4, 2(l%4)+1) and the same 8 rows below: the accumulators of
+ * mma.m16n8k16, which are the left operand's fragments of the next product as they are. f32, and bf16 before sm_80, has the same tiles by FMA.
  *
- * What comes before this text: A_BF16, A_GRAD_BF16, A_MMA and A_ASYNC (what the card has), A_D, A_DP (a multiple of 16), A_WARPS, A_MT (1 where there is no mma), A_BN, A_STAGES, A_HELD
- * (whether a warp's own rows of a left operand stay in registers), A_ROWS, A_KEYS, A_HEADS,
- * A_CAUSAL, A_SCALE, A_SCALE_LOG2 (over ln 2), A_DROPS, A_THRESHOLD, A_KEEP, A_DELTA_LANES, and of each operand A_*_ROW, A_*_COLUMN, its strides, and A_*_WIDE, whether
+ * What comes before this text: A_BF16, A_GRAD_BF16, A_MMA and A_ASYNC (what the card has), A_D, A_DP (a multiple of 16), A_WARPS, A_MT (1 where there
+ * is no mma), A_BN, A_STAGES, A_HELD (whether a warp's own rows of a left operand stay in registers), A_ROWS, A_KEYS, A_HEADS, A_CAUSAL, A_SCALE,
+ * A_SCALE_LOG2 (over ln 2), A_DROPS, A_THRESHOLD, A_KEEP, A_DELTA_LANES, and of each operand A_*_ROW, A_*_COLUMN, its strides, and A_*_WIDE, whether
  * 16 bytes of a row are one access. */
 
 #if A_BF16
@@ -30,7 +31,10 @@ typedef rax_u16 rax_grad;
 typedef float rax_grad;
 #define A_PUT_GRAD(x) (x)
 #endif
-enum { A_WM = 16 * A_MT, A_BM = A_WM * A_WARPS, A_THREADS = 32 * A_WARPS, A_LD = A_DP + A_PAD, A_LP = A_BN + A_PAD, A_NT = A_BN / 8, A_DT = A_DP / 8, A_HOLDS = A_HELD ? A_MT * A_DP / 16 : 1 };
+enum {
+    A_WM = 16 * A_MT, A_BM = A_WM * A_WARPS, A_THREADS = 32 * A_WARPS, A_LD = A_DP + A_PAD, A_LP = A_BN + A_PAD,
+    A_NT = A_BN / 8, A_DT = A_DP / 8, A_HOLDS = A_HELD ? A_MT * A_DP / 16 : 1
+};
 #define A_LOG2E 1.4426950408889634f
 #define A_LN2 0.6931471805599453f
 #define A_LARGEST 3.40282347e38f
@@ -69,11 +73,13 @@ RAX_DEVICE void rax_mma(float *c, const rax_u32 *a, rax_u32 b0, rax_u32 b1)
  * column l/4. */
 RAX_DEVICE void rax_matrices(rax_u32 *to, const rax_u16 *row)
 {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"((rax_u32)__cvta_generic_to_shared(row)) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"((rax_u32)__cvta_generic_to_shared(row)) : "memory");
 }
 RAX_DEVICE void rax_matrices_transposed(rax_u32 *to, const rax_u16 *row)
 {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"((rax_u32)__cvta_generic_to_shared(row)) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"((rax_u32)__cvta_generic_to_shared(row)) : "memory");
 }
 RAX_DEVICE rax_u32 rax_pair(float low, float high)
 {
@@ -270,8 +276,8 @@ A_STORE(rax_store_grad, rax_grad, A_PUT_GRAD)
 RAX_DEVICE float rax_row_max(float x) { x = fmaxf(x, rax_shuffle_f32(x, 1)); return fmaxf(x, rax_shuffle_f32(x, 2)); }
 RAX_DEVICE float rax_row_sum(float x) { x += rax_shuffle_f32(x, 1); return x + rax_shuffle_f32(x, 2); }
 
-/* So many rows from this one on see all of so many keys: most tiles of a warp, which then needs no comparisons. Rows and keys that are not there hold zeros; what a key gets of such a row is
- * nothing, and what a row sees of such a key is left out here. */
+/* So many rows from this one on see all of so many keys: most tiles of a warp, which then needs no comparisons. Rows and keys that are not there hold
+ * zeros; what a key gets of such a row is nothing, and what a row sees of such a key is left out here. */
 RAX_DEVICE int rax_all_see(int row, int key, int keys) { return (A_KEYS % A_BN == 0 || key + keys <= A_KEYS) && (!A_CAUSAL || key + keys - 1 <= row + A_KEYS - A_ROWS); }
 
 /* A warp's rows x keys from `row` and `key` on, those of this lane: put to value where a row does not see a key. */
@@ -291,8 +297,9 @@ RAX_DEVICE void rax_hide(float (*S)[4], float value, int row, int key)
 /* No row up to this one sees a key from this one on. */
 RAX_DEVICE int rax_sees_nothing(int row, int key) { return A_CAUSAL && key > row + A_KEYS - A_ROWS; }
 
-/* Which weights dropout leaves: a bit for each of those that a lane has of some rows, in the order of columns, 2 n + e of a row. What is left is multiplied by A_KEEP, 1 / (1 - dropout), where all
- * is added up. A block of random words is for four keys of a row, where rows are multiples of that; the lanes that have them make a block each and exchange bits. */
+/* Which weights dropout leaves: a bit for each of those that a lane has of some rows, in the order of columns, 2 n + e of a row. What is left is
+ * multiplied by A_KEEP, 1 / (1 - dropout), where all is added up. A block of random words is for four keys of a row, where rows are multiples of that;
+ * the lanes that have them make a block each and exchange bits. */
 typedef struct { rax_u32 k0, k1, step, site; rax_u64 first; } rax_dropout;
 RAX_DEVICE rax_u32 rax_kept_one(const rax_dropout *d, int row, int key)
 {
@@ -370,9 +377,11 @@ RAX_DEVICE void rax_load_keys(rax_element *to, const rax_element *k, const rax_e
 /* Of 16 rows from `row` on the keys that they may see end here. */
 RAX_DEVICE int rax_seen(int row, int rows) { return A_CAUSAL && row + rows + A_KEYS - A_ROWS < A_KEYS ? row + rows + A_KEYS - A_ROWS : A_KEYS; }
 
-/* Weights are powers of two: exp(x) is exp2(x / ln 2), and 1 / ln 2 is part of the scale. What is taken from a row's scores, `most`, is replaced by their maximum where that is more by 8, so
- * that weights are up to 256, and what is there already is seldom multiplied. While a tile is worked on the next one is on its way. */
-RAX_DEVICE void rax_attention_forward(const rax_element *q, const rax_element *k, const rax_element *v, rax_element *out, float *lse, rax_dropout drop, int tile, unsigned char *memory)
+/* Weights are powers of two: exp(x) is exp2(x / ln 2), and 1 / ln 2 is part of the scale. What is taken from a row's scores, `most`, is replaced by
+ * their maximum where that is more by 8, so that weights are up to 256, and what is there already is seldom multiplied. While a tile is worked on the
+ * next one is on its way. */
+RAX_DEVICE void rax_attention_forward(const rax_element *q, const rax_element *k, const rax_element *v, rax_element *out, float *lse, rax_dropout drop,
+                                      int tile, unsigned char *memory)
 {
     rax_element *Q = (rax_element *)memory, *stages = Q + A_BM * A_LD, *P = stages + 2 * A_STAGES * A_BN * A_LD + (threadIdx.x >> 5) * 16 * A_LP;
     const int lane = threadIdx.x & 31, warp = rax_warp_index(), g = lane >> 2, t = lane & 3, first = tile * A_BM, row = first + A_WM * warp + g;
@@ -514,8 +523,8 @@ RAX_DEVICE void rax_attention_delta(const rax_element *out, const rax_element *d
 }
 
 /* Leaves delta for rax_attention_keys. */
-RAX_DEVICE void rax_attention_rows(const rax_element *q, const rax_element *k, const rax_element *v, const rax_element *out, const rax_element *dout, const float *lse, const float *dlse,
-                                   float *delta, rax_grad *dq, rax_dropout drop, int tile, unsigned char *memory)
+RAX_DEVICE void rax_attention_rows(const rax_element *q, const rax_element *k, const rax_element *v, const rax_element *out, const rax_element *dout,
+                                   const float *lse, const float *dlse, float *delta, rax_grad *dq, rax_dropout drop, int tile, unsigned char *memory)
 {
     rax_element *Q = (rax_element *)memory, *G = Q + A_BM * A_LD, *stages = G + A_BM * A_LD, *P = stages + 2 * A_STAGES * A_BN * A_LD + (threadIdx.x >> 5) * 16 * A_LP;
     const int lane = threadIdx.x & 31, warp = rax_warp_index(), g = lane >> 2, t = lane & 3, first = tile * A_BM, row = first + A_WM * warp + g;
@@ -604,6 +613,7 @@ RAX_DEVICE void rax_attention_keys(const rax_element *q, const rax_element *k, c
     const int lane = threadIdx.x & 31, warp = rax_warp_index(), g = lane >> 2, t = lane & 3, first = tile * A_BM, key = first + A_WM * warp + g;
     const int begin = A_CAUSAL && first - (A_KEYS - A_ROWS) > 0 ? (first - (A_KEYS - A_ROWS)) / A_BN * A_BN : 0;
     float DK[A_MT * A_DT][4], DV[A_MT * A_DT][4], S[A_MT * A_NT][4], W[A_MT * A_NT][4];
+    rax_u32 held_k[A_HOLDS][4], held_v[A_HOLDS][4];
     int stage = 0;
     rax_clear(DK, A_MT * A_DT);
     rax_clear(DV, A_MT * A_DT);
@@ -611,6 +621,10 @@ RAX_DEVICE void rax_attention_keys(const rax_element *q, const rax_element *k, c
     A_LOAD(V, v, V, first, A_KEYS, A_BM);
     if (A_STAGES == 2)
         rax_load_queries(stages, numbers, q, dout, lse, delta, begin);
+    rax_copies_wait();
+    rax_block_wait();
+    rax_hold(held_k, K + A_WM * warp * A_LD);
+    rax_hold(held_v, V + A_WM * warp * A_LD);
     for (int i = begin; i < A_ROWS; i += A_BN) {
         const rax_element *Q = stages + 2 * stage * A_BN * A_LD, *G = Q + A_BN * A_LD;
         const float *numbers_of = numbers + 2 * stage * A_BN;
@@ -627,7 +641,7 @@ RAX_DEVICE void rax_attention_keys(const rax_element *q, const rax_element *k, c
             continue;
         const int ahead = i + 2 * t + A_KEYS - A_ROWS - key;
         rax_clear(S, A_MT * A_NT);
-        rax_product_nt(S, A_NT, K + A_WM * warp * A_LD, 0, Q);
+        rax_product_nt(S, A_NT, K + A_WM * warp * A_LD, held_k, Q);
         RAX_UNROLL
         for (int c = 0; c < 2 * A_NT; c++) {             /* compared one by one: kept apart as above this needs more registers than there are */
             const float log_sum = numbers_of[8 * (c >> 1) + 2 * t + (c & 1)] * A_LOG2E;
@@ -638,7 +652,7 @@ RAX_DEVICE void rax_attention_keys(const rax_element *q, const rax_element *k, c
             }
         }
         rax_clear(W, A_MT * A_NT);
-        rax_product_nt(W, A_NT, V + A_WM * warp * A_LD, 0, G);
+        rax_product_nt(W, A_NT, V + A_WM * warp * A_LD, held_v, G);
         const rax_u32 kept = rax_kept_in_columns(&drop, i + 2 * t, key);
         RAX_UNROLL
         for (int c = 0; c < 2 * A_NT; c++) {
