@@ -311,7 +311,9 @@ static void write_op(const cuda_expressions *x, base_text *text, int i)
         base_text_add(text, "%s ? %s : %s", cuda_operand(x, e->args[0]), cuda_operand(x, e->args[1]), cuda_operand(x, e->args[2]));
         return;
     }
-    const char *form = cuda_exp_below(x->loop, i) >= 0 ? "rax_exp_below_%($0)" : ir_dtype_is_float(of) ? forms[e->op].floats : of == IR_I32 ? forms[e->op].whole : forms[e->op].bools;
+    const char *form = ir_dtype_is_float(of) ? forms[e->op].floats : of == IR_I32 ? forms[e->op].whole : forms[e->op].bools;
+    if (cuda_exp_below(x->loop, i) >= 0)
+        form = "rax_exp_below_%($0)";
     CHECK(form, "%s: expected an elementwise op of %s", OP_NAME(e->op), ir_dtype_name(of));
     if (rounds)
         base_text_add(text, "rax_round_bf16(");

@@ -12,8 +12,8 @@
  * In a list the same text serves loops of any extents: bx is the number of the block in its own loop.
  * The last level goes back along a row that is read again: what was read last is the likeliest to be in the cache, and what is in shared memory was read first.
  * A level computes anew what it needs of the levels before. The sum of exp(x - m), m being the maximum of x along the row, is of m's level: it is made of what m is so far, and
- * rescaled where m grows (Milakov and Gimelshein, Online normalizer calculation for softmax). What it reads again the thread has kept of its row, in registers or in shared memory, where there is room;
- * the rest is read from the cache. */
+ * rescaled where m grows (Milakov and Gimelshein, Online normalizer calculation for softmax). What it reads again the thread has kept of its row, in registers or in shared
+ * memory, where there is room; the rest is read from the cache. Sums over rows of which a thread has one place take a few rows for a batch. */
 #include "backend_cuda/loops.h"
 
 #include <stdio.h>
@@ -80,13 +80,21 @@ static void read_ahead(cuda_loop *l, base_text *text, int batch)
     end_columns(l, text);
 }
 
+static void begin_row(cuda_loop *l, base_text *text)
+{
+    if (l->row_batch)
+        base_text_add(text, "    RAX_UNROLL\n    for (int r = 0; r < %d; r++) {\n        const %s row = rows + r * GROUPS;\n        if (row >= end_row) break;\n",
+                      l->row_batch, l->x->index_type);
+    write_indices(l, text, "        ", "row", 0, l->loop.n_outer);
+}
+
 /* All of a row that is in registers: first of all, for what is computed for the whole row may have to wait for memory, too. */
 static void read_row(cuda_loop *l, base_text *text)
 {
     for (int i = 0; i < l->loop.n_exprs; i++)
         for (int d = 0; l->x->held[i] && d < l->loop.exprs[i].view.n_dynamic; d++)
             cuda_write_expression(l->x, text, "        ", l->loop.exprs[i].view.dynamic[d].expr);
-    l->x->held_at = "it";
+    l->x->held_at = l->row_batch ? "r" : "it";
     read_ahead(l, text, 1);
 }
 
@@ -101,7 +109,8 @@ static int begin_pass(cuda_loop *l, base_text *text, int pass, bool unroll, bool
     if (unroll || l->iterations_are_code)
         base_text_add(text, unroll || (batch == 1 && l->iterations <= 8) ? "        RAX_UNROLL\n" : batch == 1 ? "        RAX_UNROLL_4\n" : "");
     if (batch > 1)
-        base_text_add(text, back ? "        for (int batch = (ITERATIONS - 1) / %d; batch >= 0; batch--) {\n" : "        for (int batch = 0; batch * %d < ITERATIONS; batch++) {\n", batch);
+        base_text_add(text, back ? "        for (int batch = (ITERATIONS - 1) / %d; batch >= 0; batch--) {\n" : "        for (int batch = 0; batch * %d < ITERATIONS; batch++) {\n",
+                      batch);
     else
         base_text_add(text, back ? "        for (int it = ITERATIONS - 1; it >= 0; it--) {\n" : "        for (int it = 0; it < ITERATIONS; it++) {\n");
     snprintf(number, sizeof number, "%d", batch);
@@ -214,7 +223,8 @@ static void write_sums_below(cuda_loop *l, base_text *text, int level, int batch
             const kl_expr *e = &loop->exprs[i];
             int of = loop->exprs[l->most[i]].args[0];
             cuda_write_expression(l->x, text, "                ", of);
-            base_text_add(text, "                EACH a%d = rax_sum_%s(a%d, rax_exp_below_%s(%s - a%d));\n", i, cuda_suffix(e->dtype), i, cuda_suffix(e->dtype), cuda_operand(l->x, of), l->most[i]);
+            base_text_add(text, "                EACH a%d = rax_sum_%s(a%d, rax_exp_below_%s(%s - a%d));\n",
+                          i, cuda_suffix(e->dtype), i, cuda_suffix(e->dtype), cuda_operand(l->x, of), l->most[i]);
         }
     end_columns(l, text);
 }
@@ -371,14 +381,18 @@ static void write_outer_sum(cuda_loop *l, base_text *text, int i)
         CHECK(l->group * l->V <= l->threads, "expected a thread for each of %d columns, got %d", l->group * l->V, l->threads);
         int lies = places_apart(l);
         base_text_add(text, "        rax_block_wait();\n        EACH ((%s *)groups)[j * %d + threadIdx.x] = s%d[it][j];\n        rax_block_wait();\n", type, lies, i);
-        base_text_add(text, "        if (threadIdx.x < GROUP * V) {\n            const %s *of = (%s *)groups + threadIdx.x %% V * %d + threadIdx.x / V;\n            %s sum = of[0];\n", type, type, lies, type);
-        base_text_add(text, "            for (int g = 1; g < GROUPS; g++) sum = rax_sum_%s(sum, of[g * GROUP]);\n            const %s column = first_column + (%s)it * GROUP * V + threadIdx.x;\n", suffix, index, index);
+        base_text_add(text, "        if (threadIdx.x < GROUP * V) {\n            const %s *of = (%s *)groups + threadIdx.x %% V * %d + threadIdx.x / V;\n"
+                      "            %s sum = of[0];\n", type, type, lies, type);
+        base_text_add(text, "            for (int g = 1; g < GROUPS; g++) sum = rax_sum_%s(sum, of[g * GROUP]);\n"
+                      "            const %s column = first_column + (%s)it * GROUP * V + threadIdx.x;\n", suffix, index, index);
     } else {
-        base_text_add(text, "        EACH {\n            const %s column = first_column + ((%s)it * GROUP + lane) * V + j;\n            %s sum = s%d[it][j];\n", index, index, type, i);
+        base_text_add(text, "        EACH {\n            const %s column = first_column + ((%s)it * GROUP + lane) * V + j;\n            %s sum = s%d[it][j];\n",
+                      index, index, type, i);
         if (l->group == 1)
             base_text_add(text, "            sum = rax_block_sum_%s(sum, scratch);\n", suffix);
     }
-    base_text_add(text, "            if (%scolumn < end_column) p%d[(%s)block * %s + column] = sum;\n        }\n    }\n", l->group == 1 ? "group == 0 && " : "", l->partial[i], index, number(l, l->columns));
+    base_text_add(text, "            if (%scolumn < end_column) p%d[(%s)block * %s + column] = sum;\n        }\n    }\n", l->group == 1 ? "group == 0 && " : "",
+                  l->partial[i], index, number(l, l->columns));
 }
 
 static void write_sums(cuda_loop *l, base_text *text)
@@ -395,9 +409,12 @@ static void write_sums(cuda_loop *l, base_text *text)
 static void declare_kept(cuda_loop *l, base_text *text)
 {
     size_t offset = 0;
+    char n[16] = "ITERATIONS";
+    if (l->row_batch)
+        snprintf(n, sizeof n, "%d", l->row_batch);
     for (int i = 0; i < l->loop.n_exprs; i++) {
         if (l->unrolled && l->x->held[i])
-            cuda_write_held(l->x, text, "        ", i, "ITERATIONS");
+            cuda_write_held(l->x, text, "        ", i, n);
         if (!l->x->kept[i])
             continue;
         cuda_write_kept(l->x, text, i, offset);
@@ -431,23 +448,37 @@ void cuda_write_loop(cuda_loop *l, base_text *text)
         base_text_add(text, "    RAX_SHARED double scratch[%d];\n", scratch_of(l));
     if (groups)
         base_text_add(text, "    RAX_SHARED %s groups[%d];\n", wide ? "double" : "float", places_apart(l) * l->V);
-    base_text_add(text, l->across ? "    const int lane = threadIdx.x / GROUPS, group = threadIdx.x %% GROUPS;\n" : l->group == l->threads ? "    const int lane = threadIdx.x, group = 0;\n" : "    const int lane = threadIdx.x %% GROUP, group = threadIdx.x / GROUP;\n");
+    base_text_add(text, l->across ? "    const int lane = threadIdx.x / GROUPS, group = threadIdx.x %% GROUPS;\n"
+                        : l->group == l->threads ? "    const int lane = threadIdx.x, group = 0;\n" : "    const int lane = threadIdx.x %% GROUP, group = threadIdx.x / GROUP;\n");
     const char *segments = cuda_number(l->x->writer, MAX(l->segments, 1), "unsigned"), *segment = number(l, l->segment), *columns = number(l, l->columns);
     base_text_add(text, "    const %s segment = bx %% %s, block = bx / %s;\n", type, segments, segments);
-    base_text_add(text, "    const %s first_column = segment * %s, end_column = first_column + %s < %s ? first_column + %s : %s;\n", type, segment, segment, columns, segment, columns);
+    base_text_add(text, "    const %s first_column = segment * %s, end_column = first_column + %s < %s ? first_column + %s : %s;\n",
+                  type, segment, segment, columns, segment, columns);
     const char *rows = number(l, l->rows), *rows_per_block = number(l, l->rows_per_block);
-    base_text_add(text, "    const %s first_row = block * %s, end_row = first_row + %s < %s ? first_row + %s : %s;\n", type, rows_per_block, rows_per_block, rows, rows_per_block, rows);
+    base_text_add(text, "    const %s first_row = block * %s, end_row = first_row + %s < %s ? first_row + %s : %s;\n",
+                  type, rows_per_block, rows_per_block, rows, rows_per_block, rows);
     declare_sums(l, text);
-    base_text_add(text, "    for (%s row = first_row + group; row < end_row; row += GROUPS) {\n", type);
-    write_indices(l, text, "        ", "row", 0, l->loop.n_outer);
-    declare_kept(l, text);
-    if (l->unrolled)
+    if (l->row_batch) {
+        base_text_add(text, "    for (%s rows = first_row + group; rows < end_row; rows += %d * GROUPS) {\n", type, l->row_batch);
+        declare_kept(l, text);
+        begin_row(l, text);
         read_row(l, text);
+        base_text_add(text, "    }\n");
+        for (int i = 0; i < l->loop.n_exprs; i++)
+            l->x->written_down[i] = false;
+        begin_row(l, text);
+    } else {
+        base_text_add(text, "    for (%s row = first_row + group; row < end_row; row += GROUPS) {\n", type);
+        begin_row(l, text);
+        declare_kept(l, text);
+        if (l->unrolled)
+            read_row(l, text);
+    }
     for (int level = 0; level < l->n_levels; level++) {
         write_row_values(l, text, level);
         write_reductions(l, text, level);
     }
     write_outputs(l, text);
-    base_text_add(text, "    }\n");
+    base_text_add(text, l->row_batch ? "    }\n    }\n" : "    }\n");
     write_sums(l, text);
 }

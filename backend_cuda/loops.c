@@ -140,7 +140,7 @@ static void choose_shape(cuda_loop *l)
         l->group = l->columns > 1 || l->listed ? THREADS : 1;              /* nobody else reads what one thread may write in the same place */
     else if (l->columns <= 4 || (across && l->columns <= ALONE_COLUMNS && l->rows >= ALONE_ROWS))        /* rows enough to fill a card */
         l->group = 1;
-    else if (across && whole && !sums && !all && !has_argmax(loop) && l->columns >= 2 * WARP && l->rows % (THREADS / WARP) == 0)
+    else if (across && whole && !sums && !all && !has_argmax(loop) && l->rows % (THREADS / WARP) == 0)
         l->group = WARP, l->across = true;
     else if (l->columns <= 1024 || !whole)
         l->group = WARP;
@@ -270,6 +270,24 @@ static void plan_batches(cuda_loop *l)
     }
 }
 
+/* Sums over rows of which a thread has one place: it is rows that are read ahead. */
+static bool plan_row_batch(cuda_loop *l)
+{
+    enum { MOST = 4, REGISTERS = 32 };
+    int64_t each = 0, batch = MIN(MOST, l->rows_per_block * l->group / l->threads);
+    l->row_batch = 0;
+    if (sum_registers(l) == 0 || l->n_levels > 1 || l->listed || l->iterations > 1)
+        return false;
+    for (int i = 0; i < l->loop.n_exprs; i++) {
+        l->x->held[i] = cuda_is_read_ahead(l, 0, i);
+        each += l->x->held[i] ? registers_of(l, i) : 0;
+    }
+    while (batch > 1 && batch * each > REGISTERS)
+        batch /= 2;
+    l->row_batch = each > 0 && batch > 1 ? (int)batch : 0;
+    return l->row_batch > 0;
+}
+
 bool cuda_is_read_ahead(const cuda_loop *l, int pass, int i)
 {
     return l->reads[pass][i] && cuda_can_hold(l->x, i) && is_of_its_row(l, &l->loop.exprs[i].view);
@@ -287,7 +305,7 @@ static void plan_kept(cuda_compiler *c, cuda_loop *l)
     memset(l->x->held, 0, sizeof *l->x->held * (size_t)loop->n_exprs);
     memset(l->x->kept, 0, sizeof *l->x->kept * (size_t)loop->n_exprs);
     l->kept_iterations = 0, l->shared_bytes = 0;
-    l->unrolled = keeps && plan_held(l);
+    l->unrolled = (keeps && plan_held(l)) || plan_row_batch(l);
     if (l->unrolled)
         return;
     memset(l->x->held, 0, sizeof *l->x->held * (size_t)loop->n_exprs);

@@ -34,6 +34,7 @@ typedef struct {
     bool in_registers;                     /* sums over rows; else in their place in workspace */
     bool **reads;                          /* by pass, by expression: a pass needs it along the row; passes are the levels' reductions, and last the outputs */
     bool unrolled;                         /* what the passes read of a row is in registers, read ahead */
+    int row_batch;                         /* where not 0: of so many rows, that is, before the next such */
     int *batch;                            /* by pass, where not: of so many places it reads before it computes */
     int64_t kept_iterations;               /* where not 0: what several passes read of a row is kept in shared memory, of so many iterations */
     size_t shared_bytes;

@@ -106,7 +106,8 @@ static void test_programs(void **state)
     standin_end();
 }
 
-/* Rows that many positions add to, in order, so that the sums are the interpreter's to the bit; positions in several tiles, and a few; an axis before the rows. Indices go past the last row. */
+/* Rows that many positions add to, in order, so that the sums are the interpreter's to the bit; positions in several tiles, and a few; an axis before the rows.
+ * Indices go past the last row. */
 static void test_scatters(void **state)
 {
     (void)state;
@@ -500,11 +501,11 @@ static void test_kept_rows(void **state)
     standin_end();
 }
 
-/* Reductions whose neighbours in memory lie along the rows, of which there are few: eight rows side by side in a block, where they come in eights; softmax, whose second pass reads what the first has found, and a greatest
- * element's place, which a warp finds. */
+/* Reductions whose neighbours in memory lie along the rows, of which there are few: eight rows side by side in a block, where they come in eights; softmax, whose second pass
+ * reads what the first has found, and a greatest element's place, which a warp finds. */
 static void test_rows_across(void **state)
 {
-    static const struct { int columns, rows; bool across; } cases[] = { { 100, 16, true }, { 511, 8, true }, { 70, 24, true }, { 100, 15, false }, { 40, 16, false } };
+    static const struct { int columns, rows; bool across; } cases[] = { { 100, 16, true }, { 511, 8, true }, { 70, 24, true }, { 40, 16, true }, { 100, 15, false } };
     (void)state;
     standin_begin(NULL);
     for (size_t i = 0; i < COUNT_OF(cases); i++) {

@@ -83,8 +83,8 @@ RAX_DEVICE rax_u32 rax_two_to_bf16(float x, float y)
 #endif
 }
 
-/* exp(x), x being no more than 0, as below a row's greatest element: within 2e-7 of 1, if not of the result, for x log2(e) is rounded (by 7e-8 of it, and |x| exp(x) is no more than 0.37). Three instructions, where
- * expf has eight. */
+/* exp(x), x being no more than 0, as below a row's greatest element: within 2e-7 of 1, if not of the result, for x log2(e) is rounded (by 7e-8 of it, and |x| exp(x) is no
+ * more than 0.37). Three instructions, where expf has eight. */
 RAX_DEVICE float rax_exp_below_f32(float x)
 {
 #if !defined RAX_EMULATED

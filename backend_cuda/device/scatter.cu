@@ -1,8 +1,9 @@
 /* Adds updates to rows of a target by index, each row's updates in the order of their positions, without atomics.
  *
  * The first launch sorts the positions by their index, equal ones as they stand: where[i] is the i-th position then, row[i] its index. A position's place is the number
- * of those that come before it, which is counted: RAX_SORTED positions a block, each by RAX_SORT_PARTS threads that share the others out, by tiles in shared memory. The second launch has
- * the threads of a block beside each other along a row; each goes along all positions of that row, of which up to RAX_WALK are read at once, and added one by one. */
+ * of those that come before it, which is counted: RAX_SORTED positions a block, each by RAX_SORT_PARTS threads that share the others out, by tiles in shared memory. The
+ * second launch has the threads of a block beside each other along a row; each goes along all positions of that row, of which up to RAX_WALK are read at once, and added
+ * one by one. */
 
 enum { RAX_SORT_THREADS = 256, RAX_SORT_PARTS = 8, RAX_SORTED = RAX_SORT_THREADS / RAX_SORT_PARTS, RAX_SORT_TILE = 4 * RAX_SORT_THREADS, RAX_WALK = 16, RAX_LAST = 4 };
 
