@@ -227,8 +227,7 @@ bool shape_broadcast(const ir_node *node, ir_type *type, base_text *why)
 
 /* Whether part lies in whole from start on. */
 static bool lies_within(const char *part_name, const ir_type *part, const char *whole_name, const ir_type *whole,
-                        const int64_t *start,
-                        base_text *why)
+                        const int64_t *start, base_text *why)
 {
     for (int i = 0; i < whole->rank; i++)
         if (start[i] < 0 || start[i] > whole->dim[i] || part->dim[i] > whole->dim[i] - start[i])
@@ -311,8 +310,7 @@ bool shape_dynamic_slice(const ir_node *node, ir_type *type, base_text *why)
         return ir_because(why, "expected x and a start an axis, got no operand");
     const ir_type *x = ir_arg_type(node, 0);
     if (!starts_fit(node, 1, x->rank, why) || !ir_same_dtype("x", x, "result", type, why) ||
-        !ir_same_rank("x", x, "result", type, why) ||
-        !lies_within("result", type, "x", x, at_zero, why))
+        !ir_same_rank("x", x, "result", type, why) || !lies_within("result", type, "x", x, at_zero, why))
         return false;
     borrow_whole_axes(type, x);
     return true;

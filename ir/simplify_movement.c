@@ -343,7 +343,7 @@ static ir_node *sum_of_pads(ir_graph *graph, ir_node *node)
 
 /* -- dynamic starts ------------------------------------------------------------------------------------------------------- */
 
-/* The starts where all are constants, moved into range; room says how far a start may go on each axis. */
+/* The starts where all are constants, moved into range. */
 static bool constant_starts(const ir_node *node, int first, const ir_type *whole, const ir_type *part, int64_t *start)
 {
     for (int i = 0; i < whole->rank; i++) {

@@ -472,8 +472,8 @@ static void test_results(void **state)
         "graph f(%0: f32[2,3]) { %1: f32[6] = reshape %0 %2: f32[6] = exp %1 %3: f32[2,3] = reshape %2 return %3 -> %0, %2 }",
         "graph f(%0: f32[3,3]) { %1: f32[3,3] = matmul %0, %0 %2: f32[3,3] = matmul %1, %0 return %2 -> %0, %1 }",
         "graph f(%0: f32[4,3], %1: f32[3]) { %2: f32[3] = reduce_sum %0 {axes=[0]} %3: f32[3] = add %2, %1 return %3 -> %1, %2 }",
-        "graph f(%0: f32[4,3], %1: f32[]) { %2: f32[] = reduce_sum %0 {axes=[0,1]} %3: f32[] = add %2, %1 %4: f32[4,3] = broadcast %3 {axes=[]}"
-        " %5: f32[4,3] = mul %0, %4 return %5 -> %0, %3 -> %1 }",
+        ("graph f(%0: f32[4,3], %1: f32[]) { %2: f32[] = reduce_sum %0 {axes=[0,1]} %3: f32[] = add %2, %1 %4: f32[4,3] = broadcast %3 {axes=[]}"
+         " %5: f32[4,3] = mul %0, %4 return %5 -> %0, %3 -> %1 }"),
         "graph f(%0: f32[0]) { return %0 }",
         "graph f() { %0: f32[] = constant {value=1} return %0, %0 }",
         "graph f(%0: i32[3]) { %1: f32[3] = cast %0 return %1 -> %0 }",
