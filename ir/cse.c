@@ -12,26 +12,24 @@
 
 typedef struct { ir_node **slots; size_t mask; } table;
 
-static uint64_t mix(uint64_t hash, uint64_t word) { return (hash ^ word) * 0x9e3779b97f4a7c15 + (hash >> 29); }
-
 /* Enough of the attributes to tell most nodes apart; ir_attr_equal decides. */
 static uint64_t hash_of(const ir_node *node)
 {
     unsigned has = ir_op_table[node->op].attributes;
-    uint64_t hash = mix((uint64_t)node->op, (uint64_t)node->type.dtype), value;
+    uint64_t hash = ir_mixed((uint64_t)node->op, (uint64_t)node->type.dtype), value;
     for (int i = 0; i < node->type.rank; i++)
-        hash = mix(hash, (uint64_t)node->type.dim[i]);
+        hash = ir_mixed(hash, (uint64_t)node->type.dim[i]);
     for (int i = 0; i < node->n_args; i++)
-        hash = mix(hash, (uint64_t)(uintptr_t)node->args[i]);
+        hash = ir_mixed(hash, (uint64_t)(uintptr_t)node->args[i]);
     memcpy(&value, &node->attr.value, sizeof value);
     if (has & ATTR_VALUE)
-        hash = mix(hash, value);
+        hash = ir_mixed(hash, value);
     if (has & (ATTR_INDEX | ATTR_AXIS | ATTR_SITE))
-        hash = mix(hash, (uint64_t)node->attr.index << 40 ^ (uint64_t)node->attr.axis << 32 ^ node->attr.site);
+        hash = ir_mixed(hash, (uint64_t)node->attr.index << 40 ^ (uint64_t)node->attr.axis << 32 ^ node->attr.site);
     for (int i = 0; i < node->attr.n_axes; i++)
-        hash = mix(hash, (uint64_t)node->attr.axes[i]);
+        hash = ir_mixed(hash, (uint64_t)node->attr.axes[i]);
     for (int i = 0; has & ATTR_START && i < node->type.rank; i++)
-        hash = mix(hash, (uint64_t)node->attr.start[i]);
+        hash = ir_mixed(hash, (uint64_t)node->attr.start[i]);
     return hash ^ hash >> 32;
 }
 

@@ -8,6 +8,7 @@
  *   infer.c            the type of a node from its operands, or why there is none: shape_rules.c, shape_rules_composite.c,
  *                      shape_checks.c
  *   graph.c            nodes in order, operands before users; adding, redirecting, cloning
+ *   hash.c             whether graphs, and attributes, are equal
  *   snapshot.c         a graph as it was before passes went over it
  *   print.c, lexer.c, parse.c         the text form, both ways
  *   verify.c           what must hold between passes
@@ -215,6 +216,10 @@ void ir_inline(ir_graph *graph, const ir_graph *body, ir_node *const *args, ir_n
 ir_graph *ir_graph_clone(const ir_graph *graph);                                    /* deep, into an arena of its own */
 void ir_renumber(ir_graph *graph);
 int ir_count_nodes(const ir_graph *graph);                                         /* bodies included */
+
+/* -- hash.c ----------------------------------------------------------------------------------------------------------- */
+
+static inline uint64_t ir_mixed(uint64_t hash, uint64_t word) { return (hash ^ word) * 0x9e3779b97f4a7c15 + (hash >> 29); }
 uint64_t ir_graph_hash(const ir_graph *graph);                                     /* equal for graphs with equal text but for places */
 bool ir_attr_equal(ir_op op, const ir_attr *a, const ir_attr *b, const ir_type *type);   /* in what the op has; bodies by their hash */
 
