@@ -99,6 +99,13 @@ void cpu_gemm_find_narrow(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa i
     find(loaded, cpu_gemm_dense_name(name, dtype, columns), &code->narrow_dense);
 }
 
+void cpu_gemm_find_direct(cpu_gemm_code *code, const cpu_code *loaded, ir_dtype dtype, ir_dtype c)
+{
+    char name[32];
+    for (int dense = 0; dense < 2; dense++)
+        find(loaded, cpu_gemm_direct_name(name, dtype, c, dense), &code->direct[dense]);
+}
+
 /* -- the plan -------------------------------------------------------------------------------------------------------- */
 
 static int64_t clamp(int64_t x, int64_t low, int64_t high) { return MAX(low, MIN(x, high)); }

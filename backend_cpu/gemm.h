@@ -91,6 +91,10 @@ void cpu_gemm_emit_micro(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype);
 void cpu_gemm_emit_narrow(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int columns);      /* columns: of cpu_gemm_narrow_of */
 const char *cpu_gemm_micro_name(char name[32], ir_dtype dtype, int height, int columns);
 const char *cpu_gemm_dense_name(char name[32], ir_dtype dtype, int columns);      /* the full height, rows of A side by side; not of tile registers */
+/* Two of the full tile, for A as it lies and dense, that store it to C in this dtype: tile is C's place, resume the bytes from row to row, and
+ * sums begin at 0. Not of tile registers. */
+void cpu_gemm_emit_direct(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, ir_dtype c);
+const char *cpu_gemm_direct_name(char name[32], ir_dtype dtype, ir_dtype c, bool dense);
 void cpu_gemm_emit_amx(LLVMModuleRef module, cpu_isa isa);      /* what that does where there are tile registers */
 
 /* Where a prologue is: lanes are elements along k, or along lines, from (line, k) on. */
@@ -221,6 +225,7 @@ typedef struct {
     cpu_gemm_micro *micro[CPU_GEMM_HEIGHTS][2];  /* by height and vectors less one */
     cpu_gemm_micro *dense[2];                    /* the first height's, where rows of A are a unit apart */
     cpu_gemm_micro *narrow[CPU_GEMM_HEIGHTS], *narrow_dense;      /* likewise; NULL where there is none */
+    cpu_gemm_micro *direct[2];                   /* by density: for whole tiles of which nothing is made but touched[0]; NULL where there is more */
     void (*configure)(const cpu_gemm_tiles *tiles), (*release)(void);
     cpu_gemm_pack *pack_a, *pack_b;              /* NULL where the operand is never packed */
     cpu_gemm_epilogue *epilogue;
@@ -234,6 +239,7 @@ static inline cpu_gemm_micro *cpu_gemm_micro_of(const cpu_gemm_code *code, int h
 }
 /* The micro-kernels out of loaded code. */
 void cpu_gemm_find_micro(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa isa, ir_dtype dtype);
+void cpu_gemm_find_direct(cpu_gemm_code *code, const cpu_code *loaded, ir_dtype dtype, ir_dtype c);
 void cpu_gemm_find_narrow(cpu_gemm_code *code, const cpu_code *loaded, cpu_isa isa, ir_dtype dtype, int columns);
 
 typedef struct {

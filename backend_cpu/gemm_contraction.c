@@ -183,7 +183,7 @@ static int request_pack(cpu_compiler *c, const cpu_gemm_pack_class *class, fused
 
 /* -- micro-kernels and epilogue ------------------------------------------------------------------------------------------ */
 
-typedef struct { ir_dtype dtype; int narrow; } micro_request;      /* narrow: their columns; 0: those of whole vectors */
+typedef struct { ir_dtype dtype, c; int narrow; bool direct; } micro_request;      /* narrow: their columns; 0: those of whole vectors; direct: to c */
 
 /* The micro-kernels have names of their own; the function that was asked for does nothing. */
 static void emit_micro(const void *context, const cpu_machine *machine, LLVMModuleRef module, const char *name)
@@ -194,7 +194,9 @@ static void emit_micro(const void *context, const cpu_machine *machine, LLVMModu
     LLVMPositionBuilderAtEnd(b, LLVMAppendBasicBlockInContext(llvm, LLVMAddFunction(module, name, cpu_task_type(module)), ""));
     LLVMBuildRetVoid(b);
     LLVMDisposeBuilder(b);
-    if (request->narrow)
+    if (request->direct)
+        cpu_gemm_emit_direct(module, machine->isa, request->dtype, request->c);
+    else if (request->narrow)
         cpu_gemm_emit_narrow(module, machine->isa, request->dtype, request->narrow);
     else
         cpu_gemm_emit_micro(module, machine->isa, request->dtype);
@@ -204,8 +206,15 @@ static int request_micro(cpu_compiler *c, ir_dtype dtype, int narrow)
 {
     micro_request *request = ARENA_NEW(c->arena, micro_request, 1);
     const char *columns = narrow ? base_arena_text(c->arena, " x%d", narrow) : "";
-    *request = (micro_request){ dtype, narrow };
+    *request = (micro_request){ .dtype = dtype, .narrow = narrow };
     return cpu_request_code(c, base_arena_text(c->arena, "gemm micro %s%s", ir_dtype_name(dtype), columns), narrow ? 500 : 1500, emit_micro, request);
+}
+
+static int request_direct(cpu_compiler *c, ir_dtype dtype, ir_dtype to)
+{
+    micro_request *request = ARENA_NEW(c->arena, micro_request, 1);
+    *request = (micro_request){ .dtype = dtype, .c = to, .direct = true };
+    return cpu_request_code(c, base_arena_text(c->arena, "gemm micro %s to %s", ir_dtype_name(dtype), ir_dtype_name(to)), 300, emit_micro, request);
 }
 
 typedef struct { ir_dtype dtype; fused_code *code; } epilogue_request;
@@ -286,7 +295,8 @@ typedef struct { int request; fused_code *code; int base, view; } piece;     /* 
 typedef struct {
     cpu_gemm gemm;
     piece a, b, epilogue;
-    int micro, narrow;                                     /* requests; narrow: where the plan has it */
+    ir_dtype c;                                            /* of what direct stores */
+    int micro, narrow, direct;                             /* requests; narrow: where the plan has it; direct: -1 where more than C is made */
     int sum_at[CPU_GEMM_SUMS], touched_at[CPU_GEMM_TOUCHED], workspace_at;
     int64_t chunk[CPU_GEMM_PHASES];                        /* tasks of the product in one task of the kernel */
 } product;
@@ -325,6 +335,8 @@ static void link_product(cpu_plan *plan, const cpu_linked *linked)
     cpu_gemm_find_micro(code, linked->code[p->micro], p->gemm.plan.shape.isa, p->gemm.plan.shape.dtype);
     if (p->gemm.plan.narrow)
         cpu_gemm_find_narrow(code, linked->code[p->narrow], p->gemm.plan.shape.isa, p->gemm.plan.shape.dtype, p->gemm.plan.narrow);
+    if (p->direct >= 0)
+        cpu_gemm_find_direct(code, linked->code[p->direct], p->gemm.plan.shape.dtype, p->c);
     if (p->a.request >= 0)
         memcpy(&code->pack_a, &linked->address[p->a.request], sizeof(void *));
     if (p->b.request >= 0)
@@ -452,6 +464,18 @@ static void plan_epilogue(cpu_compiler *c, cpu_plan *plan, const kl_loop *loop, 
             add_touched(c, plan, p, loop, &loop->exprs[i].view, loop->exprs[i].dtype);
 }
 
+/* Whether the product, rounded perhaps, is stored and nothing more: what micro-kernels can do. */
+static bool is_plain_store(const kl_loop *c)
+{
+    const kl_output *o = &c->outputs[0];
+    const kl_expr *e = &c->exprs[o->expr];
+    if (c->n_outputs != 1 || o->kind != KL_STORE || o->accumulate)
+        return false;
+    if (e->kind == KL_OP && e->op == OP_cast && e->dtype == IR_BF16 && c->exprs[e->args[0]].dtype == IR_F32)
+        e = &c->exprs[e->args[0]];
+    return e->kind == KL_PRODUCT;
+}
+
 /* Nanoseconds of a phase on one core: products near the peak, everything else in vectors. */
 static double work_of(const product *p, int phase, const cpu_gemm_tile_shape *tile)
 {
@@ -501,6 +525,11 @@ bool cpu_gemm_plan_contraction(cpu_compiler *c, const kl_kernel *kernel, cpu_pla
         p->a.request = request_pack(c, &a.class, p->a.code);
     if (g->b_way != CPU_GEMM_DIRECT)
         p->b.request = request_pack(c, &b.class, p->b.code);
+    p->direct = -1;
+    if (p->gemm.n_touched == 1 && is_plain_store(&s->c) && !g->has_tiles && g->depth_blocks == 1 && s->m >= tile.heights[0] && s->n >= tile.columns) {
+        p->c = s->c.exprs[s->c.outputs[0].expr].dtype;
+        p->direct = request_direct(c, s->dtype, p->c);
+    }
     p->epilogue.request = request_epilogue(c, s->dtype, p->epilogue.code);
     p->workspace_at = g->workspace_bytes ? cpu_arg_workspace(c, plan, 0) : -1;
     plan->workspace_bytes = g->workspace_bytes;

@@ -1,9 +1,10 @@
 /* What becomes of a finished tile: a loop over its rows, each row two vectors, which hands the sums to the caller's callback
  * and adds up what that asks for.
  *
- * The micro-kernel leaves its sums in a small buffer in the first-level cache, from where this loop reads them: 24 stores and
- * loads for the thousands of multiply-adds before them, and in return one copy of the epilogue's code for tiles of any
- * height, where code inside the micro-kernel would be there 24 times.
+ * The micro-kernel leaves its sums in a small buffer in the first-level cache, from where this loop reads them, and so there is one copy
+ * of the epilogue's code for tiles of any height, where code inside the micro-kernel would be there 24 times. Where C is the sums and
+ * no more, micro-kernels store whole tiles to C themselves (cpu_gemm_emit_direct): what the 24 stores and loads and the call cost is
+ * a twentieth of a tile with 128 k in bf16, and a tenth with 65.
  *
  * Column sums: within a tile, rows are added in order, from 0; the tiles of a block of rows are added in order to partial,
  * and the blocks in order by cpu_gemm_run. Row sums: each vector's terms lane by lane, then its lanes (cpu_vsum). */

@@ -32,6 +32,12 @@ const char *cpu_gemm_dense_name(char name[32], ir_dtype dtype, int columns)
     return name;
 }
 
+const char *cpu_gemm_direct_name(char name[32], ir_dtype dtype, ir_dtype c, bool dense)
+{
+    snprintf(name, 32, "gemm_%s%s_to_%s", ir_dtype_name(dtype), dense ? "_dense" : "", ir_dtype_name(c));
+    return name;
+}
+
 /* One element of A in all lanes. */
 static value broadcast(const emitter *e, LLVMTypeRef element, int align, value pointer)
 {
@@ -49,11 +55,30 @@ static value apart(const emitter *e, value pointer)
     return LLVMBuildCall2(e->v.builder, LLVMGlobalGetValueType(function), function, &pointer, 1, "");
 }
 
-/* columns: so many whole vectors, and half a one or none. */
-static void emit_tile(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int height, int columns, bool dense)
+/* To C, rows row_bytes apart, in its dtype. */
+static void store_tile(const emitter *e, value *sums, int height, int vectors, const ir_dtype *c, value to, value row_bytes)
+{
+    const cpu_vector_env *v = &e->v;
+    bool half = *c == IR_BF16;
+    for (int i = 0; i < height; i++, sums += vectors) {
+        int bytes = v->lanes * ir_dtype_bytes(*c);
+        for (int j = 0; j < vectors; j += half ? vectors : 1) {
+            value x = sums[j];
+            if (half)
+                x = cpu_vbf16_from_f32(v, vectors == 2 ? cpu_vlanes(v, sums[0], sums[1], 0, 2 * v->lanes) : x);
+            LLVMSetAlignment(LLVMBuildStore(v->builder, x, advance(e, to, constant(e, j * bytes))), (unsigned)ir_dtype_bytes(*c));
+        }
+        to = advance(e, to, row_bytes);
+    }
+}
+
+/* columns: so many whole vectors, and half a one or none. c: the tile goes there, from zero; resume is C's row in bytes. */
+static void emit_tile(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int height, int columns, bool dense, const ir_dtype *c)
 {
     char name[32];
-    if (dense)
+    if (c)
+        cpu_gemm_direct_name(name, dtype, *c, dense);
+    else if (dense)
         cpu_gemm_dense_name(name, dtype, columns);
     else
         cpu_gemm_micro_name(name, dtype, height, columns);
@@ -75,7 +100,8 @@ static void emit_tile(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int hei
     value old[MAX_HEIGHT * MAX_VECTORS], first[MAX_HEIGHT * MAX_VECTORS], sum[MAX_HEIGHT * MAX_VECTORS], next[MAX_HEIGHT * MAX_VECTORS];
 
     /* From zero, or from what the tile holds. */
-    LLVMBuildCondBr(builder, LLVMBuildICmp(builder, LLVMIntNE, resume, constant(&e, 0), ""), reload, start);
+    value resumes = c ? LLVMConstInt(LLVMInt1TypeInContext(e.v.context), 0, 0) : LLVMBuildICmp(builder, LLVMIntNE, resume, constant(&e, 0), "");
+    LLVMBuildCondBr(builder, resumes, reload, start);
     go_on_at(&e, reload);
     for (int i = 0; i < n; i++) {
         old[i] = LLVMBuildLoad2(builder, vector[i % vectors], advance(&e, tile, constant(&e, i / vectors * row_bytes + i % vectors * vector_bytes)), "");
@@ -123,7 +149,9 @@ static void emit_tile(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int hei
         LLVMAddIncoming(sum[i], (value[]){first[i], next[i]}, from, 2);
 
     go_on_at(&e, end);
-    for (int i = 0; i < n; i++) {
+    if (c)
+        store_tile(&e, next, height, vectors, c, tile, resume);
+    for (int i = 0; !c && i < n; i++) {
         value to = advance(&e, tile, constant(&e, i / vectors * row_bytes + i % vectors * vector_bytes));
         LLVMSetAlignment(LLVMBuildStore(builder, next[i], to), (unsigned)(lanes[i % vectors] * unit_bytes));
     }
@@ -139,15 +167,22 @@ void cpu_gemm_emit_micro(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype)
     }
     for (int h = 0; h < tile.n_heights; h++)
         for (int vectors = 1; vectors <= MAX_VECTORS; vectors++)
-            emit_tile(module, isa, dtype, tile.heights[h], vectors * tile.lanes, false);
+            emit_tile(module, isa, dtype, tile.heights[h], vectors * tile.lanes, false, NULL);
     for (int vectors = 1; vectors <= MAX_VECTORS; vectors++)
-        emit_tile(module, isa, dtype, tile.heights[0], vectors * tile.lanes, true);
+        emit_tile(module, isa, dtype, tile.heights[0], vectors * tile.lanes, true, NULL);
+}
+
+void cpu_gemm_emit_direct(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, ir_dtype c)
+{
+    cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtype);
+    for (int dense = 0; dense < 2; dense++)
+        emit_tile(module, isa, dtype, tile.heights[0], tile.columns, dense, &c);
 }
 
 void cpu_gemm_emit_narrow(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int columns)
 {
     cpu_gemm_tile_shape tile = cpu_gemm_tile_of(isa, dtype);
     for (int h = 0; h < tile.n_heights; h += CPU_GEMM_NARROW_STEP)
-        emit_tile(module, isa, dtype, tile.heights[h], columns, false);
-    emit_tile(module, isa, dtype, tile.heights[0], columns, true);
+        emit_tile(module, isa, dtype, tile.heights[h], columns, false, NULL);
+    emit_tile(module, isa, dtype, tile.heights[0], columns, true, NULL);
 }

@@ -302,6 +302,10 @@ static void visit_tiles(const task_state *t, const block_state *at, int64_t from
     bool by_panels = plan->a_way != CPU_GEMM_DIRECT && !plan->packs_rows, fetch = at->last && plan->fetches && !at->fetched;
     bool touching = plan->a_way == CPU_GEMM_SHARED ? plan->packs_rows : plan->a_way == CPU_GEMM_DIRECT && at->a.line == at->units * plan->unit.bytes;
     bool meets_a = at->at.panel == 0 && touching;
+    cpu_gemm_micro *direct = columns == plan->tile.columns && plan->depth_blocks == 1 ? t->gemm->code.direct[at->a.line == plan->unit.bytes] : NULL;
+    const cpu_gemm_operand *c = &t->gemm->touched[0];
+    int64_t c_row = c->line_stride * c->element_bytes;
+    char *tile_c = direct ? (char *)(uintptr_t)t->touched[0] + (t->row + from) * c_row + tile.column * c->element_bytes : NULL;
 
     for (int64_t i = from; i < to; i += height, sums += kept) {
         int64_t rows = MIN(height, at->end_row - i), line = plan->a_way == CPU_GEMM_SHARED ? t->row + i : i - at->at.row;
@@ -311,6 +315,10 @@ static void visit_tiles(const task_state *t, const block_state *at, int64_t from
             ahead = (run){a + height * at->a.line, LINE, at->units};
         if (fetch)
             fetch_touched(t, t->row + i, rows, tile.column, columns);
+        if (direct && rows == height && at->units > 0) {
+            direct(at->units, a, at->a.line, at->a.unit, panel, at->b.unit, tile_c + (i - from) * c_row, c_row, ahead.at, ahead.step);
+            continue;
+        }
         if (at->units == 0)
             memset(sums, 0, (size_t)plan->tile_bytes);
         else if (rows == height)

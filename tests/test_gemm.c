@@ -136,6 +136,12 @@ static void emit_narrow(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype)
             cpu_gemm_emit_narrow(module, isa, dtype, columns);
 }
 
+/* Of sums in f64, f64 alone. */
+static bool stores_directly(cpu_isa isa, kind kind, ir_dtype c)
+{
+    return !cpu_gemm_has_tiles(isa, kind_dtype[kind]) && (kind == F64 ? c == IR_F64 : c == IR_F32 || c == IR_BF16);
+}
+
 static void emit_all(LLVMModuleRef module, cpu_isa isa, kind kind)
 {
     char name[32];
@@ -143,6 +149,9 @@ static void emit_all(LLVMModuleRef module, cpu_isa isa, kind kind)
     cpu_gemm_prologue norm = {NULL, load_norm}, twice = {NULL, load_double};
     cpu_gemm_emit_micro(module, isa, dtype);
     emit_narrow(module, isa, dtype);
+    for (ir_dtype c = IR_F32; c <= IR_BF16; c++)
+        if (stores_directly(isa, kind, c))
+            cpu_gemm_emit_direct(module, isa, dtype, c);
     for (lie lie = ALONG_LINES; lie <= STRIDED; lie++)
         for (cpu_gemm_side side = CPU_GEMM_A; side <= CPU_GEMM_B; side++)
             for (int prologue = 0; prologue < (kind == F64 ? 1 : 2); prologue++) {
@@ -396,6 +405,9 @@ static void *check(const trial *t, size_t *c_bytes)
     cpu_gemm_find_micro(&gemm.code, code, t->isa, dtype);
     if (gemm.plan.narrow)
         cpu_gemm_find_narrow(&gemm.code, code, t->isa, dtype, gemm.plan.narrow);
+    ir_dtype c_dtype = t->store == TO_BF16 ? IR_BF16 : t->kind == F64 ? IR_F64 : IR_F32;
+    if ((t->store == PLAIN || t->store == TO_BF16) && stores_directly(t->isa, t->kind, c_dtype))
+        cpu_gemm_find_direct(&gemm.code, code, dtype, c_dtype);
     pack_name(name, CPU_GEMM_A, t->a, t->norm);
     find(code, name, &gemm.code.pack_a);
     pack_name(name, CPU_GEMM_B, t->b, t->norm);
@@ -405,7 +417,6 @@ static void *check(const trial *t, size_t *c_bytes)
     gemm.b = (cpu_gemm_operand){o.b.at, o.b.line, o.b.k, {o.b.batch[0], o.b.batch[1]}, ir_dtype_bytes(memory), &o.norm};
 
     /* C: gaps and guards hold 77, elements 0.5. */
-    ir_dtype c_dtype = t->store == TO_BF16 ? IR_BF16 : t->kind == F64 ? IR_F64 : IR_F32;
     int64_t row_stride = t->n + 5, batch_stride = t->m * row_stride + 3, count = batches * batch_stride;
     *c_bytes = (size_t)((count + 2 * GUARD) * ir_dtype_bytes(c_dtype));
     void *block = base_alloc(*c_bytes), *c = (char *)block + GUARD * ir_dtype_bytes(c_dtype);
