@@ -81,14 +81,6 @@ RAX_DEVICE void rax_matrices_transposed(rax_u32 *to, const rax_u16 *row)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"((rax_u32)__cvta_generic_to_shared(row)) : "memory");
 }
-RAX_DEVICE rax_u32 rax_pair(float low, float high)
-{
-    rax_u32 pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-#else
-RAX_DEVICE rax_u32 rax_pair(float low, float high) { return (rax_u32)rax_to_bf16(low) | (rax_u32)rax_to_bf16(high) << 16; }
 #endif
 
 RAX_DEVICE void rax_left(rax_u32 (*f)[4], const rax_element *a, int k)
@@ -136,7 +128,8 @@ RAX_DEVICE void rax_product_values(float (*acc)[4], int tiles, float (*value)[4]
         RAX_UNROLL
         for (int m = 0; m < A_MT; m++) {
             const float *low = value[m * A_NT + k / 8], *high = value[m * A_NT + k / 8 + 1];
-            f[m][0] = rax_pair(low[0], low[1]), f[m][1] = rax_pair(low[2], low[3]), f[m][2] = rax_pair(high[0], high[1]), f[m][3] = rax_pair(high[2], high[3]);
+            f[m][0] = rax_two_to_bf16(low[0], low[1]), f[m][1] = rax_two_to_bf16(low[2], low[3]);
+            f[m][2] = rax_two_to_bf16(high[0], high[1]), f[m][3] = rax_two_to_bf16(high[2], high[3]);
         }
         RAX_UNROLL
         for (int n = 0; n < tiles; n += 2) {
