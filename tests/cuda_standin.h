@@ -30,7 +30,7 @@
 #include "backend_cuda/backend.h"
 #include "tests/ptx/ptx.h"
 
-enum { BLOCK_GUARD = 512, SHARED_OPTIN = 232448 };
+enum { BLOCK_GUARD = 512, SAMPLED_FROM = 64 << 20, SHARED_OPTIN = 232448 };
 
 #define STANDIN_CHECK(condition, ...)                                       \
     do {                                                                    \
@@ -65,24 +65,23 @@ static struct {
     int algorithm;                            /* that the last product took */
     const cuda_library *nvrtc;                /* not NULL: what is compiled for the stand-in is compiled for sm_80 and sm_90, too */
     bool only_nvrtc;                          /* and only by it, for the stand-in's own architecture: kernels cannot be launched */
+    bool runs_ptx;                            /* kernels are PTX; see below */
+    int sampled_blocks;                       /* where not 0: of a launch that moves much about so many blocks run, on what is there, and only of a function's
+                                               * first two launches; no products */
+    ptx_counts counted;                       /* of what ran as PTX */
     int attention_kernels, attention_spills;  /* of what it compiled alone: kernels of attention, and those of them that have not registers enough */
     int keeping_kernels, keeping_alone;       /* kernels that keep rows in half of a multiprocessor's shared memory, and those whose registers leave no room for a second block */
 } standin = { .most_bytes = (size_t)8 << 30, .arch_major = 9, .nvrtc_version = 130 };
 
-/* RAX_TEST_CUDA=ptx: NVRTC itself compiles kernels, to PTX, which tests/ptx executes. A program that finds no NVRTC says so and ends with this. */
+/* RAX_TEST_CUDA=ptx: NVRTC itself compiles kernels, to PTX, which tests/ptx executes. A program that finds no NVRTC says so and ends with this.
+ * RAX_TEST_ARCH=80: the architecture, where a test does not choose one. */
 enum { EXIT_NO_NVRTC = 77 };
-static bool standin_runs_ptx(void)
+__attribute__((constructor)) static void standin_read_environment(void)
 {
-    const char *wanted = getenv("RAX_TEST_CUDA");
-    return wanted && !strcmp(wanted, "ptx");
-}
-
-/* RAX_TEST_ARCH=80: the architecture, where a test does not choose one. */
-__attribute__((constructor)) static void standin_choose_architecture(void)
-{
-    const char *wanted = getenv("RAX_TEST_ARCH");
-    if (wanted)
-        standin.arch_major = atoi(wanted) / 10, standin.arch_minor = atoi(wanted) % 10;
+    const char *kind = getenv("RAX_TEST_CUDA"), *architecture = getenv("RAX_TEST_ARCH");
+    standin.runs_ptx = kind && !strcmp(kind, "ptx");
+    if (architecture)
+        standin.arch_major = atoi(architecture) / 10, standin.arch_minor = atoi(architecture) % 10;
 }
 
 static block *block_of(const void *at, size_t bytes, bool pinned)
@@ -149,7 +148,7 @@ static const cuda_library standin_library = {
 #undef FUNCTION
 };
 
-/* RAX_TEST_CUDA=ptx: kernels are what NVRTC makes of them, and run by tests/ptx. RAX_TEST_CUDA=device: the tests run on the machine's own GPU and libraries. What only the stand-in can count or provoke is left out. */
+/* RAX_TEST_CUDA=device: the tests run on the machine's own GPU and libraries. What only the stand-in can count or provoke is left out. */
 static bool standin_is_device(void)
 {
     const char *wanted = getenv("RAX_TEST_CUDA");

@@ -186,7 +186,7 @@ static int si_source_compile(cuda_source s, int n_options, const char *const *op
         s->image = calloc(1, sizeof(size_t) + 1);
         return !compile_for_cards(s);
     }
-    bool compiled = standin_runs_ptx() ? compile_ptx(s) : compile_c("", s->text, &s->image, &s->bytes);
+    bool compiled = standin.runs_ptx ? compile_ptx(s) : compile_c("", s->text, &s->image, &s->bytes);
     __atomic_add_fetch(&standin.compiled, 1, __ATOMIC_RELAXED);
     return !compiled || !compile_for_cards(s);
 }

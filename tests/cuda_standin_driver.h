@@ -149,7 +149,7 @@ static int si_module_load(cuda_module *module, const void *image)
     cuda_module m = *module = calloc(1, sizeof *m);
     if (bytes == 0)
         return 0;
-    if (standin_runs_ptx()) {
+    if (standin.runs_ptx) {
         char *why;
         m->ptx = ptx_read((const char *)image + sizeof bytes, &why);
         STANDIN_CHECK(m->ptx, "%s", why);

@@ -4,7 +4,7 @@
 
 /* -- the stream ------------------------------------------------------------------------------------------------------------- */
 
-struct cuda_function_opaque { void (*entry)(const int64_t *); void (*emulate)(void (*)(const int64_t *), const unsigned[3], unsigned, unsigned, const int64_t *, int backwards); int shared_bytes; const ptx_kernel *ptx; };
+struct cuda_function_opaque { void (*entry)(const int64_t *); void (*emulate)(void (*)(const int64_t *), const unsigned[3], unsigned, unsigned, const int64_t *, int backwards); int shared_bytes; const ptx_kernel *ptx; int launches; };
 struct cuda_module_opaque { void *handle; int fd; struct cuda_function_opaque function; ptx_module *ptx; };
 struct cuda_event_opaque { bool recorded; int64_t ticket; cuda_stream stream; struct timespec time; };
 struct cuda_product_desc_opaque { int compute, transpose_a, transpose_b, epilogue; char *bias, *aux; int64_t aux_leading; };
@@ -72,7 +72,10 @@ static const char *ptx_memory(const void *at, size_t bytes, size_t *block_bytes)
 
 static void run_ptx(const stream_op *op)
 {
-    const ptx_options options = { .backwards = standin.backwards, .orders_blocks = true, .memory = ptx_memory };
+    const ptx_options options = { .backwards = standin.backwards, .orders_blocks = true, .memory = ptx_memory, .counts = &standin.counted, .sampled = standin.sampled_blocks,
+                                  .most_moved = SAMPLED_FROM };
+    if (standin.sampled_blocks && op->function->launches++ >= 2)
+        return;
     char *why = ptx_launch(op->function->ptx, op->grid, op->threads, op->shared_bytes, op->args, op->bytes, &options);
     STANDIN_CHECK(!why, "%s", why);
 }
@@ -111,6 +114,8 @@ static void do_op(const stream_op *op)
         break;
     case DO_PRODUCT:
         standin.products++;
+        if (standin.sampled_blocks)
+            break;
         standin.tf32_products += op->desc.compute == CUDA_COMPUTE_TF32;
         standin.algorithm = op->algorithm;
         if (standin.fast_second && op->algorithm != 4712)

@@ -1,5 +1,5 @@
-/* The machine that executes PTX (tests/ptx), on texts written for it: what each instruction makes of chosen operands, a warp whose lanes part and meet, what a warp does together, and
- * everything that it is there to find, provoked once. */
+/* The machine that executes PTX (tests/ptx), on texts written for it: what each instruction makes of chosen operands,
+ * a warp whose lanes part and meet, what a warp does together, and everything that it is there to find, provoked once. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -29,8 +29,10 @@ static char *run_with(const launch *l, const char *body)
 {
     static char text[MOST_TEXT];
     snprintf(text, sizeof text,
-             ".version 8.0\n.target sm_80\n.address_size 64\n.extern .shared .align 16 .b8 memory[];\n%s\n.visible .entry k(.param .u64 p0, .param .u64 p1)\n.maxntid 256, 1, 1\n{\n"
-             ".reg .pred %%p<20>;\n.reg .b16 %%rs<20>;\n.reg .b32 %%r<40>;\n.reg .f32 %%f<20>;\n.reg .b64 %%rd<20>;\n.reg .f64 %%fd<20>;\n.shared .align 16 .b8 fixed[1024];\n"
+             ".version 8.0\n.target sm_80\n.address_size 64\n.extern .shared .align 16 .b8 memory[];\n%s\n"
+             ".visible .entry k(.param .u64 p0, .param .u64 p1)\n.maxntid 256, 1, 1\n{\n"
+             ".reg .pred %%p<20>;\n.reg .b16 %%rs<20>;\n.reg .b32 %%r<40>;\n.reg .f32 %%f<20>;\n.reg .b64 %%rd<20>;\n.reg .f64 %%fd<20>;\n"
+             ".shared .align 16 .b8 fixed[1024];\n"
              "ld.param.u64 %%rd1, [p0];\nld.param.u64 %%rd2, [p1];\nmov.u32 %%r1, %%tid.x;\nmov.u32 %%r2, %%ctaid.x;\n%s\nret;\n}\n",
              l->functions ? l->functions : "", body);
     char *why = NULL;
@@ -96,8 +98,8 @@ static void check_instruction(const instruction *i)
     uint64_t got = 0;
     memcpy(&got, to, 8);
     if (got != i->d)
-        fail_msg("%s of %#llx, %#llx, %#llx: expected %#llx, got %#llx", i->text, (unsigned long long)i->a, (unsigned long long)i->b, (unsigned long long)i->c, (unsigned long long)i->d,
-                 (unsigned long long)got);
+        fail_msg("%s of %#llx, %#llx, %#llx: expected %#llx, got %#llx", i->text, (unsigned long long)i->a, (unsigned long long)i->b,
+                 (unsigned long long)i->c, (unsigned long long)i->d, (unsigned long long)got);
 }
 
 #define ONE 0x3f800000
@@ -188,7 +190,8 @@ static const instruction instructions[] = {
     { "setp.leu.f32 %p1, a, b;\nselp.b32 d, 1, 2, %p1", "b32 f32 f32", NAN32, 0, 0, 1 },
     { "setp.ne.f32 %p1, a, b;\nselp.b32 d, 1, 2, %p1", "b32 f32 f32", NAN32, 0, 0, 2 },
     { "setp.neu.f32 %p1, a, b;\nselp.b32 d, 1, 2, %p1", "b32 f32 f32", NAN32, 0, 0, 1 },
-    { "setp.eq.s32 %p1, a, 1;\nsetp.eq.s32 %p2, b, 1;\nand.pred %p3, %p1, %p2;\nnot.pred %p4, %p3;\nselp.b32 d, 1, 2, %p4", "b32 b32 b32", 1, 1, 0, 2 },
+    { "setp.eq.s32 %p1, a, 1;\nsetp.eq.s32 %p2, b, 1;\nand.pred %p3, %p1, %p2;\nnot.pred %p4, %p3;\n"
+      "selp.b32 d, 1, 2, %p4", "b32 b32 b32", 1, 1, 0, 2 },
     { "setp.eq.s32 %p1, a, 1;\nmov.u32 d, 9;\n@!%p1 mov.u32 d, 8;\n@%p1 mov.u32 d, 7", "b32 b32", 1, 0, 0, 7 },
 };
 
@@ -213,7 +216,8 @@ static void test_lanes_part_and_meet(void **state)
 {
     (void)state;
     run(64, "mov.u32 %r3, 0;\nmov.u32 %r4, 0;\n"
-            "$loop:\nsetp.ge.u32 %p1, %r3, %r1;\n@%p1 bra $out;\nand.b32 %r5, %r3, 1;\nsetp.eq.s32 %p2, %r5, 0;\n@%p2 bra $even;\nadd.s32 %r4, %r4, 100;\nbra.uni $next;\n"
+            "$loop:\nsetp.ge.u32 %p1, %r3, %r1;\n@%p1 bra $out;\nand.b32 %r5, %r3, 1;\nsetp.eq.s32 %p2, %r5, 0;\n@%p2 bra $even;\n"
+            "add.s32 %r4, %r4, 100;\nbra.uni $next;\n"
             "$even:\nadd.s32 %r4, %r4, 1;\n$next:\nadd.s32 %r3, %r3, 1;\nbra.uni $loop;\n"
             "$out:\nshfl.sync.bfly.b32 %r6|%p3, %r4, 1, 31, -1;\nmul.wide.u32 %rd3, %r1, 4;\nadd.s64 %rd4, %rd1, %rd3;\nst.global.u32 [%rd4], %r6;");
     for (int l = 0; l < 64; l++) {
@@ -225,11 +229,13 @@ static void test_lanes_part_and_meet(void **state)
 static void test_shuffles(void **state)
 {
     static const struct { const char *how; int by; const char *clamp; int expected_of_9, expected_of_31; } cases[] = {
-        { "bfly", 3, "31", 10, 28 }, { "down", 2, "31", 11, 31 }, { "up", 4, "0", 5, 27 }, { "idx", 7, "31", 7, 7 }, { "down", 2, "0x1807", 11, 31 }, { "idx", 1, "0x181f", 9, 25 } };
+        { "bfly", 3, "31", 10, 28 }, { "down", 2, "31", 11, 31 }, { "up", 4, "0", 5, 27 }, { "idx", 7, "31", 7, 7 },
+        { "down", 2, "0x1807", 11, 31 }, { "idx", 1, "0x181f", 9, 25 } };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char body[512];
-        snprintf(body, sizeof body, "shfl.sync.%s.b32 %%r3, %%r1, %d, %s, -1;\nmul.wide.u32 %%rd3, %%r1, 4;\nadd.s64 %%rd4, %%rd1, %%rd3;\nst.global.u32 [%%rd4], %%r3;", cases[i].how, cases[i].by,
+        snprintf(body, sizeof body, "shfl.sync.%s.b32 %%r3, %%r1, %d, %s, -1;\nmul.wide.u32 %%rd3, %%r1, 4;\nadd.s64 %%rd4, %%rd1, %%rd3;\n"
+                                    "st.global.u32 [%%rd4], %%r3;", cases[i].how, cases[i].by,
                  cases[i].clamp);
         run(32, body);
         assert_int_equal(word(to, 9), cases[i].expected_of_9);
@@ -239,7 +245,8 @@ static void test_shuffles(void **state)
 
 static uint16_t bf16(int small) { float x = (float)small; uint32_t bits; memcpy(&bits, &x, 4); return (uint16_t)(bits >> 16); }
 
-/* A 16 x 16 and B 16 x 8, by columns, of small numbers, through shared memory: what ldmatrix and mma make of them is the product, wherever the standard has the elements lie in between. */
+/* A 16 x 16 and B 16 x 8, by columns, of small numbers, through shared memory: what ldmatrix and mma make of them is the
+ * product, wherever the standard has the elements lie in between. */
 static void test_matrices(void **state)
 {
     uint16_t a[16][16], b[8][16];
@@ -253,16 +260,22 @@ static void test_matrices(void **state)
     memcpy(from, a, sizeof a);
     memcpy(from + sizeof a, b, sizeof b);
     /* 48 chunks of 16 bytes by cp.async; lane l reads row l % 16 of A from column 8 (l / 16), and of B row l % 8 from column 8 (l / 8 % 2) */
-    run(32, "mul.wide.u32 %rd3, %r1, 16;\nadd.s64 %rd4, %rd2, %rd3;\nmov.u64 %rd5, memory;\nadd.s64 %rd6, %rd5, %rd3;\ncvt.u32.u64 %r3, %rd6;\ncp.async.cg.shared.global [%r3], [%rd4], 16;\n"
-            "setp.lt.u32 %p1, %r1, 16;\n@!%p1 bra $copied;\nadd.s64 %rd4, %rd4, 512;\nadd.s32 %r3, %r3, 512;\nmov.u32 %r4, 16;\ncp.async.cg.shared.global [%r3], [%rd4], 16, %r4;\n"
+    run(32, "mul.wide.u32 %rd3, %r1, 16;\nadd.s64 %rd4, %rd2, %rd3;\nmov.u64 %rd5, memory;\nadd.s64 %rd6, %rd5, %rd3;\ncvt.u32.u64 %r3, %rd6;\n"
+            "cp.async.cg.shared.global [%r3], [%rd4], 16;\n"
+            "setp.lt.u32 %p1, %r1, 16;\n@!%p1 bra $copied;\nadd.s64 %rd4, %rd4, 512;\nadd.s32 %r3, %r3, 512;\nmov.u32 %r4, 16;\n"
+            "cp.async.cg.shared.global [%r3], [%rd4], 16, %r4;\n"
             "$copied:\ncp.async.wait_all;\nbar.sync 0;\n"
-            "and.b32 %r5, %r1, 15;\nshl.b32 %r5, %r5, 5;\nshr.u32 %r6, %r1, 4;\nshl.b32 %r6, %r6, 4;\nadd.s32 %r5, %r5, %r6;\ncvt.u32.u64 %r7, %rd5;\nadd.s32 %r5, %r5, %r7;\n"
+            "and.b32 %r5, %r1, 15;\nshl.b32 %r5, %r5, 5;\nshr.u32 %r6, %r1, 4;\nshl.b32 %r6, %r6, 4;\nadd.s32 %r5, %r5, %r6;\ncvt.u32.u64 %r7, %rd5;\n"
+            "add.s32 %r5, %r5, %r7;\n"
             "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r10, %r11, %r12, %r13}, [%r5];\n"
-            "and.b32 %r5, %r1, 7;\nshl.b32 %r5, %r5, 5;\nshr.u32 %r6, %r1, 3;\nand.b32 %r6, %r6, 1;\nshl.b32 %r6, %r6, 4;\nadd.s32 %r5, %r5, %r6;\nadd.s32 %r5, %r5, %r7;\n"
+            "and.b32 %r5, %r1, 7;\nshl.b32 %r5, %r5, 5;\nshr.u32 %r6, %r1, 3;\nand.b32 %r6, %r6, 1;\nshl.b32 %r6, %r6, 4;\nadd.s32 %r5, %r5, %r6;\n"
+            "add.s32 %r5, %r5, %r7;\n"
             "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r14, %r15, %r16, %r17}, [%r5+512];\n"
             "mov.f32 %f1, 0f00000000;\n"
             "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f2, %f3, %f4, %f5}, {%r10, %r11, %r12, %r13}, {%r14, %r15}, {%f1, %f1, %f1, %f1};\n"
-            "shr.u32 %r20, %r1, 2;\nand.b32 %r21, %r1, 3;\nshl.b32 %r22, %r20, 5;\nshl.b32 %r23, %r21, 3;\nadd.s32 %r24, %r22, %r23;\ncvt.u64.u32 %rd7, %r24;\nadd.s64 %rd8, %rd1, %rd7;\n"
+            ""
+            "shr.u32 %r20, %r1, 2;\nand.b32 %r21, %r1, 3;\nshl.b32 %r22, %r20, 5;\nshl.b32 %r23, %r21, 3;\nadd.s32 %r24, %r22, %r23;\n"
+            "cvt.u64.u32 %rd7, %r24;\nadd.s64 %rd8, %rd1, %rd7;\n"
             "st.global.v2.f32 [%rd8], {%f2, %f3};\nst.global.v2.f32 [%rd8+256], {%f4, %f5};");
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 8; j++) {
@@ -280,11 +293,15 @@ static void test_calls(void **state)
 {
     (void)state;
     const launch l = { 1, 32, 0,
-                       ".func (.param .align 8 .b8 result[16]) twice(.param .b32 x)\n{\n.reg .b32 %r<4>;\n.reg .b64 %rd<4>;\n.local .align 8 .b8 room[8];\n.reg .b64 %SPL;\nmov.u64 %SPL, room;\n"
-                       "ld.param.u32 %r1, [x];\nst.local.u32 [%SPL+4], %r1;\nld.local.u32 %r2, [%SPL+4];\nadd.s32 %r3, %r1, %r2;\nst.param.b32 [result+0], %r3;\ncvt.u64.u32 %rd1, %r1;\n"
+                       ".func (.param .align 8 .b8 result[16]) twice(.param .b32 x)\n{\n.reg .b32 %r<4>;\n.reg .b64 %rd<4>;\n"
+                       ".local .align 8 .b8 room[8];\n.reg .b64 %SPL;\nmov.u64 %SPL, room;\n"
+                       "ld.param.u32 %r1, [x];\nst.local.u32 [%SPL+4], %r1;\nld.local.u32 %r2, [%SPL+4];\nadd.s32 %r3, %r1, %r2;\n"
+                       "st.param.b32 [result+0], %r3;\ncvt.u64.u32 %rd1, %r1;\n"
                        "st.param.b64 [result+8], %rd1;\nret;\n}\n", NULL };
-    char *why = run_with(&l, "mov.u32 %r5, 1000;\nmov.u64 %rd5, 1;\nsetp.lt.u32 %p1, %r1, 10;\n@%p1 bra $out;\n{\n.param .b32 given;\nst.param.b32 [given+0], %r1;\n.param .align 8 .b8 got[16];\n"
-                             "call.uni (got), twice, (given);\nld.param.b32 %r5, [got+0];\nld.param.b64 %rd5, [got+8];\n}\n$out:\ncvt.u32.u64 %r6, %rd5;\nadd.s32 %r7, %r5, %r6;\n"
+    char *why = run_with(&l, "mov.u32 %r5, 1000;\nmov.u64 %rd5, 1;\nsetp.lt.u32 %p1, %r1, 10;\n@%p1 bra $out;\n{\n.param .b32 given;\n"
+                             "st.param.b32 [given+0], %r1;\n.param .align 8 .b8 got[16];\n"
+                             "call.uni (got), twice, (given);\nld.param.b32 %r5, [got+0];\nld.param.b64 %rd5, [got+8];\n}\n$out:\n"
+                             "cvt.u32.u64 %r6, %rd5;\nadd.s32 %r7, %r5, %r6;\n"
                              "mul.wide.u32 %rd3, %r1, 4;\nadd.s64 %rd4, %rd1, %rd3;\nst.global.u32 [%rd4], %r7;");
     if (why)
         fail_msg("%s", why);
@@ -312,9 +329,12 @@ static const struct { const char *body, *why; unsigned blocks, threads; } faults
     { SHARED_AT_4 "st.shared.u32 [%rd6+1024], %r1;", "of shared memory, of which the block has", 1, 1 },
     { SHARED_AT_4 "st.shared.u32 [%rd6], %r1;\nld.shared.u32 %r3, [%rd5];", "one thread reads what another writes", 1, 32 },
     { SHARED_AT_4 "st.shared.u32 [%rd6], %r1;\nbar.warp.sync -1;\nld.shared.u32 %r3, [%rd5];", "one thread reads what another writes", 1, 33 },
-    { SHARED_AT_4 "st.shared.u32 [%rd6], %r1;\nbar.sync 0;\nld.shared.u32 %r3, [%rd5];\nst.shared.u32 [%rd6], %r1;", "one thread writes what another reads", 1, 64 },
-    { "cvt.u32.u64 %r3, %rd1;\nmov.u64 %rd5, memory;\ncvt.u32.u64 %r4, %rd5;\ncp.async.cg.shared.global [%r4], [%rd2], 16;\nld.shared.u32 %r5, [%rd5];", "still bringing", 1, 1 },
-    { "mov.u64 %rd5, memory;\ncvt.u32.u64 %r4, %rd5;\nsetp.eq.s32 %p1, %r1, 0;\n@%p1 cp.async.cg.shared.global [%r4], [%rd2], 16;\ncp.async.wait_all;\nld.shared.u32 %r5, [%rd5];",
+    { SHARED_AT_4 "st.shared.u32 [%rd6], %r1;\nbar.sync 0;\nld.shared.u32 %r3, [%rd5];\n"
+                  "st.shared.u32 [%rd6], %r1;", "one thread writes what another reads", 1, 64 },
+    { "cvt.u32.u64 %r3, %rd1;\nmov.u64 %rd5, memory;\ncvt.u32.u64 %r4, %rd5;\ncp.async.cg.shared.global [%r4], [%rd2], 16;\n"
+      "ld.shared.u32 %r5, [%rd5];", "still bringing", 1, 1 },
+    { "mov.u64 %rd5, memory;\ncvt.u32.u64 %r4, %rd5;\nsetp.eq.s32 %p1, %r1, 0;\n@%p1 cp.async.cg.shared.global [%r4], [%rd2], 16;\n"
+      "cp.async.wait_all;\nld.shared.u32 %r5, [%rd5];",
       "one thread reads what another writes", 1, 33 },
     { "setp.lt.u32 %p1, %r1, 7;\n@%p1 bra $end;\nbar.sync 0;\n$end:", "this lane has ended", 1, 32 },
     { "setp.lt.u32 %p1, %r1, 7;\n@%p1 bra $a;\nbar.sync 0;\nbra.uni $end;\n$a:\nbar.sync 0;\n$end:", "to which this one does not come", 1, 32 },
@@ -346,8 +366,10 @@ static void test_order(void **state)
     run(33, AT_4 "ld.global.u32 %r3, [%rd1];\nbar.sync 0;\nst.global.u32 [%rd4], %r1;");
     run(32, SHARED_AT_4 "st.shared.u32 [%rd6], %r1;\nbar.warp.sync -1;\nld.shared.u32 %r3, [%rd5];\nbar.warp.sync -1;\nst.shared.u32 [%rd6], %r3;");
     run(64, SHARED_AT_4 "st.shared.u32 [%rd6], %r1;\nbar.sync 0;\nld.shared.u32 %r3, [%rd5];\nbar.sync 0;\nst.shared.u32 [%rd6], %r3;");
-    run(64, "mov.u64 %rd5, memory;\ncvt.u32.u64 %r4, %rd5;\nsetp.eq.s32 %p1, %r1, 0;\n@%p1 cp.async.cg.shared.global [%r4], [%rd2], 16;\ncp.async.wait_all;\nbar.sync 0;\nld.shared.u32 %r5, [%rd5];");
-    run(32, "add.s32 %r3, %r4, 1;\nsetp.lt.u32 %p1, %r1, 64;\nselp.b32 %r5, %r1, %r3, %p1;\n" AT_4 "st.global.u32 [%rd4], %r5;");      /* computed ahead, and not needed */
+    run(64, "mov.u64 %rd5, memory;\ncvt.u32.u64 %r4, %rd5;\nsetp.eq.s32 %p1, %r1, 0;\n@%p1 cp.async.cg.shared.global [%r4], [%rd2], 16;\n"
+            "cp.async.wait_all;\nbar.sync 0;\nld.shared.u32 %r5, [%rd5];");
+    run(32, "add.s32 %r3, %r4, 1;\nsetp.lt.u32 %p1, %r1, 64;\n"
+            "selp.b32 %r5, %r1, %r3, %p1;\n" AT_4 "st.global.u32 [%rd4], %r5;");      /* computed ahead, and not needed */
 }
 
 /* -- what it counts -------------------------------------------------------------------------------------------------------------- */
@@ -361,8 +383,10 @@ static void test_counts(void **state)
         { "mul.wide.u32 %rd3, %r1, 16;\nadd.s64 %rd4, %rd2, %rd3;\nld.global.v4.u32 {%r3, %r4, %r5, %r6}, [%rd4];", 16, 16, 0, 0, 0 },
         { SHARED_AT_4 "st.shared.u32 [%rd6], %r1;", 0, 0, 1, 1, 0 },
         { "mov.u64 %rd5, memory;\nmul.wide.u32 %rd3, %r1, 8;\nadd.s64 %rd6, %rd5, %rd3;\nst.shared.u32 [%rd6], %r1;", 0, 0, 2, 1, 0 },
-        { "mov.u64 %rd5, memory;\nmul.wide.u32 %rd3, %r1, 16;\nadd.s64 %rd6, %rd5, %rd3;\nst.shared.v4.u32 [%rd6], {%r1, %r1, %r1, %r1};", 0, 0, 4, 4, 0 },
-        { "mov.u64 %rd5, memory;\nmul.wide.u32 %rd3, %r1, 32;\nadd.s64 %rd6, %rd5, %rd3;\nst.shared.v4.u32 [%rd6], {%r1, %r1, %r1, %r1};", 0, 0, 8, 4, 0 },
+        { "mov.u64 %rd5, memory;\nmul.wide.u32 %rd3, %r1, 16;\nadd.s64 %rd6, %rd5, %rd3;\n"
+          "st.shared.v4.u32 [%rd6], {%r1, %r1, %r1, %r1};", 0, 0, 4, 4, 0 },
+        { "mov.u64 %rd5, memory;\nmul.wide.u32 %rd3, %r1, 32;\nadd.s64 %rd6, %rd5, %rd3;\n"
+          "st.shared.v4.u32 [%rd6], {%r1, %r1, %r1, %r1};", 0, 0, 8, 4, 0 },
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -371,7 +395,8 @@ static void test_counts(void **state)
         if (why)
             fail_msg("%s", why);
         if (c.sectors != cases[i].sectors || c.sectors_least != cases[i].sectors_least || c.shared_passes != cases[i].passes || c.shared_least != cases[i].passes_least)
-            fail_msg("%s\nsectors %lld of at least %lld, passes %lld of at least %lld", cases[i].body, (long long)c.sectors, (long long)c.sectors_least, (long long)c.shared_passes,
+            fail_msg("%s\n"
+                     "sectors %lld of at least %lld, passes %lld of at least %lld", cases[i].body, (long long)c.sectors, (long long)c.sectors_least, (long long)c.shared_passes,
                      (long long)c.shared_least);
         assert_int_equal(c.blocks, 1);
     }
@@ -379,7 +404,8 @@ static void test_counts(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_instructions), cmocka_unit_test(test_lanes_part_and_meet), cmocka_unit_test(test_shuffles), cmocka_unit_test(test_matrices),
-                                        cmocka_unit_test(test_calls), cmocka_unit_test(test_faults), cmocka_unit_test(test_order), cmocka_unit_test(test_counts) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_instructions), cmocka_unit_test(test_lanes_part_and_meet),
+                                        cmocka_unit_test(test_shuffles), cmocka_unit_test(test_matrices), cmocka_unit_test(test_calls),
+                                        cmocka_unit_test(test_faults), cmocka_unit_test(test_order), cmocka_unit_test(test_counts) };
     return cmocka_run_group_tests_name("the machine that executes PTX", tests, NULL, NULL);
 }

@@ -254,25 +254,31 @@ static void run_block(ptx_machine *m, ptx_warp *warps)
     m->counts.blocks++;
 }
 
-static void add_counts(ptx_counts *to, const ptx_counts *c)
+/* Of all blocks, where only some ran: as if the others were like them. */
+static void add_counts(ptx_counts *to, const ptx_counts *c, int64_t blocks)
 {
     int64_t *sums = (int64_t *)to;
     const int64_t *numbers = (const int64_t *)c;
     for (size_t k = 0; k < sizeof *c / sizeof *numbers; k++)
-        sums[k] += numbers[k];
+        sums[k] += c->blocks ? numbers[k] * blocks / c->blocks : 0;
 }
 
 static void run_blocks(ptx_machine *m, ptx_warp *warps)
 {
-    unsigned blocks = m->grid[0] * m->grid[1] * m->grid[2], every = m->options->every ? (unsigned)m->options->every : 1;
+    const ptx_options *o = m->options;
+    unsigned blocks = m->grid[0] * m->grid[1] * m->grid[2], every = 1;
     for (unsigned k = 0; k < blocks; k++) {
-        m->block_number = m->options->backwards ? blocks - 1 - k : k;
-        if (m->block_number % every == 0 || m->block_number == blocks - 1)
-            run_block(m, warps);
+        if (k % every != 0 && k != blocks - 1)
+            continue;
+        m->block_number = o->backwards ? blocks - 1 - k : k;
+        run_block(m, warps);
+        if (o->sampled && k == 0 && (m->counts.bytes_read + m->counts.bytes_written) * blocks > o->most_moved && blocks > (unsigned)o->sampled)
+            every = blocks / (unsigned)o->sampled;
     }
 }
 
-char *ptx_launch(const ptx_kernel *kernel, const unsigned grid[3], unsigned threads, unsigned shared_bytes, const void *params, size_t params_bytes, const ptx_options *options)
+char *ptx_launch(const ptx_kernel *kernel, const unsigned grid[3], unsigned threads, unsigned shared_bytes, const void *params,
+                 size_t params_bytes, const ptx_options *options)
 {
     static uint32_t launches;
     const ptx_function *f = &kernel->f;
@@ -292,7 +298,7 @@ char *ptx_launch(const ptx_kernel *kernel, const unsigned grid[3], unsigned thre
         run_blocks(&m, warps);
     }
     if (options->counts)
-        add_counts(options->counts, &m.counts);
+        add_counts(options->counts, &m.counts, (int64_t)grid[0] * grid[1] * grid[2]);
     for (unsigned k = 0; k < m.n_warps; k++)
         free(warps[k].file), free(warps[k].locals);
     free(warps);

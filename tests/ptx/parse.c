@@ -356,20 +356,25 @@ static int word_value(const word *words, const char *text)
     return -1;
 }
 static const word compares[] = {
-    { "eq", CMP_EQ }, { "ne", CMP_NE }, { "lt", CMP_LT }, { "le", CMP_LE }, { "gt", CMP_GT }, { "ge", CMP_GE }, { "lo", CMP_LO }, { "ls", CMP_LS }, { "hi", CMP_HI }, { "hs", CMP_HS },
+    { "eq", CMP_EQ }, { "ne", CMP_NE }, { "lt", CMP_LT }, { "le", CMP_LE }, { "gt", CMP_GT }, { "ge", CMP_GE },
+    { "lo", CMP_LO }, { "ls", CMP_LS }, { "hi", CMP_HI }, { "hs", CMP_HS },
     { "equ", CMP_EQU }, { "neu", CMP_NEU }, { "ltu", CMP_LTU }, { "leu", CMP_LEU }, { "gtu", CMP_GTU }, { "geu", CMP_GEU }, { "num", CMP_NUM }, { "nan", CMP_NAN }, { NULL, 0 }
 };
 static const word rounds[] = { { "rn", ROUND_NEAREST }, { "rz", ROUND_ZERO }, { "rm", ROUND_DOWN }, { "rp", ROUND_UP }, { NULL, 0 } };
 static const word integer_rounds[] = { { "rni", ROUND_NEAREST }, { "rzi", ROUND_ZERO }, { "rmi", ROUND_DOWN }, { "rpi", ROUND_UP }, { NULL, 0 } };
 static const word spaces[] = {
-    { "global", SPACE_GLOBAL }, { "const", SPACE_GLOBAL }, { "shared", SPACE_SHARED }, { "shared::cta", SPACE_SHARED }, { "local", SPACE_LOCAL }, { "param", SPACE_PARAM }, { NULL, 0 }
+    { "global", SPACE_GLOBAL }, { "const", SPACE_GLOBAL }, { "shared", SPACE_SHARED }, { "shared::cta", SPACE_SHARED },
+    { "local", SPACE_LOCAL }, { "param", SPACE_PARAM }, { NULL, 0 }
 };
 static const word halves[] = { { "lo", HALF_LOW }, { "hi", HALF_HIGH }, { "wide", HALF_WIDE }, { NULL, 0 } };
 static const word shuffles[] = { { "bfly", SHUFFLE_BFLY }, { "up", SHUFFLE_UP }, { "down", SHUFFLE_DOWN }, { "idx", SHUFFLE_IDX }, { NULL, 0 } };
 static const word vectors[] = { { "v2", 2 }, { "v4", 4 }, { "v8", 8 }, { "x1", 1 }, { "x2", 2 }, { "x4", 4 }, { NULL, 0 } };
 /* What changes nothing here: hints to a cache, what holds for all that the machine does, and shapes that are the only ones it knows. */
-static const char *const ignored[] = { "uni", "sync", "aligned", "nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "weak", "volatile", "approx", "full", "m16n8k16", "row", "col", "m8n8", "L1::no_allocate",
-                                       "L1::evict_last", "L1::evict_first", "L1::evict_normal", "L1::evict_unchanged", "L2::64B", "L2::128B", "L2::256B" };
+static const char *const ignored[] = {
+    "uni", "sync", "aligned", "nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "weak", "volatile", "approx", "full",
+    "m16n8k16", "row", "col", "m8n8", "L1::no_allocate", "L1::evict_last", "L1::evict_first", "L1::evict_normal",
+    "L1::evict_unchanged", "L2::64B", "L2::128B", "L2::256B",
+};
 
 static void modifiers(reader *r, ptx_inst *i, char *mnemonic)
 {

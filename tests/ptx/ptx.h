@@ -29,7 +29,7 @@
 typedef struct ptx_module ptx_module;
 typedef struct ptx_kernel ptx_kernel;
 
-/* What a launch did. Instructions are a warp's. */
+/* What a launch did; where only some of its blocks ran, as if the others were like them. Instructions are a warp's. */
 typedef struct {
     int64_t blocks, instructions, barriers;
     int64_t arithmetic, special, products;  /* of them: of floats and integers; exp2, 1/x, sqrt and the like; mma */
@@ -44,7 +44,8 @@ typedef struct {
 typedef struct {
     bool backwards;                         /* from the last block and warp to the first */
     bool orders_blocks;                     /* global memory is watched, too: slow */
-    int every;                              /* where not 0: only each such block runs, first and last among them */
+    int sampled;                            /* where not 0: of a launch that moves more than most_moved bytes, by its */
+    int64_t most_moved;                     /* first block, about so many blocks run. Indices that others follow are few */
     /* Whether global memory is there; how many bytes from its beginning it lies, and of how many. */
     const char *(*memory)(const void *at, size_t bytes, size_t *block_bytes);
     ptx_counts *counts;                     /* added to, or NULL */
