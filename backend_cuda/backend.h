@@ -167,6 +167,7 @@ cuda_planner cuda_plan_scatter;            /* scatter.c */
 
 void cuda_legalise(kl_program *program, cuda_device *device);         /* which is asked what cuBLASLt has algorithms for */
 void cuda_hoist_scalars(kl_program *program);                         /* hoist_scalars.c */
+void cuda_join_scalars(kl_program *program);                          /* join_scalars.c */
 void cuda_split_residuals(kl_program *program);                       /* residuals.c */
 bool cuda_blas_takes_operand(const kl_contraction *c, bool is_b);
 /* What cuBLASLt is asked for, of several the first; false where it has no such product. */

@@ -90,5 +90,6 @@ void cuda_legalise(kl_program *program, cuda_device *device)
         cuda_sum_operands(program, takes, device);
     kl_list_loops(program, EARLY_BYTES);
     cuda_hoist_scalars(program);
+    cuda_join_scalars(program);
     kl_renumber(program);
 }

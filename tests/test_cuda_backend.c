@@ -278,6 +278,30 @@ static void test_scalars(void **state)
     standin_end();
 }
 
+/* What is computed of 120 scalars, of more than fusion joins, is a launch; one of them is updated in place, and its old value read by what comes after. */
+static void test_joined_scalars(void **state)
+{
+    enum { N = 120 };
+    int blocks = made.n, launches = standin.launches;
+    base_text text = {0};
+    (void)state;
+    base_text_add(&text, "graph f(%%0: f32[]");
+    for (int i = 1; i < N; i++)
+        base_text_add(&text, ", %%%d: f32[]", i);
+    base_text_add(&text, ") {\n %%%d: f32[] = mul %%0, %%0\n", N);
+    for (int i = 1; i < N; i++)
+        base_text_add(&text, " %%%d: f32[] = add %%%d, %%%d\n", N + i, N + i - 1, i);
+    base_text_add(&text, " %%%d: f32[] = sin %%%d\n %%%d: bf16[] = cast %%%d\n %%%d: f32[] = cast %%%d\n %%%d: f32[] = mul %%%d, %%0\n return %%%d, %%%d -> %%0, %%%d\n}\n", 2 * N, 2 * N - 1, 2 * N + 1,
+                  2 * N, 2 * N + 2, 2 * N + 1, 2 * N + 3, 2 * N + 2, 2 * N + 3, 2 * N, 2 * N + 1);
+    standin_begin(NULL);
+    check_graph_text(text.at, 1e-5, NULL);
+    if (!standin_is_device() && standin.launches - launches != 2)
+        fail_msg("expected a launch a run, got %d in two", standin.launches - launches);
+    standin_end();
+    base_text_free(&text);
+    forget(blocks);
+}
+
 /* A layer with gelu, and its gradients by all operands. */
 static ir_graph *gelu_layer(bool bf16, bool bias)
 {
@@ -617,7 +641,7 @@ static void test_late_reading(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_scatters), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_scalars), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_tuned_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_operand_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_rows_across), GRAPH_TEST(test_online_sums), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
+        GRAPH_TEST(test_every_op), GRAPH_TEST(test_programs), GRAPH_TEST(test_scatters), GRAPH_TEST(test_attention), GRAPH_TEST(test_narrow_gradients), GRAPH_TEST(test_scalars), GRAPH_TEST(test_joined_scalars), GRAPH_TEST(test_epilogues), GRAPH_TEST(test_tuned_epilogues), GRAPH_TEST(test_sums), GRAPH_TEST(test_operand_sums), GRAPH_TEST(test_kept_rows), GRAPH_TEST(test_rows_across), GRAPH_TEST(test_online_sums), GRAPH_TEST(test_tf32), GRAPH_TEST(test_too_large),
         GRAPH_TEST(test_late_reading),
     };
     return cmocka_run_group_tests_name("the CUDA backend", tests, NULL, NULL);
