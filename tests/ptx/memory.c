@@ -40,8 +40,12 @@ static bool is_ordered(const ptx_machine *m, const mark *before, int lane)
 
 static void note_read(const ptx_machine *m, byte_state *s, int lane)
 {
-    mark now = mark_of(m, lane), *reader = &s->reader;
+    mark *reader = &s->reader;
     bool others = is_of_block(m, reader) && reader->round == m->round;
+    if (others && (reader->warp == MANY_WARPS || (reader->warp == m->warp->index && reader->warp_round == m->warp->round &&
+                                                  (reader->lane == LANES_OF_WARP || reader->lane == lane))))
+        return;                                                    /* as before: most often so */
+    mark now = mark_of(m, lane);
     if (reader->launch == m->launch && reader->block != m->block_number) {
         now.warp = MANY_WARPS, now.block = UINT32_MAX;             /* no block's: whoever writes now meets it */
     } else if (others && reader->warp != now.warp)
