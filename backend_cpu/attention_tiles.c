@@ -6,6 +6,7 @@
  * for the keys that all lanes see, with masks for those at the diagonal and for a last odd key, and where the diagonal has left
  * the first vector, for the other alone. */
 #include "backend_cpu/attention.h"
+#include "backend_cpu/expressions.h"
 #include "backend_cpu/gemm_emit.h"
 
 #include <float.h>
@@ -78,16 +79,10 @@ static value row_of(const piece *p, value base, value key)
     return advance(&p->e, base, imul_constant(&p->e, key, p->row_bytes));
 }
 
-/* Elements of memory in the type of sums, and back. */
-static LLVMTypeRef memory_type(const piece *p, ir_dtype dtype)
-{
-    return dtype == IR_BF16 ? p->e.i16 : dtype == IR_F64 ? LLVMDoubleTypeInContext(p->e.v.context)
-                                                         : LLVMFloatTypeInContext(p->e.v.context);
-}
-
+/* Elements of memory in the type of sums. */
 static value load_elements(const piece *p, value at, value mask)
 {
-    value x = cpu_vload(&p->e.v, memory_type(p, p->class->dtype), at, mask);
+    value x = cpu_vload(&p->e.v, cpu_memory_type(p->e.v.context, p->class->dtype), at, mask);
     return p->class->dtype == IR_BF16 ? cpu_vf32_from_bf16(&p->e.v, x) : x;
 }
 
@@ -478,7 +473,7 @@ void cpu_attention_emit_store(LLVMModuleRef module, cpu_isa isa, const cpu_atten
 {
     piece p = begin(module, isa, class, name);
     const emitter *e = &p.e;
-    CHECK(class->stored == IR_BF16 || memory_type(&p, class->stored) == e->sum,
+    CHECK(class->stored == IR_BF16 || cpu_memory_type(e->v.context, class->stored) == e->sum,
           "expected %s to be stored as it is or as bf16, got %s", ir_dtype_name(class->dtype),
           ir_dtype_name(class->stored));
     stored_rows rows = {

@@ -9,7 +9,7 @@ typedef const cpu_vector_env env;
 
 /* -- values -------------------------------------------------------------------------------------------------------------- */
 
-static LLVMTypeRef memory_type(LLVMContextRef llvm, ir_dtype dtype)
+LLVMTypeRef cpu_memory_type(LLVMContextRef llvm, ir_dtype dtype)
 {
     switch (dtype) {
     case IR_F32:   return LLVMFloatTypeInContext(llvm);
@@ -25,7 +25,7 @@ static LLVMTypeRef memory_type(LLVMContextRef llvm, ir_dtype dtype)
 
 LLVMTypeRef cpu_register_type(LLVMContextRef llvm, ir_dtype dtype)
 {
-    return dtype == IR_BF16 ? LLVMFloatTypeInContext(llvm) : dtype == IR_BOOL ? LLVMInt1TypeInContext(llvm) : memory_type(llvm, dtype);
+    return dtype == IR_BF16 ? LLVMFloatTypeInContext(llvm) : dtype == IR_BOOL ? LLVMInt1TypeInContext(llvm) : cpu_memory_type(llvm, dtype);
 }
 
 static bool is_vector(value x) { return LLVMGetTypeKind(LLVMTypeOf(x)) == LLVMVectorTypeKind; }
@@ -375,7 +375,7 @@ static unsigned bytes_of(ir_dtype dtype) { return (unsigned)ir_dtype_bytes(dtype
 static value load(cpu_emitter *e, env *v, int expr)
 {
     const kl_expr *x = &e->plan->loop.exprs[expr];
-    LLVMTypeRef element = memory_type(v->context, x->dtype);
+    LLVMTypeRef element = cpu_memory_type(v->context, x->dtype);
     bool apart;
     value at = place_of(e, v, expr, &x->view, element, e->plan->depth[expr], &apart), y;
     if (apart) {                                           /* lanes that do not exist were given places that do */
@@ -526,7 +526,7 @@ void cpu_emit_store(cpu_emitter *e, int output, bool unit)
     const cpu_view_plan *plan = &e->plan->views[view];
     env *v = unit ? &e->unit : &e->body;
     ir_dtype dtype = e->plan->loop.exprs[o->expr].dtype;
-    LLVMTypeRef element = memory_type(v->context, dtype);
+    LLVMTypeRef element = cpu_memory_type(v->context, dtype);
     bool apart;
     value at = place_of(e, v, view, &o->view, element, unit ? CPU_DEPTH_UNIT : CPU_DEPTH_BODY, &apart);
     bool lanes = plan->lanes != CPU_LANES_ONE_PLACE || apart;

@@ -86,6 +86,7 @@ LLVMValueRef cpu_emit_base(cpu_emitter *e, int at);
 /* The element number, an i64 scalar, of KL_RANDOM expression expr at the beginning of the unit (inner indices 0). */
 LLVMValueRef cpu_emit_unit_element(cpu_emitter *e, int expr);
 
+LLVMTypeRef cpu_memory_type(LLVMContextRef llvm, ir_dtype dtype);
 LLVMTypeRef cpu_register_type(LLVMContextRef llvm, ir_dtype dtype);
 /* Between memory's form and registers'. */
 LLVMValueRef cpu_from_memory(const cpu_vector_env *env, ir_dtype dtype, LLVMValueRef x);

@@ -56,17 +56,17 @@ static value apart(const emitter *e, value pointer)
 }
 
 /* To C, rows row_bytes apart, in its dtype. */
-static void store_tile(const emitter *e, value *sums, int height, int vectors, const ir_dtype *c, value to, value row_bytes)
+static void store_tile(const emitter *e, value *sums, int height, int vectors, ir_dtype c, value to, value row_bytes)
 {
     const cpu_vector_env *v = &e->v;
-    bool half = *c == IR_BF16;
+    bool half = c == IR_BF16;
     for (int i = 0; i < height; i++, sums += vectors) {
-        int bytes = v->lanes * ir_dtype_bytes(*c);
+        int bytes = v->lanes * ir_dtype_bytes(c);
         for (int j = 0; j < vectors; j += half ? vectors : 1) {
             value x = sums[j];
             if (half)
-                x = cpu_vbf16_from_f32(v, vectors == 2 ? cpu_vlanes(v, sums[0], sums[1], 0, 2 * v->lanes) : x);
-            LLVMSetAlignment(LLVMBuildStore(v->builder, x, advance(e, to, constant(e, j * bytes))), (unsigned)ir_dtype_bytes(*c));
+                x = vectors == 2 ? cpu_vbf16_from_two(v, sums[0], sums[1]) : cpu_vbf16_from_f32(v, x);
+            LLVMSetAlignment(LLVMBuildStore(v->builder, x, advance(e, to, constant(e, j * bytes))), (unsigned)ir_dtype_bytes(c));
         }
         to = advance(e, to, row_bytes);
     }
@@ -150,7 +150,7 @@ static void emit_tile(LLVMModuleRef module, cpu_isa isa, ir_dtype dtype, int hei
 
     go_on_at(&e, end);
     if (c)
-        store_tile(&e, next, height, vectors, c, tile, resume);
+        store_tile(&e, next, height, vectors, *c, tile, resume);
     for (int i = 0; !c && i < n; i++) {
         value to = advance(&e, tile, constant(&e, i / vectors * row_bytes + i % vectors * vector_bytes));
         LLVMSetAlignment(LLVMBuildStore(builder, next[i], to), (unsigned)(lanes[i % vectors] * unit_bytes));

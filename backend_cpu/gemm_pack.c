@@ -14,6 +14,7 @@
  * With pairs (bf16 for dpbf16ps) the unit of all this is two elements next to each other in K: neighbours already where K
  * lies side by side, else two rows interleaved. A last odd k is paired with zero, and with tile registers K is filled up to whole
  * tiles. */
+#include "backend_cpu/expressions.h"
 #include "backend_cpu/gemm_emit.h"
 
 typedef struct {
@@ -29,14 +30,8 @@ typedef struct {
 
 static LLVMTypeRef memory_type(LLVMContextRef context, ir_dtype dtype)
 {
-    switch (dtype) {
-    case IR_F32:  return LLVMFloatTypeInContext(context);
-    case IR_F64:  return LLVMDoubleTypeInContext(context);
-    case IR_BF16: return LLVMInt16TypeInContext(context);
-    case IR_I32: case IR_BOOL: case IR_TUPLE: break;
-    }
-    CHECK(false, "expected a floating dtype, got %s", ir_dtype_name(dtype));
-    return NULL;
+    CHECK(ir_dtype_is_float(dtype), "expected a floating dtype, got %s", ir_dtype_name(dtype));
+    return cpu_memory_type(context, dtype);
 }
 
 value cpu_gemm_load_plain(void *context, const cpu_gemm_source *at)

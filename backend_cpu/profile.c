@@ -12,7 +12,6 @@
  * The first run touches its memory for the first time: it counts only while there has been no other. */
 #include "backend_cpu/backend.h"
 
-
 typedef struct { int64_t tasks, nanoseconds; } item_time;
 typedef struct { _Alignas(64) item_time *items; int n_events, cap_events, open; ir_event *events; } thread_profile;
 
