@@ -10,7 +10,7 @@
 
 #include <string.h>
 
-enum { MOST_VECTOR = 8, THREADS = 256, LISTED_ITERATIONS = 4, WARP = 32, MOST_ROW_BLOCKS = 512, BLOCKS = 512, MOST_SEGMENTS = 1024, SUM_REGISTERS = 64, KEPT_REGISTERS = 64,
+enum { MOST_VECTOR = 8, THREADS = 256, LISTED_ITERATIONS = 4, WARP = 32, MOST_ROW_BLOCKS = 512, BLOCKS = 512, MOST_SEGMENTS = 1024, SUM_REGISTERS = 64, KEPT_REGISTERS = 64, MOST_AHEAD = 4,
        ALONE_COLUMNS = 1024, ALONE_ROWS = 16384 };
 
 /* Whether it is stored, or counts in a sum of everything, once a row; in a list, where other loops may have longer rows, also where a row is one element. */
@@ -252,29 +252,35 @@ static bool plan_held(cuda_loop *l)
     return any;
 }
 
+/* So many places, or by halves fewer, of so many registers each are read ahead. */
+static int64_t batch_of(int64_t most, int64_t each)
+{
+    enum { REGISTERS = 32 };
+    while (most > 1 && most * each > REGISTERS)
+        most /= 2;
+    return each > 0 ? most : 1;
+}
+
 /* How many places a pass reads before it computes, so that a thread does not wait for memory at each: what memory has on its way for a multiprocessor is to be some 40 KB. */
 static void plan_batches(cuda_loop *l)
 {
-    enum { MOST = 4, REGISTERS = 32 };
     for (int pass = 0; pass < l->n_levels; pass++) {
-        int64_t each = 0, batch = MOST;
+        int64_t each = 0;
         for (int i = 0; i < l->loop.n_exprs; i++)
             each += cuda_is_read_ahead(l, pass, i) ? registers_of(l, i) : 0;
-        while (batch > 1 && batch * each > REGISTERS)
-            batch /= 2;
+        int64_t batch = batch_of(MOST_AHEAD, each);
         if (l->iterations_are_code)
             batch = MIN(batch, MAX(l->iterations, 1));
         while (sum_registers(l) > 0 && pass == l->n_levels - 1 && l->iterations % batch)      /* whose place is the iteration, a constant */
             batch--;
-        l->batch[pass] = each > 0 ? (int)batch : 1;
+        l->batch[pass] = (int)batch;
     }
 }
 
 /* Sums over rows of which a thread has one place: it is rows that are read ahead. */
 static bool plan_row_batch(cuda_loop *l)
 {
-    enum { MOST = 4, REGISTERS = 32 };
-    int64_t each = 0, batch = MIN(MOST, l->rows_per_block * l->group / l->threads);
+    int64_t each = 0;
     l->row_batch = 0;
     if (sum_registers(l) == 0 || l->n_levels > 1 || l->listed || l->iterations > 1)
         return false;
@@ -282,9 +288,8 @@ static bool plan_row_batch(cuda_loop *l)
         l->x->held[i] = cuda_is_read_ahead(l, 0, i);
         each += l->x->held[i] ? registers_of(l, i) : 0;
     }
-    while (batch > 1 && batch * each > REGISTERS)
-        batch /= 2;
-    l->row_batch = each > 0 && batch > 1 ? (int)batch : 0;
+    int64_t batch = batch_of(MIN(MOST_AHEAD, l->rows_per_block * l->group / l->threads), each);
+    l->row_batch = batch > 1 ? (int)batch : 0;
     return l->row_batch > 0;
 }
 

@@ -1,7 +1,7 @@
 /* Scatter: two launches of device/scatter.cu's parts, in the order that the kernel list states. */
 #include "backend_cuda/expressions.h"
 
-enum { THREADS = 256, SORTED = 32, TILE = 1024, PLACES = 16 };        /* a block's: threads, positions whose place it finds (scatter.cu), places that it walks from */
+enum { THREADS = 256, SORTED = 32, PLACES = 16 };        /* a block's: threads and positions whose place it finds (scatter.cu has both), places that it walks from */
 
 static void plan_sort(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan, int64_t sorted)
 {
@@ -9,7 +9,7 @@ static void plan_sort(cuda_compiler *c, const kl_kernel *kernel, cuda_plan *plan
     cuda_writer w = { .compiler = c };
     cuda_param_view(&w, &s->indices, IR_I32, false);
     cuda_param_bytes(&w, c->program->n_buffers, sorted, "int");
-    base_text_add(&w.body, "    RAX_SHARED rax_i32x4 shared[%d];\n    rax_scatter_sort(p0, %lld, %lld, %lld, p1, p1 + %lld, shared);\n", TILE / 4, (long long)s->indices.stride[0],
+    base_text_add(&w.body, "    RAX_SHARED rax_i32x4 shared[RAX_SORT_TILE / 4];\n    rax_scatter_sort(p0, %lld, %lld, %lld, p1, p1 + %lld, shared);\n", (long long)s->indices.stride[0],
                   (long long)s->rows, (long long)s->positions, (long long)s->positions);
     cuda_launch_add(&w, plan, kernel, "scatter", base_divide_up(s->positions, SORTED), THREADS, 0);
 }

@@ -46,18 +46,6 @@ enum {
 #define rax_warp_index() ((int)threadIdx.x >> 5)
 #endif
 
-/* 2^x as the card has it, to 2 units in the last place; below 2^-126 it is 0, which nothing beside a row's largest weight, 1 or more, can tell. */
-#ifndef RAX_EMULATED
-RAX_DEVICE float rax_exp2(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-#else
-#define rax_exp2(x) exp2f(x)
-#endif
-
 /* -- products of tiles ------------------------------------------------------------------------------------------------------ */
 
 /* acc[A_MT][n tiles] += A[A_WM][K] B^T for B[8 n][K], and += A[A_WM][A_BN] B for B[A_BN][8 n], where A is a warp's values as they lie in its accumulators. Else
@@ -371,8 +359,8 @@ RAX_DEVICE void rax_load_keys(rax_element *to, const rax_element *k, const rax_e
 RAX_DEVICE int rax_seen(int row, int rows) { return A_CAUSAL && row + rows + A_KEYS - A_ROWS < A_KEYS ? row + rows + A_KEYS - A_ROWS : A_KEYS; }
 
 /* Weights are powers of two: exp(x) is exp2(x / ln 2), and 1 / ln 2 is part of the scale. What is taken from a row's scores, `most`, is replaced by
- * their maximum where that is more by 8, so that weights are up to 256, and what is there already is seldom multiplied. While a tile is worked on the
- * next one is on its way. */
+ * their maximum where that is more by 8, so that weights are up to 256, and what is there already is seldom multiplied. A weight below 2^-126 is 0,
+ * which nothing beside a row's largest, 1 or more, can tell. While a tile is worked on the next one is on its way. */
 RAX_DEVICE void rax_attention_forward(const rax_element *q, const rax_element *k, const rax_element *v, rax_element *out, float *lse, rax_dropout drop,
                                       int tile, unsigned char *memory)
 {

@@ -83,31 +83,29 @@ RAX_DEVICE rax_u32 rax_two_to_bf16(float x, float y)
 #endif
 }
 
+/* 2^x as the card has it, to 2 units in the last place; below 2^-126 it is 0. */
+RAX_DEVICE float rax_exp2(float x)
+{
+#if !defined RAX_EMULATED
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return exp2f(x);
+#endif
+}
+
 /* exp(x), x being no more than 0, as below a row's greatest element: within 2e-7 of 1, if not of the result, for x log2(e) is rounded (by 7e-8 of it, and |x| exp(x) is no
  * more than 0.37). Three instructions, where expf has eight. */
 RAX_DEVICE float rax_exp_below_f32(float x)
 {
 #if !defined RAX_EMULATED
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504f));
-    return result;
+    return rax_exp2(x * 1.44269504f);
 #else
     return expf(x);
 #endif
 }
 RAX_DEVICE double rax_exp_below_f64(double x) { return exp(x); }
-
-/* The greatest along a row, NaN where there is one; which of 0 and -0 depends on how the row is shared out. */
-RAX_DEVICE float rax_most_f32(float x, float y)
-{
-#if !defined RAX_EMULATED && __CUDA_ARCH__ >= 800
-    float most;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(x), "f"(y));
-    return most;
-#else
-    return x > y || x != x ? x : y;
-#endif
-}
 
 #define RAX_FLOATS(type, name, c)                                                                                \
     RAX_DEVICE type rax_max_##name(type x, type y) { return x > y || x != x ? x : y; }                           \
@@ -118,7 +116,7 @@ RAX_DEVICE float rax_most_f32(float x, float y)
     /* A sum of exp(x - from) as one of exp(x - to), to being no less: what was below -infinity, which is NaN, is nothing below a number. */ \
     RAX_DEVICE type rax_rescale_##name(type sum, type from, type to)                                             \
     {                                                                                                            \
-        return from == to ? sum : from == -(type)RAX_INFINITY ? 0 : sum * rax_exp_below_##name(from - to);                     \
+        return from == to ? sum : from == -(type)RAX_INFINITY ? 0 : sum * rax_exp_below_##name(from - to);            \
     }                                                                                                            \
     RAX_DEVICE int rax_i32_of_##name(type x)                                                                     \
     {                                                                                                            \
@@ -126,6 +124,18 @@ RAX_DEVICE float rax_most_f32(float x, float y)
     }
 RAX_FLOATS(float, f32, f)
 RAX_FLOATS(double, f64, )
+
+/* The greatest along a row, NaN where there is one; which of 0 and -0 depends on how the row is shared out. */
+RAX_DEVICE float rax_most_f32(float x, float y)
+{
+#if !defined RAX_EMULATED && __CUDA_ARCH__ >= 800
+    float most;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(x), "f"(y));
+    return most;
+#else
+    return rax_max_f32(x, y);
+#endif
+}
 
 /* x with erf(x) = y: a start within 3e-3 (Winitzki), then Halley steps, on erfc near the ends. */
 RAX_DEVICE double rax_erf_inv_f64(double y)
