@@ -76,17 +76,23 @@ static int si_source_free(cuda_source *source)
     free((*source)->text), free((*source)->name), free((*source)->log), free((*source)->image), free(*source);
     return *source = NULL, 0;
 }
+/* NVRTC's program of the text, for "sm" or "compute", with an option of the caller's. Returns whether it compiles. */
+static bool compile_by_nvrtc(const cuda_library *l, cuda_source s, const char *kind, int architecture, const char *option, cuda_source *program)
+{
+    char target[32];
+    const char *options[] = { target, "-default-device", option };
+    snprintf(target, sizeof target, "-arch=%s_%d", kind, architecture);
+    STANDIN_CHECK(l->source_new(program, s->text, s->name, 0, NULL, NULL) == 0, "NVRTC takes no source");
+    return l->source_compile(*program, (int)COUNT_OF(options), options) == 0;
+}
+
 /* By NVRTC, which says what registers it took. False: the compiler's message is on standard error. */
 static bool compile_and_count(cuda_source s, int architecture)
 {
-    char target[32];
-    const char *options[] = { target, "-default-device", "-Xptxas=-v" };
     const cuda_library *l = standin.nvrtc;
     cuda_source program;
     size_t bytes = 0;
-    snprintf(target, sizeof target, "-arch=sm_%d", architecture);
-    STANDIN_CHECK(l->source_new(&program, s->text, s->name, 0, NULL, NULL) == 0, "NVRTC takes no source");
-    bool compiled = l->source_compile(program, (int)COUNT_OF(options), options) == 0, is_attention = strstr(s->text, "    rax_attention_") != NULL;
+    bool compiled = compile_by_nvrtc(l, s, "sm", architecture, "-Xptxas=-v", &program), is_attention = strstr(s->text, "    rax_attention_") != NULL;
     l->source_log_size(program, &bytes);
     char *log = calloc(1, bytes + 1);
     l->source_log(program, log);
@@ -160,14 +166,10 @@ static bool compile_ptx(cuda_source s)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     const cuda_library *l = &ptx_compiler;
-    char target[32];
-    const char *options[] = { target, "-default-device", "-lineinfo" };
     cuda_source program;
     size_t bytes = 0;
     pthread_once(&once, find_ptx_compiler);
-    snprintf(target, sizeof target, "-arch=compute_%d", 10 * standin.arch_major + standin.arch_minor);
-    STANDIN_CHECK(l->source_new(&program, s->text, s->name, 0, NULL, NULL) == 0, "NVRTC takes no source");
-    bool compiled = l->source_compile(program, (int)COUNT_OF(options), options) == 0;
+    bool compiled = compile_by_nvrtc(l, s, "compute", 10 * standin.arch_major + standin.arch_minor, "-lineinfo", &program);
     (compiled ? l->source_ptx_size : l->source_log_size)(program, &bytes);
     s->bytes = sizeof s->bytes + bytes;
     s->image = calloc(1, s->bytes + 1);

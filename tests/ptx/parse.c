@@ -369,6 +369,11 @@ static const word spaces[] = {
 static const word halves[] = { { "lo", HALF_LOW }, { "hi", HALF_HIGH }, { "wide", HALF_WIDE }, { NULL, 0 } };
 static const word shuffles[] = { { "bfly", SHUFFLE_BFLY }, { "up", SHUFFLE_UP }, { "down", SHUFFLE_DOWN }, { "idx", SHUFFLE_IDX }, { NULL, 0 } };
 static const word vectors[] = { { "v2", 2 }, { "v4", 4 }, { "v8", 8 }, { "x1", 1 }, { "x2", 2 }, { "x4", 4 }, { NULL, 0 } };
+static const word flags[] = {                                      /* of an instruction, by where they are in it */
+    { "ftz", offsetof(ptx_inst, flushes) }, { "sat", offsetof(ptx_inst, saturates) }, { "cc", offsetof(ptx_inst, carries) },
+    { "NaN", offsetof(ptx_inst, keeps_nan) }, { "trans", offsetof(ptx_inst, transposes) }, { "to", offsetof(ptx_inst, is_to) },
+    { NULL, 0 }
+};
 /* What changes nothing here: hints to a cache, what holds for all that the machine does, and shapes that are the only ones it knows. */
 static const char *const ignored[] = {
     "uni", "sync", "aligned", "nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "weak", "volatile", "approx", "full",
@@ -414,18 +419,8 @@ static void modifiers(reader *r, ptx_inst *i, char *mnemonic)
             i->waits = !strcmp(m, "wait_all");
         else if (i->op == OP_bar && !strcmp(m, "warp"))
             i->of_warp = true;
-        else if (!strcmp(m, "ftz"))
-            i->flushes = true;
-        else if (!strcmp(m, "sat"))
-            i->saturates = true;
-        else if (!strcmp(m, "cc"))
-            i->carries = true;
-        else if (!strcmp(m, "NaN"))
-            i->keeps_nan = true;
-        else if (!strcmp(m, "trans"))
-            i->transposes = true;
-        else if (!strcmp(m, "to"))
-            i->is_to = true;
+        else if ((value = word_value(flags, m)) >= 0)
+            *(bool *)((char *)i + value) = true;
         else if (i->op == OP_shf && (!strcmp(m, "l") || !strcmp(m, "r")))
             i->is_right = !strcmp(m, "r");
         else if (i->op == OP_shf && (!strcmp(m, "wrap") || !strcmp(m, "clamp")))
